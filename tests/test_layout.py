@@ -1,0 +1,213 @@
+"""The rules of the house, read from the notebooks and the modules (DESIGN: order, names, size, outputs, documentation)."""
+import ast
+import importlib
+import inspect
+import re
+from dataclasses import is_dataclass
+
+import nbformat
+import pytest
+import yaml
+from fastcore.docments import docments
+
+from tree import MODULES, NOTEBOOKS, NUMBER, NUMBERED, ROOT, cells, directives, exported, our_imports, settings
+
+CELL_LINES, BODY_LINES, MODULE_LINES, CELLS, NOTEBOOK_BYTES = 45, 40, 350, 60, 2_000_000
+
+each_notebook = pytest.mark.parametrize('path', NUMBERED, ids=lambda p: p.stem)
+each_page = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+each_module = pytest.mark.parametrize('name', MODULES)
+
+
+def module(name): return importlib.import_module(f'mmjepa.{name}')
+
+
+def public(name):
+    "What a module exports, by name."
+    return {n: getattr(module(name), n) for n in module(name).__all__}
+
+
+def methods(cls):
+    "The public methods that a class defines itself."
+    found = {n: getattr(f, '__func__', f) for n, f in vars(cls).items() if not n.startswith('_')}
+    return {n: f for n, f in found.items() if inspect.isfunction(f) and f.__code__.co_filename == inspect.getsourcefile(cls)}
+
+
+# ---------------------------------------------------------------- order and names
+
+@each_notebook
+def test_an_export_imports_only_smaller_numbers(path):
+    number, decade = int(path.stem[:2]), int(path.stem[:1])
+    for cell in exported(path):
+        for other in our_imports(cell.source):
+            assert other in NUMBER, f'mmjepa.{other} has no notebook'
+            assert NUMBER[other] < number, f'{path.name} imports mmjepa.{other}, number {NUMBER[other]}'
+            assert NUMBER[other] <= 10 or NUMBER[other] // 10 == decade, f'{path.name} imports mmjepa.{other} of another stage'
+
+
+@each_notebook
+def test_imports_are_absolute_and_by_name(path):
+    for cell in cells(path, 'code'):
+        assert not re.search(r'(?m)^\s*from \.', cell.source), f'relative import in {cell.source[:80]}'
+        assert not re.search(r'(?m)^\s*from mmjepa\S* import \*', cell.source), f'import * in {cell.source[:80]}'
+
+
+@each_notebook
+def test_a_module_has_the_name_of_its_notebook(path):
+    names = [m for c in cells(path, 'code') for m in re.findall(r'(?m)^#\|\s*default_exp\s+(\S+)', c.source)]
+    assert names == [path.stem[3:]]
+
+
+def test_every_module_has_a_notebook(): assert set(MODULES) == set(NUMBER)
+
+
+def test_names_are_unique_in_the_package():
+    "All but `main`: what starts a module's command has this name in each of them."
+    owner = {}
+    for name in MODULES:
+        for symbol in set(module(name).__all__) - {'main'}:
+            assert symbol not in owner, f'{symbol} is in mmjepa.{owner[symbol]} and in mmjepa.{name}'
+            owner[symbol] = name
+
+
+# ---------------------------------------------------------------- size
+
+@each_notebook
+def test_a_notebook_is_short(path):
+    assert len(cells(path)) <= CELLS
+    assert path.stat().st_size < NOTEBOOK_BYTES
+
+
+@each_notebook
+def test_export_cells_are_short(path):
+    for cell in exported(path):
+        assert len(cell.source.splitlines()) <= CELL_LINES, f'{path.name}: {cell.source[:80]}'
+
+
+@each_module
+def test_a_module_is_short(name):
+    lines = (ROOT/f'mmjepa/{name}.py').read_text(encoding='utf-8').splitlines()
+    assert sum(bool(x.strip()) and not x.lstrip().startswith('#') for x in lines) <= MODULE_LINES
+
+
+@each_module
+def test_functions_are_short(name):
+    tree = ast.parse((ROOT/f'mmjepa/{name}.py').read_text(encoding='utf-8'))
+    for f in ast.walk(tree):
+        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert f.end_lineno - f.body[0].lineno < BODY_LINES, f'mmjepa.{name}.{f.name}'
+
+
+# ---------------------------------------------------------------- a notebook is a lesson and a test
+
+@each_page
+def test_a_notebook_opens_with_its_title_and_one_line(path):
+    assert re.match(r'# \S[^\n]*\n\n> \S[^\n]*(\n\n|\Z)', cells(path)[0].source)
+
+
+@each_notebook
+def test_a_notebook_keeps_its_outputs(path):
+    outputs = [o for c in cells(path, 'code') for o in c.outputs]
+    assert outputs, f'{path.name} was not run'
+    assert not [o for o in outputs if o.output_type == 'error']
+
+
+@each_notebook
+def test_a_notebook_checks_what_it_says(path):
+    checks = [c for c in cells(path, 'code') if c not in exported(path) and re.search(r'\bassert|\btest_\w+\(|assert_close', c.source)]
+    assert len(checks) >= 4
+
+
+@each_notebook
+def test_flagged_cells_define_nothing_for_others(path):
+    flagged = [c for c in cells(path, 'code') if directives(c) & {'slow', 'cuda', 'notest'}]
+    assert not [c for c in flagged if c in exported(path) or 'default_exp' in directives(c)]
+    assert not [c for c in flagged if re.search(r'(?m)^(from|import) ', c.source)], 'imports stand in a cell of their own, without a flag'
+
+
+@each_page
+def test_a_notebook_is_valid_and_clean(path):
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    ids = [c.id for c in nb.cells]
+    assert len(ids) == len(set(ids))
+    assert all(c.execution_count is None for c in nb.cells if c.cell_type == 'code'), 'run nbdev_clean'
+
+
+# ---------------------------------------------------------------- documentation
+
+def test_the_sidebar_names_every_notebook():
+    def pages(items):
+        for item in items: yield from [item] if isinstance(item, str) else pages(item['contents'])
+    sidebar = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']
+    listed = list(pages(sidebar['contents']))
+    assert sorted(listed) == [p.name for p in NOTEBOOKS]
+    assert listed == ['index.ipynb', *sorted(p.name for p in NUMBERED)], 'the sidebar is not in the order of the numbers'
+
+
+def test_nbdev_finds_the_settings_of_the_site():
+    link = ROOT/'nbs/_quarto.yml'
+    assert link.is_symlink() and not link.readlink().is_absolute()
+    assert link.resolve() == (ROOT/'_quarto.yml').resolve()
+
+
+@each_module
+def test_public_names_are_documented(name):
+    missing = []
+    for symbol, thing in public(name).items():
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)): continue
+        if not thing.__doc__ or thing.__doc__.startswith(f'{symbol}('): missing.append(symbol)  # what a dataclass writes by itself
+        if inspect.isclass(thing): missing += [f'{symbol}.{m}' for m, f in methods(thing).items() if not f.__doc__ and m != 'forward']
+    assert not missing, f'no docstring in mmjepa.{name}: {missing}'
+
+
+def explains_itself(annotation):
+    "A class of ours is documented where it stands: a parameter `cfg: EncoderConfig` needs no comment."
+    return inspect.isclass(annotation) and annotation.__module__.startswith('mmjepa.')
+
+
+@each_module
+def test_parameters_are_documented(name):
+    missing = []
+    for symbol, thing in public(name).items():
+        own_init = inspect.isclass(thing) and ('__init__' in vars(thing) or is_dataclass(thing))
+        if not (own_init or inspect.isfunction(thing)): continue
+        for parameter, d in docments(thing, full=True, returns=False).items():
+            several = d.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            if parameter in ('self', 'cls') or several or explains_itself(d.anno): continue
+            if not d.docment: missing.append(f'{symbol}: {parameter}')
+    assert not missing, f'no comment beside a parameter in mmjepa.{name}: {missing}'
+
+
+# ---------------------------------------------------------------- the package
+
+@each_module
+def test_a_module_imports(name): assert module(name).__all__
+
+
+@each_module
+def test_nothing_is_left_for_later(name):
+    text = (ROOT/f'mmjepa/{name}.py').read_text(encoding='utf-8')
+    assert not re.findall(r'NotImplementedError|TODO|FIXME|XXX', text)
+
+
+def test_the_package_says_its_version():
+    assert importlib.import_module('mmjepa').__version__ == settings()['version']
+
+
+@pytest.mark.parametrize('entry', settings()['console_scripts'].split())
+def test_commands_exist(entry):
+    command, target = entry.split('=')
+    name, function = target.split(':')
+    assert command.startswith('mmjepa_')
+    f = getattr(importlib.import_module(name), function)
+    assert callable(f) and f.__doc__
+
+
+@each_page
+def test_a_notebook_names_no_place_of_its_authors_machine(path):
+    "A path in an output is most often that of a warning."
+    for cell in cells(path):
+        printed = [o.get('text', '') or o.get('data', {}).get('text/plain', '') for o in cell.get('outputs', [])]
+        for text in [cell.source, *printed]:
+            assert not re.search(r'/root/|/home/\w+/|/Users/\w+/|site-packages/', text), f'{path.name}: {text[:200]}'
