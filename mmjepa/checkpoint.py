@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'DamagedCheckpoint', 'load_checkpoint', 'list_checkpoints',
-           'newest_checkpoint', 'best_checkpoint', 'prune_checkpoints', 'load_weights']
+           'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints', 'load_weights']
 
-# %% ../nbs/07_checkpoint.ipynb #d9c2819e
+# %% ../nbs/07_checkpoint.ipynb #76cf3a5c
 import hashlib, json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -78,7 +79,7 @@ def save_checkpoint(
         (temp/'manifest.json').write_text(json.dumps({'step': ckpt.step, 'score': ckpt.score, 'files': files}, indent=1))
     return path
 
-# %% ../nbs/07_checkpoint.ipynb #d9b4354e
+# %% ../nbs/07_checkpoint.ipynb #c7bd0850
 class DamagedCheckpoint(UserError): "A checkpoint whose files are missing or are not what was written."
 
 def load_checkpoint(
@@ -92,9 +93,10 @@ def load_checkpoint(
             if _digest(path/Path(name).name) != digest: raise DamagedCheckpoint(f'{path/name} is damaged: its checksum is not the one that was written')
         config, state = (json.loads((path/n).read_text()) for n in ('config.json', 'state.json'))
         model, tensors = (load_file(path/n) for n in ('model.safetensors', 'state.safetensors'))
-    except (OSError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as e:
+        return Checkpoint(manifest['step'], model, unpack(state, tensors), config, manifest['score'])
+    except DamagedCheckpoint: raise
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as e:
         raise DamagedCheckpoint(f'{path} is damaged: {e}') from e
-    return Checkpoint(manifest['step'], model, unpack(state, tensors), config, manifest['score'])
 
 def list_checkpoints(
     folder: str | Path, # folder of a run's checkpoints
@@ -102,18 +104,28 @@ def list_checkpoints(
     "Finished checkpoints of a run, valid or not."
     return sorted(Path(folder).glob('step_' + '[0-9]'*8))
 
-# %% ../nbs/07_checkpoint.ipynb #e0f4383d
+# %% ../nbs/07_checkpoint.ipynb #2dd822f0
 def newest_checkpoint(
     folder: str | Path, # folder of a run's checkpoints
     say = print, # called with one line for each damaged checkpoint
 ) -> Checkpoint | None: # None if there is none
     "The newest undamaged checkpoint."
-    for path in reversed(list_checkpoints(folder)):
+    paths = list_checkpoints(folder)
+    for path in reversed(paths):
         try: return load_checkpoint(path)
         except DamagedCheckpoint as e: say(f'{e}; trying the checkpoint before it')
+    if paths: raise UserError(f'{folder}: all {len(paths)} checkpoints are damaged; expected a whole one, or an empty folder to start again')
     return None
 
-# %% ../nbs/07_checkpoint.ipynb #54e898f7
+def set_aside_after(
+    folder: str | Path, # folder of a run's checkpoints
+    step: int, # of the checkpoint that `newest_checkpoint` found
+):
+    "Rename the damaged checkpoints of later steps."
+    for p in list_checkpoints(folder):
+        if int(p.name[5:]) > step: remove(p.with_name(f'damaged-{p.name}')); p.rename(p.with_name(f'damaged-{p.name}'))
+
+# %% ../nbs/07_checkpoint.ipynb #fc2928de
 def best_checkpoint(
     folder: str | Path, # folder of a run's checkpoints
 ) -> Path | None: # the later one of equals; None if none has a score
@@ -121,7 +133,7 @@ def best_checkpoint(
     scores = {}
     for p in list_checkpoints(folder):
         try: score = json.loads((p/'manifest.json').read_text()).get('score')
-        except (OSError, json.JSONDecodeError): continue
+        except (OSError, ValueError, AttributeError): continue
         if score is not None: scores[p] = score
     return max(scores, key=lambda p: (scores[p], p), default=None)
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['UserError', 'make_generator', 'seed_everything', 'get_device', 'sync', 'remove', 'storage_error', 'atomic_path',
-           'write_text', 'data_dir', 'world_size', 'rank', 'is_main', 'start_ranks', 'all_reduce_sum', 'global_mean',
-           'run_command', 'command']
+           'write_text', 'data_dir', 'world_size', 'rank', 'is_main', 'start_ranks', 'main_first', 'all_reduce_sum',
+           'global_mean', 'run_command', 'command']
 
-# %% ../nbs/00_core.ipynb #2c5f3052
+# %% ../nbs/00_core.ipynb #2cfd6a30
 import errno, hashlib, os, random, re, shutil, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def make_generator(
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, 'big') >> 1)
 
-# %% ../nbs/00_core.ipynb #b755de05
+# %% ../nbs/00_core.ipynb #b1256918
 def seed_everything(
     seed: int, # 0 or larger
 ):
@@ -41,11 +42,12 @@ def seed_everything(
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 def get_device() -> torch.device: # `cuda`, `mps` or `cpu`
-    "The best device of this machine."
+    "The best device of this machine, or the CPU where `accelerate launch --cpu` asks for it."
+    if os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes'): return torch.device('cpu')
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #b1c108f8
+# %% ../nbs/00_core.ipynb #19ce8e18
 def sync(
     path: str | Path, # a file, or a folder whose entries must reach the disk
 ):
@@ -62,7 +64,8 @@ def remove(
     else: path.unlink(missing_ok=True)
 
 _FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the disk quota is used up', errno.EROFS: 'the file system is read-only',
-         errno.EACCES: 'permission denied', errno.EFBIG: 'the file size limit is reached'}
+         errno.EACCES: 'permission denied', errno.EFBIG: 'the file size limit is reached', errno.ENOTDIR: 'a part of the path is a file, not a folder',
+         errno.EEXIST: 'a part of the path is a file, not a folder'}
 
 def storage_error(e: BaseException) -> str | None: # a phrase, or None for any other fault
     "What kept a file from being written, if that is what `e` says."
@@ -70,7 +73,7 @@ def storage_error(e: BaseException) -> str | None: # a phrase, or None for any o
     found = re.search(r'os error (\d+)|No space left', str(e)) # libraries written in Rust or C++ wrap the number in a text
     return found and _FULL.get(int(found[1] or errno.ENOSPC))
 
-# %% ../nbs/00_core.ipynb #9ed97228
+# %% ../nbs/00_core.ipynb #322f9848
 @contextmanager
 def atomic_path(
     path: str | Path, # file or folder to write; its parent folder is made
@@ -78,17 +81,20 @@ def atomic_path(
     "A temporary path beside `path`; at the end of the block it takes the place of `path`, or vanishes if the block failed."
     path = Path(path)
     temp = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
+    old = temp.with_name(f'{temp.name}.old')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for p in (temp, old): remove(p) # left by a killed process that had the same number
         yield temp
         for p in [*temp.rglob('*'), temp]: sync(p)
-        old = temp.with_name(temp.name + '.old')
         if path.is_dir(): path.rename(old) # a folder can't be renamed over one that has entries
         temp.rename(path)
         sync(path.parent)
         remove(old)
     except BaseException as e:
-        remove(temp)
+        with suppress(OSError):
+            if old.exists() and not path.exists(): old.rename(path)
+            remove(temp)
         if why := storage_error(e): raise UserError(f'{path}: cannot write, {why}; what was there before is unchanged') from e
         raise
 
@@ -107,7 +113,7 @@ def data_dir(
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mmjepa'
     return Path(path or os.environ.get('MMJEPA_DATA') or cache).expanduser().resolve()
 
-# %% ../nbs/00_core.ipynb #5f4ffd2b
+# %% ../nbs/00_core.ipynb #49cad757
 def world_size() -> int:
     "Number of processes that train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -124,7 +130,14 @@ def start_ranks():
     "Join the other processes of this run, if a launcher (`accelerate launch`, `torchrun`) started several; call it before data is shared out."
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         from accelerate import PartialState
-        PartialState(cpu=get_device().type == 'cpu')
+        PartialState(cpu=get_device().type == 'cpu', timeout=timedelta(hours=3)) # the others wait while the first one evaluates
+
+@contextmanager
+def main_first():
+    "The first process runs the block before the others: what it downloads, they find."
+    if not is_main(): dist.barrier()
+    yield
+    if is_main() and world_size() > 1: dist.barrier()
 
 # %% ../nbs/00_core.ipynb #1b0f4110
 class _AllReduceSum(torch.autograd.Function):
@@ -149,7 +162,7 @@ def global_mean(
     total = all_reduce_sum(torch.stack([x.sum(), x.new_tensor(x.numel())]))
     return total[0] / total[1]
 
-# %% ../nbs/00_core.ipynb #1d6f7c62
+# %% ../nbs/00_core.ipynb #6300b823
 def _underscores(argv: list[str], names: list[str]) -> list[str]:
     "`argv` with the hyphens in the names of known flags replaced."
     def fix(arg):
@@ -167,6 +180,7 @@ def run_command(
     names = [a.dest for a in parser._actions]
     args = vars(parser.parse_args(_underscores(sys.argv[1:] if argv is None else argv, names)))
     try: return func(**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
+    except KeyboardInterrupt: sys.exit(130) # as the shell counts it
     except (UserError, OSError) as e:
         if not isinstance(e, UserError) and not storage_error(e): raise
         if is_main(): print(f'{parser.prog}: {e}', file=sys.stderr)

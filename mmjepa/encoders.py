@@ -6,14 +6,14 @@
 __all__ = ['EncoderConfig', 'ImageEmbedder', 'LabelEmbedder', 'use_fused_attention', 'MultimodalEncoder', 'attention_maps',
            'attention_rollout', 'GlobalBatchNorm', 'Projector']
 
-# %% ../nbs/02_encoders.ipynb #f0f81916
+# %% ../nbs/02_encoders.ipynb #3d60e925
 from dataclasses import dataclass
 
 import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from timm.layers import PatchEmbed, trunc_normal_
-from timm.models.vision_transformer import Block, init_weights_vit_timm
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .core import UserError, all_reduce_sum, world_size
@@ -46,14 +46,14 @@ class EncoderConfig:
 
 def _divisors(n: int) -> list[int]: return [i for i in range(1, n + 1) if n % i == 0]
 
-# %% ../nbs/02_encoders.ipynb #9264d54f
+# %% ../nbs/02_encoders.ipynb #3f5c365b
 class ImageEmbedder(nn.Module):
     "Patches of an image as tokens: `(b, c, h, w)` to `(b, n, d)`."
     def __init__(self, cfg: EncoderConfig):
         super().__init__()
         self.patches = PatchEmbed(cfg.image_size, cfg.patch_size, cfg.in_chans, cfg.emb_dim)
         self.position = nn.Parameter(torch.zeros(1, cfg.grid**2, cfg.emb_dim))
-        trunc_normal_(self.position, std=.02)
+        trunc_normal_(self.position, std=.2)
         trunc_normal_(self.patches.proj.weight, std=self.patches.proj.weight[0].numel()**-.5)
         nn.init.zeros_(self.patches.proj.bias)
 
@@ -66,7 +66,7 @@ class LabelEmbedder(nn.Module):
         super().__init__()
         self.table = nn.Embedding(cfg.num_classes, cfg.emb_dim)
         self.position = nn.Parameter(torch.zeros(1, 1, cfg.emb_dim))
-        for w in (self.table.weight, self.position): trunc_normal_(w, std=.02)
+        for w in (self.table.weight, self.position): trunc_normal_(w, std=.2)
 
     def forward(self, y: Int[Tensor, 'b']) -> Float[Tensor, 'b 1 d']:
         return self.table(y)[:, None] + self.position
@@ -79,7 +79,13 @@ def use_fused_attention(
     "Which attention is faster, as measured by `benchmarks/attention.py`."
     return device.type != 'cpu' or n > 128
 
-# %% ../nbs/02_encoders.ipynb #bf09598d
+# %% ../nbs/02_encoders.ipynb #79fa3c68
+def _init_linear(module: nn.Module):
+    if not isinstance(module, nn.Linear): return
+    trunc_normal_(module.weight, std=(3 * module.in_features)**-.5)
+    if module.bias is not None: nn.init.zeros_(module.bias)
+
+# %% ../nbs/02_encoders.ipynb #22061d5e
 class MultimodalEncoder(nn.Module):
     "One embedder a modality, one stack of timm blocks, a final norm and a mean over tokens."
     def __init__(self,
@@ -91,7 +97,7 @@ class MultimodalEncoder(nn.Module):
         rates = [cfg.drop_path * i / max(1, cfg.depth - 1) for i in range(cfg.depth)]
         self.blocks = nn.ModuleList(Block(cfg.emb_dim, cfg.num_heads, cfg.mlp_ratio, qkv_bias=True, drop_path=r) for r in rates)
         self.norm = nn.LayerNorm(cfg.emb_dim, eps=1e-6)
-        self.blocks.apply(init_weights_vit_timm)
+        self.blocks.apply(_init_linear)
         self.embedders = nn.ModuleDict(embedders or {'image': ImageEmbedder(cfg), 'label': LabelEmbedder(cfg)})
 
     def tokens(self, **inputs: Tensor) -> tuple[Float[Tensor, 'b n d'], Bool[Tensor, 'b n'] | None]:

@@ -22,7 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from .core import UserError, is_main, make_generator, rank, storage_error, sync, world_size
 from .core import data_dir as find_data_dir
 
-# %% ../nbs/05_images.ipynb #e655a2a2
+# %% ../nbs/05_images.ipynb #94226036
 @dataclass(frozen=True, eq=False)
 class ImageSet(Dataset):
     "Labelled images of one size in memory; a map-style dataset that fetches a batch by one index operation."
@@ -40,7 +40,9 @@ class ImageSet(Dataset):
     def __getitem__(self, i): return {'image': self.images[i], 'label': self.labels[i]}
     def __getitems__(self, indices): return self[torch.as_tensor(indices)]
     @staticmethod
-    def collate(batch): return batch
+    def collate(batch):
+        "The batch as it was fetched."
+        return batch
 
     def select(self, indices): # positions, a slice or a mask
         "The images at `indices`, with the same classes."
@@ -129,7 +131,7 @@ def _torchvision(
     except Exception as e:
         raise UserError(f'{home}: incomplete or damaged files of {name} ({_reason(e)}); nothing was changed, delete them to download again') from e
 
-# %% ../nbs/05_images.ipynb #1ea39de4
+# %% ../nbs/05_images.ipynb #92931838
 def _visible(
     folder: Path, # folder to list
     root: Path, # resolved folder that links must not leave
@@ -154,8 +156,7 @@ def _scan(
     for folder in _visible(root/split, root, ignored):
         if not folder.is_dir(): raise UserError(f'{folder}: is a file; expected class folders only, {split}/<class>/*')
         tree[folder.name] = _visible(folder, root, ignored)
-        least = 2 if split == 'train' else 1
-        if len(tree[folder.name]) < least: raise UserError(f'{folder}: holds {len(tree[folder.name])} images; expected {least} or more')
+        if len(tree[folder.name]) < 2: raise UserError(f'{folder}: holds {len(tree[folder.name])} images; expected 2 or more')
     return tree
 
 # %% ../nbs/05_images.ipynb #de168706
@@ -342,7 +343,7 @@ def make_views(
     x = to_float(images).repeat_interleave(views, 0)
     return augment(x, cfg, generator).unflatten(0, (len(images), views))
 
-# %% ../nbs/05_images.ipynb #b65e2a9d
+# %% ../nbs/05_images.ipynb #33802053
 class EpochSampler(Sampler):
     "This rank's share of the indices, in an order that depends on the seed and the epoch alone."
     def __init__(self,
@@ -357,7 +358,9 @@ class EpochSampler(Sampler):
         self.used = n - n % world_size if drop_last else n
         self.epoch = 0
 
-    def set_epoch(self, epoch: int): self.epoch = epoch # call it before an epoch starts, or before one is resumed
+    def set_epoch(self, epoch: int):
+        "Choose the order; call it before an epoch starts, or before one is resumed."
+        self.epoch = epoch
     def __len__(self): return len(range(self.rank, self.used, self.world_size))
     def __iter__(self):
         order = torch.randperm(self.n, generator=make_generator('order', self.seed, self.epoch)) if self.shuffle else torch.arange(self.n)

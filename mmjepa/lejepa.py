@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['labelled_views', 'drop_tokens', 'LeJEPAConfig', 'Encoding', 'MultimodalLeJEPA', 'LeJEPAObjective', 'load_model']
 
-# %% ../nbs/11_lejepa.ipynb #29303718
+# %% ../nbs/11_lejepa.ipynb #f7e0b71f
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .core import UserError
@@ -40,7 +42,7 @@ def drop_tokens(
     order = torch.rand(x.shape[:2], generator=generator).argsort(1)[:, :keep].sort(1).values.to(x.device)
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
 
-# %% ../nbs/11_lejepa.ipynb #7f029f0e
+# %% ../nbs/11_lejepa.ipynb #b13cd9b1
 @dataclass(frozen=True)
 class LeJEPAConfig:
     "Shape and views of a `MultimodalLeJEPA`."
@@ -49,21 +51,22 @@ class LeJEPAConfig:
     proj_dim: int = 64 # width of the projection
     multimodal: bool = True # False: labels take no part in training (the baseline)
     label_drop_prob: float = 0.5 # share of views without label, 0 to 1
+    label_view_swap: float = 0.25 # share of labelled views whose patches come from another image, so that the label must win
     label_view_patches: float = 0. # smallest share of patches that labelled views see, 0 to 1; each step draws a share between it and 1
 
     def __post_init__(self):
         if isinstance(self.encoder, dict): object.__setattr__(self, 'encoder', EncoderConfig(**self.encoder)) # as read from JSON
         for name in ('proj_hidden', 'proj_dim'):
             if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
-        if not 0 <= self.label_drop_prob <= 1: raise UserError(f'label_drop_prob is {self.label_drop_prob}; expected 0 to 1')
-        if not 0 <= self.label_view_patches <= 1: raise UserError(f'label_view_patches is {self.label_view_patches}; expected 0 to 1')
+        for name in ('label_drop_prob', 'label_view_swap', 'label_view_patches'):
+            if not 0 <= getattr(self, name) <= 1: raise UserError(f'{name} is {getattr(self, name)}; expected 0 to 1')
 
 class Encoding(NamedTuple):
     "What an encoder of one kind returns."
     embedding: Tensor # (b, d), before the projector
     projection: Tensor # (b, p), what the loss sees
 
-# %% ../nbs/11_lejepa.ipynb #57ce1583
+# %% ../nbs/11_lejepa.ipynb #74cc4be2
 class MultimodalLeJEPA(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['jepa', 'multimodal'], license='mit'):
     "One encoder for images, labels and both, with a projector: trained by `LeJEPAObjective`."
     def __init__(self,
@@ -73,22 +76,15 @@ class MultimodalLeJEPA(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', t
         self.config = config
         self.encoder = MultimodalEncoder(config.encoder)
         self.projector = Projector(config.encoder.emb_dim, config.proj_hidden, config.proj_dim)
-
-    def encode_image(self, x: Float[Tensor, 'b c h w']) -> Encoding:
-        "Embedding (b, d) and projection (b, p) of images alone."
-        return self._encoding(self.encoder.encode_image(x))
-    def encode_label(self, y: Int[Tensor, 'b']) -> Encoding:
-        "Embedding (b, d) and projection (b, p) of labels alone."
-        return self._encoding(self.encoder.encode_label(y))
-    def encode_multimodal(self, x: Float[Tensor, 'b c h w'], y: Int[Tensor, 'b']) -> Encoding:
-        "Embedding (b, d) and projection (b, p) of images and labels that attend to each other."
-        return self._encoding(self.encoder.encode_multimodal(x, y))
-    def _encoding(self, e): return Encoding(e, self.projector(e))
+        if not config.multimodal: self.encoder.embedders['label'].requires_grad_(False) # DDP waits for a gradient of all that asks for one
 
     def _labelled(self, x, y):
-        "Embeddings of images of which a random part is hidden, with their labels."
-        patches, label = self.encoder.embedders['image'](x), self.encoder.embedders['label'](y)
-        share = self.config.label_view_patches + (1 - self.config.label_view_patches) * torch.rand(()).item() if self.training else 1.
+        "Embeddings of images with their labels; in training a random part of the patches is hidden, and some are those of another image."
+        patches, label, share = self.encoder.embedders['image'](x), self.encoder.embedders['label'](y), 1.
+        if self.training:
+            swap = labelled_views(len(x), 1, 1 - self.config.label_view_swap).to(x.device)
+            patches = torch.where(swap[..., None], patches.roll(len(x) // 2, 0), patches)
+            share = torch.rand(()).item() * (1 - self.config.label_view_patches) + self.config.label_view_patches
         keep = max(1, round(share * patches.shape[1]))
         return self.encoder.transform(torch.cat([drop_tokens(patches, keep), label], 1)).mean(1)
 
@@ -107,7 +103,25 @@ class MultimodalLeJEPA(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', t
             emb = torch.cat([torch.cat(parts)[place].view(b, v, -1), self.encoder.encode_label(table)[y][:, None]], 1)
         return {'embedding': emb, 'projection': self.projector(emb.flatten(0, 1)).view(*emb.shape[:2], -1)}
 
-# %% ../nbs/11_lejepa.ipynb #32347826
+# %% ../nbs/11_lejepa.ipynb #b50e9d98
+def _encoding(model, embedding): return Encoding(embedding, model.projector(embedding))
+
+@patch
+def encode_image(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w']) -> Encoding:
+    "Embedding (b, d) and projection (b, p) of images alone."
+    return _encoding(self, self.encoder.encode_image(x))
+
+@patch
+def encode_label(self: MultimodalLeJEPA, y: Int[Tensor, 'b']) -> Encoding:
+    "Embedding (b, d) and projection (b, p) of labels alone."
+    return _encoding(self, self.encoder.encode_label(y))
+
+@patch
+def encode_multimodal(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w'], y: Int[Tensor, 'b']) -> Encoding:
+    "Embedding (b, d) and projection (b, p) of images and labels that attend to each other."
+    return _encoding(self, self.encoder.encode_multimodal(x, y))
+
+# %% ../nbs/11_lejepa.ipynb #9fd432bc
 class LeJEPAObjective(nn.Module):
     "`(1-lam)*invariance + lam*SIGReg`."
     def __init__(self,
@@ -126,15 +140,16 @@ class LeJEPAObjective(nn.Module):
         "Loss of one batch."
         z, v = outputs['projection'], batch['views'].shape[1]
         inv = invariance_loss(z)
-        sig = self.sigreg(z[:, :v].transpose(0, 1))
+        try: sig = self.sigreg(z[:, :v].transpose(0, 1))
+        except UserError as e: raise UserError(f'loss_sigreg: {e}') from e
         logs = {'loss_inv': inv, 'loss_sigreg': sig, 'sigreg_ratio': sig / self.expected}
         return (1 - self.lam) * inv + self.lam * sig, {k: x.detach() for k, x in logs.items()}
 
-# %% ../nbs/11_lejepa.ipynb #2dbe0987
+# %% ../nbs/11_lejepa.ipynb #d21c9472
 def load_model(
     path: str, # a folder written by `save_pretrained`, or the name of a model on the hub
 ) -> MultimodalLeJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
     try: return MultimodalLeJEPA.from_pretrained(path).eval()
-    except (OSError, RuntimeError, ValueError, TypeError) as e:
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
         raise UserError(f'{path}: no model of this library could be read there ({str(e).splitlines()[0]}); expected config.json and model.safetensors') from e

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['similarities', 'retrieval_scores', 'LabelRetrieval']
 
-# %% ../nbs/12_retrieval.ipynb #9549660d
+# %% ../nbs/12_retrieval.ipynb #348aebc5
 from typing import Iterable
 
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -54,7 +55,7 @@ def retrieval_scores(
             'similarity': similarity.gather(1, labels[:, None]).mean().item(), 'predictions': order[:, 0],
             'confusion': torch.bincount(labels * k + order[:, 0], minlength=k * k).view(k, k)}
 
-# %% ../nbs/12_retrieval.ipynb #4103e149
+# %% ../nbs/12_retrieval.ipynb #afd8e56d
 class LabelRetrieval:
     "Retrieve the labels of images with a joint encoder."
     def __init__(self,
@@ -88,16 +89,19 @@ class LabelRetrieval:
         "M2: the label whose own encoding is nearest to the image."
         return self._method(2, images, labels, space)
 
-    @torch.inference_mode()
-    def evaluate(self,
-        loader: Iterable[dict], # batches with `image` (bytes or standardized) and `label`
-    ) -> dict[str, dict]: # scores by name: `m1`, `m2` on embeddings, `m1_proj`, `m2_proj` on projections
-        "Both methods in both spaces on all of a data set."
-        device, sims, labels = next(self.model.parameters()).device, [], []
-        for batch in loader:
-            x = batch['image'].to(device)
-            s = similarities(self.model, x if x.is_floating_point() else to_float(x), self.num_classes, chunk=self.chunk)
-            sims.append(torch.cat([s[1], s[2]])); labels.append(batch['label'].to(device))
-        if not sims: raise UserError('the loader has no batch; expected one or more')
-        sims, labels = torch.cat(sims, 1), torch.cat(labels)
-        return {name: retrieval_scores(s, labels) for name, s in zip(('m1', 'm1_proj', 'm2', 'm2_proj'), sims)}
+# %% ../nbs/12_retrieval.ipynb #4e49a5bd
+@patch
+@torch.inference_mode()
+def evaluate(
+    self: LabelRetrieval,
+    loader: Iterable[dict], # batches with `image` (bytes or standardized) and `label`
+) -> dict[str, dict]: # scores by name: `m1`, `m2` on embeddings, `m1_proj`, `m2_proj` on projections
+    "Both methods in both spaces on all of a data set."
+    device, sims, labels = next(self.model.parameters()).device, [], []
+    for batch in loader:
+        x = batch['image'].to(device)
+        s = similarities(self.model, x if x.is_floating_point() else to_float(x), self.num_classes, chunk=self.chunk)
+        sims.append(torch.cat([s[1], s[2]])); labels.append(batch['label'].to(device))
+    if not sims: raise UserError('the loader has no batch; expected one or more')
+    sims, labels = torch.cat(sims, 1), torch.cat(labels)
+    return {name: retrieval_scores(s, labels) for name, s in zip(('m1', 'm1_proj', 'm2', 'm2_proj'), sims)}

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FREE_SETTINGS', 'TrainConfig', 'learning_rate', 'has_fast_bf16', 'choose_precision', 'parameter_groups', 'RunLog',
-           'write_table', 'StopFlag', 'check_finite', 'Progress', 'open_run', 'Trainer', 'fit']
+           'write_table', 'StopFlag', 'check_finite', 'Progress', 'differences', 'open_run', 'Trainer', 'fit']
 
-# %% ../nbs/08_training.ipynb #a4c78794
+# %% ../nbs/08_training.ipynb #ede557ce
 import json, math, os, signal, sys, time
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
 
@@ -18,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoint import Checkpoint, best_checkpoint, list_checkpoints, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint
+from .checkpoint import Checkpoint, list_checkpoints, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_after
 from .core import UserError, all_reduce_sum, atomic_path, get_device, is_main, make_generator, rank, seed_everything, world_size, write_text
 
 # %% ../nbs/08_training.ipynb #a69cd2eb
@@ -60,7 +61,7 @@ def learning_rate(
     done = min(1., (step - rise) / max(1., total - rise))
     return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * (1 + math.cos(math.pi * done)) / 2)
 
-# %% ../nbs/08_training.ipynb #aa57afaf
+# %% ../nbs/08_training.ipynb #44da6e90
 def has_fast_bf16(
     device: torch.device, # where the products are
 ) -> bool: # False where bfloat16 would be emulated
@@ -75,6 +76,7 @@ def choose_precision(
     device: torch.device, # where the model is
 ) -> str: # accelerate's name: no, bf16 or fp16
     "The mixed precision of a run."
+    if precision == 'fp16' and device.type == 'cpu': raise UserError('precision is fp16; expected auto, fp32 or bf16 on a CPU')
     if precision == 'auto': precision = 'bf16' if has_fast_bf16(device) else 'fp32'
     return 'no' if precision == 'fp32' else precision
 
@@ -115,17 +117,17 @@ def write_table(
     with atomic_path(path) as temp: df.to_csv(temp, index=False)
     return df
 
-# %% ../nbs/08_training.ipynb #9b9bf2bf
+# %% ../nbs/08_training.ipynb #870220dd
 class StopFlag:
-    "Set by the first SIGTERM or SIGINT; the second one acts as it always did."
-    def __init__(self): self.signal, self._old = 0, {}
+    "Set by SIGTERM or SIGINT; a second SIGINT, two seconds later or more, acts as it always did."
+    def __init__(self): self.signal, self.at, self._old = 0, math.inf, {}
     def __enter__(self):
         try: self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         except ValueError: pass # only the main thread may handle signals
         return self
     def _handle(self, number, frame):
-        self.signal = number
-        self._restore()
+        if number == signal.SIGINT and time.monotonic() - self.at > 2: self._restore() # a launcher repeats a signal at once; a person does not
+        self.signal, self.at = number, min(self.at, time.monotonic())
     def _restore(self):
         for s, handler in self._old.items(): signal.signal(s, handler)
         self._old = {}
@@ -134,7 +136,7 @@ class StopFlag:
         "True on every rank as soon as one rank has the signal."
         return bool(all_reduce_sum(torch.tensor(float(self.signal), device=device))) if world_size() > 1 else bool(self.signal)
 
-# %% ../nbs/08_training.ipynb #daff31a8
+# %% ../nbs/08_training.ipynb #267f3f1b
 def check_finite(
     logs: dict[str, Tensor], # scalars of one step, `loss_total` among them
     step: int, # steps done
@@ -142,7 +144,7 @@ def check_finite(
 ):
     "Raise a `UserError` that names the terms which are NaN or infinite."
     bad = [f'{k} is {v.item()}' for k, v in logs.items() if not torch.isfinite(v)]
-    if bad: raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the weights before it are in the last checkpoint: '
+    if bad: raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, has the weights before it: '
                             'try a smaller --lr, or --precision fp32')
 
 # %% ../nbs/08_training.ipynb #8a1db15d
@@ -174,13 +176,17 @@ class Progress:
         "Put all of it back."
         vars(self).update(state)
 
-# %% ../nbs/08_training.ipynb #a9dfad1d
-def _differences(old: dict, new: dict, prefix: str = '') -> list[str]:
+# %% ../nbs/08_training.ipynb #68ea3d8e
+def differences(
+    old: dict, # nested settings
+    new: dict, # likewise
+    prefix: str = '', # name of this part
+) -> list[str]: # empty if they are equal
     "Settings that differ, as `name old -> new`."
     out = []
     for k in sorted(old.keys() | new.keys()):
         a, b = old.get(k), new.get(k)
-        if isinstance(a, dict) and isinstance(b, dict): out += _differences(a, b, f'{prefix}{k}.')
+        if isinstance(a, dict) and isinstance(b, dict): out += differences(a, b, f'{prefix}{k}.')
         elif a != b: out.append(f'{prefix}{k} {a} -> {b}')
     return out
 
@@ -197,13 +203,15 @@ def open_run(
     if list_checkpoints(folder/'checkpoints') and not resume:
         raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
     if resume and config.exists():
+        try: old = json.loads(config.read_text())
+        except ValueError as e: raise UserError(f'{config} is damaged: {e}; expected the settings of the run') from e
         free = lambda d: {k: free(v) if isinstance(v, dict) else v for k, v in d.items() if k not in FREE_SETTINGS}
-        if changed := _differences(free(json.loads(config.read_text())), free(json.loads(json.dumps(settings)))):
+        if changed := differences(free(old), free(json.loads(json.dumps(settings)))):
             raise UserError(f'--resume with other settings than {config}: {"; ".join(changed)}')
     if is_main(): write_text(config, json.dumps(settings, indent=1))
     return newest_checkpoint(folder/'checkpoints', say) if resume else None
 
-# %% ../nbs/08_training.ipynb #faf5d36e
+# %% ../nbs/08_training.ipynb #2684093f
 def _accelerator(cfg: TrainConfig, folder: Path):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -233,13 +241,17 @@ class Trainer:
         if not self.per_epoch: raise UserError(f'an epoch has {len(loader)} batches, fewer than one step of {cfg.accumulate}; use a smaller batch_size')
         self.total = min(cfg.epochs * self.per_epoch, cfg.max_steps or sys.maxsize)
 
-# %% ../nbs/08_training.ipynb #1155730e
+    @property
+    def ended(self) -> bool: return self.at.step >= self.total or self.at.batch >= self.per_epoch
+
+# %% ../nbs/08_training.ipynb #742f1835
 @patch
 def backward(self: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     "Gradients of one batch, and a step of the optimizer after the last batch of a group; returns the logs."
     with self.acc.accumulate(self.model):
         with self.acc.autocast(): outputs = self.model(batch)
-        loss, logs = self.objective(outputs, batch)
+        try: loss, logs = self.objective(outputs, batch)
+        except UserError as e: raise UserError(f'step {self.at.step + 1} of epoch {self.at.epoch}: {e}; if the loss diverged, try a smaller --lr') from e
         logs = {'loss_total': loss.detach(), **logs}
         check_finite(logs, self.at.step, self.at.epoch)
         self.acc.backward(loss)
@@ -260,14 +272,15 @@ def step(self: Trainer, batches: list[dict]) -> dict[str, Tensor]:
     at.step += 1
     return sums
 
-# %% ../nbs/08_training.ipynb #23d7beb7
+# %% ../nbs/08_training.ipynb #39e0b676
 @patch
 def checkpoint(self: Trainer, settings: dict, score: float | None = None):
     "Write everything that `restore` reads."
-    state = {'optimizer': self.opt.state_dict(), 'progress': self.at.state_dict(), 'loader': self.loader.state_dict() if self.at.batch else None,
+    weights = self.acc.get_state_dict(self.model) # a collective call where weights are sharded
+    state = {'scaler': self.acc.scaler.state_dict() if self.acc.scaler else None, 'optimizer': self.opt.state_dict(), 'progress': self.at.state_dict(), 'loader': self.loader.state_dict() if self.at.batch else None,
              'objective': self.objective.state_dict() if isinstance(self.objective, nn.Module) else None}
     if is_main():
-        save_checkpoint(self.folder/'checkpoints', Checkpoint(self.at.step, self.plain.state_dict(), state, settings, score))
+        save_checkpoint(self.folder/'checkpoints', Checkpoint(self.at.step, weights, state, settings, score))
         prune_checkpoints(self.folder/'checkpoints', self.cfg.keep)
     self.acc.wait_for_everyone()
 
@@ -277,10 +290,12 @@ def restore(self: Trainer, ckpt: Checkpoint):
     load_weights(self.plain, ckpt.model, self.folder/'checkpoints')
     self.opt.load_state_dict(ckpt.state['optimizer'])
     self.at.load_state_dict(ckpt.state['progress'])
-    if ckpt.state['loader']: self.loader.load_state_dict(ckpt.state['loader'])
+    if is_main(): set_aside_after(self.folder/'checkpoints', ckpt.step)
+    if ckpt.state['scaler']: self.acc.scaler.load_state_dict(ckpt.state['scaler'])
+    if ckpt.state['loader'] and not self.ended: self.loader.load_state_dict(ckpt.state['loader'])
     if ckpt.state['objective'] is not None: self.objective.load_state_dict(ckpt.state['objective'])
 
-# %% ../nbs/08_training.ipynb #8e87a596
+# %% ../nbs/08_training.ipynb #5bc87795
 def _groups(loader, n: int):
     "Lists of `n` batches; an incomplete last group is left out."
     group = []
@@ -293,6 +308,7 @@ def _train_epoch(t: Trainer, bar: tqdm, flag: StopFlag, settings: dict) -> bool:
     sampler = getattr(t.loader, 'sampler', None)
     if hasattr(sampler, 'set_epoch'): sampler.set_epoch(t.at.epoch)
     t.model.train()
+    if t.ended: return True # stopped between the last step and the evaluation
     start = time.perf_counter()
     for group in _groups(t.loader, t.cfg.accumulate):
         logs = t.step(group)
@@ -301,8 +317,8 @@ def _train_epoch(t: Trainer, bar: tqdm, flag: StopFlag, settings: dict) -> bool:
         start = now
         bar.set_postfix(loss=f'{logs["loss_total"].item():.4f}', images_per_s=f'{t.at.row()["images_per_s"]:.0f}', refresh=False)
         bar.update()
-        if t.at.step >= t.total or t.at.batch >= t.per_epoch: break
         if flag.raised(t.acc.device): return False
+        if t.ended: break
         if t.cfg.save_every and t.at.step % t.cfg.save_every == 0: t.checkpoint(settings)
     return True
 
@@ -340,7 +356,7 @@ def _leave(t: Trainer, flag: StopFlag, settings: dict, log: RunLog):
     if number == signal.SIGINT: raise KeyboardInterrupt
     sys.exit(128 + number)
 
-# %% ../nbs/08_training.ipynb #a48ff454
+# %% ../nbs/08_training.ipynb #9b25fb4c
 def fit(
     model: nn.Module, # `model(batch)` returns a dict of tensors
     objective: Callable, # `objective(outputs, batch)` returns (loss, dict of detached scalars); a module if it has state
@@ -356,6 +372,8 @@ def fit(
 ): # pandas DataFrame, one row an epoch
     "Train to the end, or to a signal; everything is in `output_dir`. Returns the table of epochs."
     folder, settings = Path(output_dir), settings or {'train': vars(config)}
+    choose_precision(config.precision, get_device())
+    if config.tracker and not find_spec(config.tracker): raise UserError(f"tracker is {config.tracker}, which is not installed; expected pip install 'mmjepa[{config.tracker}]'")
     log = RunLog(folder/'training.log')
     ckpt = open_run(folder, settings, resume, log)
     seed_everything(config.seed)
@@ -364,12 +382,12 @@ def fit(
     if config.tracker: t.acc.init_trackers('mmjepa', config={k: v for k, v in vars(config).items()})
     quiet = dict(disable=not is_main(), mininterval=.5 if sys.stderr.isatty() else 10)
     with StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
-        while t.at.step < t.total:
+        while t.at.step < t.total or t.at.batch:
             bar.set_description(f'epoch {t.at.epoch}/{config.epochs}')
             if not _train_epoch(t, bar, flag, settings): _leave(t, flag, settings, log)
             row = _end_epoch(t, evaluate, monitor, settings, columns)
             log(_line(row, config.epochs))
             if config.tracker: t.acc.log({k: v for k, v in row.items() if k != 'epoch'}, step=t.at.step)
-    if config.tracker: t.acc.end_training()
-    t.model.eval()
+    for tracker in t.acc.trackers if config.tracker else []: tracker.finish() # `end_training` would also end the process group
+    t.acc.unwrap_model(t.model, keep_fp32_wrapper=False).eval()
     return write_table(folder/'metrics.csv', t.at.rows, columns) if is_main() else None

@@ -14,7 +14,7 @@ def _free_port():
 
 
 def _rank(rank, world, port, folder, f, args):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(ACCELERATE_USE_CPU='1', CUDA_VISIBLE_DEVICES='', RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=world)
     try: torch.save(f(rank, world, *args), Path(folder)/f'{rank}.pt')

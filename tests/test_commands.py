@@ -39,12 +39,14 @@ def tree(root, bad=None, train=3):
     ([*SMALL, '--lam', '7'], ['lam is 7']),
     ([*SMALL, '--batch-size', '0'], ['batch_size is 0']),
     ([*SMALL, '--precision', 'int4'], ['int4', 'expected one of']),
+    ([*SMALL, '--batch-size', '1'], ['batch_size is 1', 'expected 2 or more']),
+    ([*SMALL, '--output-dir', '/dev/null/run'], ['/dev/null']),
     ([*SMALL, '--tracker', 'notebook'], ['notebook', 'expected one of']),
     ([*SMALL, '--label-drop-prob', '1.5'], ['label_drop_prob is 1.5']),
     ([*SMALL, '--image-size', '-8'], ['image_size is -8']),
 ])
 def test_wrong_values(capsys, tmp_path, flags, words):
-    line = complaint(capsys, *flags, '--output-dir', str(tmp_path/'run'))
+    line = complaint(capsys, '--output-dir', str(tmp_path/'run'), *flags)
     assert all(w in line for w in words), line
     assert not (tmp_path/'run/checkpoints').exists()
 
@@ -99,3 +101,13 @@ def test_help_and_hyphens_as_a_process(tmp_path):
     assert help.returncode == 0 and all(f'--{n}' in help.stdout for n in names.split())
     wrong = subprocess.run([sys.executable, '-m', 'mmjepa.mnist', *SMALL, '--batch-size=-4', '--output-dir', str(tmp_path/'run')], capture_output=True, text=True)
     assert wrong.returncode == 2 and 'batch_size is -4' in wrong.stderr and 'Traceback' not in wrong.stderr
+
+
+def test_two_processes_under_accelerate(tmp_path):
+    "The same module under a launcher: one run, one folder, a report from the first rank."
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
+    p = subprocess.run([*launch, '-m', 'mmjepa.mnist', *SMALL, '--output-dir', str(tmp_path/'run')], capture_output=True, text=True, env=env, timeout=600)
+    assert p.returncode == 0, p.stderr
+    assert p.stdout.count('report and pictures') == 1
+    assert {'report.md', 'metrics.csv', 'config.json', 'training.log', 'attention.png', 'model'} <= {f.name for f in (tmp_path/'run').iterdir()}

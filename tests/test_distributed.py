@@ -2,6 +2,7 @@
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -59,13 +60,13 @@ def test_batch_norm_keeps_the_same_running_statistics():
     for other in on_ranks(running_statistics, 2): assert_close(dict(other), dict(one))
 
 
-def train_five_steps(rank, world, folder):
+def train_five_steps(rank, world, folder, multimodal):
     "The real loop on the real model, 16 images a step over all ranks, without dropped paths or hidden patches."
     g = torch.Generator().manual_seed(0)
     data = ImageSet(torch.randint(256, (80, 1, 8, 8), generator=g, dtype=torch.uint8), torch.randint(4, (80,), generator=g), list('abcd'), 'noise')
     encoder = EncoderConfig(image_size=8, patch_size=4, num_classes=4, emb_dim=16, depth=2, num_heads=2, drop_path=0.)
     seed_everything(0)
-    model = MultimodalLeJEPA(LeJEPAConfig(encoder, proj_hidden=24, proj_dim=8, label_view_patches=1.))
+    model = MultimodalLeJEPA(LeJEPAConfig(encoder, proj_hidden=24, proj_dim=8, label_view_patches=1., label_view_swap=0., multimodal=multimodal))
     loader = image_loader(data, 16 // world, shuffle=True, drop_last=True)
     views = lambda batch, generator: {**batch, 'views': torch.stack([to_float(batch['image']), to_float(batch['image']).flip(-1)], 1)}
     losses = []
@@ -75,13 +76,13 @@ def train_five_steps(rank, world, folder):
         return loss, logs
     lejepa = LeJEPAObjective(num_slices=16)
     fit(model, objective, loader, TrainConfig(epochs=1, lr=1e-2, precision='fp32'), Path(folder)/str(world), views)
-    return torch.tensor(losses), {k: v.float() for k, v in model.state_dict().items()}
+    return torch.tensor(losses)
 
 
-def test_five_steps_of_training():
+@pytest.mark.parametrize('multimodal', [True, False])
+def test_five_steps_of_training(multimodal):
+    "Losses, not weights: a bias before a batch norm has no gradient but rounding, which Adam makes as large as any other."
     with tempfile.TemporaryDirectory() as folder:
-        losses, weights = train_five_steps(0, 1, folder)
-        assert len(losses) == 5 and losses[-1] != losses[0]
-        for other_losses, other_weights in on_ranks(train_five_steps, 2, folder):
-            assert_close(other_losses, losses, rtol=1e-4, atol=1e-5)
-            assert_close(other_weights, weights, rtol=1e-2, atol=1e-3)
+        one, = on_ranks(train_five_steps, 1, folder, multimodal)
+        assert len(one) == 5 and one[-1] != one[0]
+        for other in on_ranks(train_five_steps, 2, folder, multimodal): assert_close(other, one, rtol=1e-4, atol=1e-5)

@@ -68,8 +68,10 @@ def test_sigkill_at_random_moments(tmp_path, whole):
 def test_sigterm_saves_and_exits(tmp_path, whole):
     folder = tmp_path/'run'
     process = start(folder, '--save-every', '0')
-    deadline = time.time() + 300
-    while 'epoch 1/' not in (folder/'training.log').read_text() if (folder/'training.log').exists() else time.time() < deadline: time.sleep(.01)
+    log, deadline = folder/'training.log', time.time() + 300
+    while not (log.exists() and 'epoch 1/' in log.read_text()):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(.01)
     process.send_signal(signal.SIGTERM)
     code, out = finish(process)
     assert code == 143 and 'stopped by SIGTERM at step' in out and '--resume continues' in out, out
