@@ -85,7 +85,7 @@ def _init_linear(module: nn.Module):
     trunc_normal_(module.weight, std=(3 * module.in_features)**-.5)
     if module.bias is not None: nn.init.zeros_(module.bias)
 
-# %% ../nbs/02_encoders.ipynb #22061d5e
+# %% ../nbs/02_encoders.ipynb #4b7ed895
 class MultimodalEncoder(nn.Module):
     "One embedder a modality, one stack of timm blocks, a final norm and a mean over tokens."
     def __init__(self,
@@ -111,24 +111,27 @@ class MultimodalEncoder(nn.Module):
         if not masks: return x, None
         return x, torch.cat([masks[k] if k in masks else t.new_ones(t.shape[:2], dtype=torch.bool) for k, t in parts.items()], 1)
 
-    def transform(self,
-        x: Float[Tensor, 'b n d'], # tokens
-        real: Bool[Tensor, 'b n'] | None = None, # True where a token stands, False for padding; None: all
-        fused: bool | None = None, # which attention; None for the faster one
-    ) -> Float[Tensor, 'b n d']:
-        "States after the last block and the norm."
-        if fused is None: fused = use_fused_attention(x.device, x.shape[1])
-        bias = None if real is None else torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, float('-inf'))[:, None, None]
-        for block in self.blocks:
-            block.attn.fused_attn = fused
-            x = block(x) if bias is None else block(x, attn_mask=bias)
-        return self.norm(x)
-
     def forward(self,
         **inputs: Tensor, # `image` (b, c, h, w), `label` (b,), ... and `<modality>_mask` (b, t)
     ) -> Float[Tensor, 'b n d']: # one state a token: patches first, then the label
         "States of all tokens after attending to each other."
         return self.transform(*self.tokens(**inputs))
+
+# %% ../nbs/02_encoders.ipynb #eedaad05
+@patch
+def transform(
+    self: MultimodalEncoder,
+    x: Float[Tensor, 'b n d'], # tokens
+    real: Bool[Tensor, 'b n'] | None = None, # True where a token stands, False for padding; None: all
+    fused: bool | None = None, # which attention; None for the faster one
+) -> Float[Tensor, 'b n d']:
+    "States after the last block and the norm."
+    if fused is None: fused = use_fused_attention(x.device, x.shape[1])
+    bias = None if real is None else torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, float('-inf'))[:, None, None]
+    for block in self.blocks:
+        block.attn.fused_attn = fused
+        x = block(x) if bias is None else block(x, attn_mask=bias)
+    return self.norm(x)
 
 # %% ../nbs/02_encoders.ipynb #d9d33314
 @patch

@@ -21,7 +21,7 @@ from .lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from .retrieval import LabelRetrieval
 from .training import RunLog, TrainConfig, fit
 
-# %% ../nbs/13_mnist.ipynb #2c830646
+# %% ../nbs/13_mnist.ipynb #deb2147b
 @dataclass(frozen=True)
 class Experiment:
     "All choices of one run."
@@ -40,11 +40,11 @@ class Experiment:
     shuffle_labels: bool = False # the control: every training image has a random label
     lam: float = 0.02 # weight of SIGReg
     lr: float = 2e-3 # largest learning rate
-    batch_size: int = 0 # images a step on each process; 0: 64, or all images if there are fewer
+    batch_size: int = 0 # images a step on each process; 0: 64, or 32 of a set of less than 10,000 images
     epochs: int = 0 # passes over the training images; 0: as many as show `images_seen`, 1 to 40
     images_seen: int = 240_000 # see `epochs`
     max_steps: int = 0 # stop after so many steps; 0: all epochs
-    eval_every: int = 1 # epochs between evaluations
+    eval_every: int = 0 # epochs between evaluations; 0: a fifth of the run
     seed: int = 0 # of everything random
     precision: str = 'auto' # fp32, bf16, fp16; auto: bf16 where the device has it
 
@@ -59,7 +59,8 @@ def complete(
     size = exp.image_size or train.images.shape[-1] + -train.images.shape[-1] % 4
     epochs = exp.epochs or min(40, max(1, round(exp.images_seen / len(train))))
     patch = exp.patch_size or max(p for p in range(1, max(1, size // 4) + 1) if size % p == 0)
-    return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=exp.batch_size or min(64, len(train)))
+    return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=exp.batch_size or min(64 if len(train) >= 10_000 else 32, len(train)),
+                   eval_every=exp.eval_every or max(1, round(epochs / 5)))
 
 # %% ../nbs/13_mnist.ipynb #e8569174
 COLUMNS = ('epoch loss_total loss_inv loss_sigreg linear_probe_acc retrieval_m1_acc retrieval_m1_top3 retrieval_m1_sim retrieval_m2_acc retrieval_m2_top3 '
@@ -182,7 +183,7 @@ def build(
     seed_everything(exp.seed)
     return MultimodalLeJEPA(config), LeJEPAObjective(exp.lam, seed=exp.seed), settings
 
-# %% ../nbs/13_mnist.ipynb #1351e770
+# %% ../nbs/13_mnist.ipynb #8e45f422
 def run_experiment(
     exp: Experiment, # what to do
     output_dir: str | Path, # where everything goes
@@ -198,10 +199,10 @@ def run_experiment(
     exp = complete(exp, train)
     if exp.image_size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, exp.image_size)
     settings = {'experiment': asdict(exp), 'processes': world_size(), 'images': {'name': train.name, 'classes': train.classes, 'train': len(train), 'test': len(test)}}
-    if exp.shuffle_labels: train = train.shuffle_labels(make_generator('shuffle', exp.seed))
     model, objective, config = build(exp, train)
+    evaluation, augmentation = Evaluation(train, test), AugmentConfig() # probes are fitted on true labels, also in the control
+    if exp.shuffle_labels: train = train.shuffle_labels(make_generator('shuffle', exp.seed))
     loader = image_loader(train, exp.batch_size, shuffle=True, seed=exp.seed, drop_last=True)
-    evaluation, augmentation = Evaluation(train, test), AugmentConfig()
     views = lambda batch, generator: {**batch, 'views': make_views(batch['image'], exp.num_views, augmentation, generator)}
     table = fit(model, objective, loader, replace(config, tracker=tracker, save_every=save_every), folder, views, evaluation, 'retrieval_m2_acc', resume, settings, COLUMNS)
     if not is_main(): return None

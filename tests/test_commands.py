@@ -37,7 +37,7 @@ def tree(root, bad=None, train=3):
     ([*SMALL[:-2], '--num_heads', '3'], ['num_heads 3', 'emb_dim 16']),
     ([*SMALL, '--lr', '-1'], ['lr is -1']),
     ([*SMALL, '--lam', '7'], ['lam is 7']),
-    ([*SMALL, '--batch-size', '0'], ['batch_size is 0']),
+    ([*SMALL, '--batch-size', '-4'], ['batch_size is -4']),
     ([*SMALL, '--precision', 'int4'], ['int4', 'expected one of']),
     ([*SMALL, '--batch-size', '1'], ['batch_size is 1', 'expected 2 or more']),
     ([*SMALL, '--output-dir', '/dev/null/run'], ['/dev/null']),
