@@ -77,7 +77,7 @@ def test_a_page_documents_its_public_names(site, path):
     shown = '\n'.join(texts(page(site, path)))
     source = '\n'.join(c.source for c in exported(path) if 'exporti' not in directives(c))
     for name in re.findall(r'(?m)^(?:def|class) ([A-Za-z]\w*)', source):
-        assert re.search(rf'(?m)^###+ {name}\b', shown), f'{name} is not on the page of {path.name}'
+        assert re.search(rf'(?m)^###+ (?:\w+\.)?{name}\b', shown), f'{name} is not on the page of {path.name}'
     assert 'default_exp' not in ''.join(c.source for c in page(site, path).cells)
 
 
