@@ -21,7 +21,7 @@ from .lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from .retrieval import LabelRetrieval
 from .training import RunLog, TrainConfig, fit
 
-# %% ../nbs/13_mnist.ipynb #deb2147b
+# %% ../nbs/13_mnist.ipynb #2a0386aa
 @dataclass(frozen=True)
 class Experiment:
     "All choices of one run."
@@ -40,7 +40,7 @@ class Experiment:
     shuffle_labels: bool = False # the control: every training image has a random label
     lam: float = 0.02 # weight of SIGReg
     lr: float = 2e-3 # largest learning rate
-    batch_size: int = 0 # images a step on each process; 0: 64, or 32 of a set of less than 10,000 images
+    batch_size: int = 0 # images a step on each process; 0: 64, or all images if there are fewer
     epochs: int = 0 # passes over the training images; 0: as many as show `images_seen`, 1 to 40
     images_seen: int = 240_000 # see `epochs`
     max_steps: int = 0 # stop after so many steps; 0: all epochs
@@ -59,7 +59,7 @@ def complete(
     size = exp.image_size or train.images.shape[-1] + -train.images.shape[-1] % 4
     epochs = exp.epochs or min(40, max(1, round(exp.images_seen / len(train))))
     patch = exp.patch_size or max(p for p in range(1, max(1, size // 4) + 1) if size % p == 0)
-    return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=exp.batch_size or min(64 if len(train) >= 10_000 else 32, len(train)),
+    return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=exp.batch_size or min(64, len(train)),
                    eval_every=exp.eval_every or max(1, round(epochs / 5)))
 
 # %% ../nbs/13_mnist.ipynb #e8569174
