@@ -6,13 +6,12 @@
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'DamagedCheckpoint', 'load_checkpoint', 'list_checkpoints',
            'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints', 'load_weights']
 
-# %% ../nbs/07_checkpoint.ipynb #76cf3a5c
+# %% ../nbs/07_checkpoint.ipynb #aac43760
 import hashlib, json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'COLUMNS', 'Experiment', 'complete', 'features', 'subset', 'Evaluation', 'attention_pictures',
            'write_pictures', 'write_report', 'build', 'run_experiment', 'main']
 
-# %% ../nbs/13_mnist.ipynb #7dbd72ec
+# %% ../nbs/13_mnist.ipynb #a1b23f2a
 import os, platform, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import UserError, atomic_path, command, get_device, is_main, main_first, make_generator, seed_everything, start_ranks, world_size, write_text
+from .core import UserError, atomic_path, command, is_main, main_first, make_generator, seed_everything, start_ranks, world_size, write_text
 from .encoders import EncoderConfig, attention_maps, attention_rollout
 from .images import AugmentConfig, ImageSet, image_loader, load_images, make_views, to_float
 from .lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA

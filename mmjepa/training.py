@@ -6,8 +6,8 @@
 __all__ = ['FREE_SETTINGS', 'TrainConfig', 'learning_rate', 'has_fast_bf16', 'choose_precision', 'parameter_groups', 'RunLog',
            'write_table', 'StopFlag', 'check_finite', 'Progress', 'differences', 'open_run', 'Trainer', 'fit']
 
-# %% ../nbs/08_training.ipynb #ede557ce
-import json, math, os, signal, sys, time
+# %% ../nbs/08_training.ipynb #26b86f87
+import json, math, signal, sys, time
 from collections import defaultdict
 from dataclasses import dataclass
 from importlib.util import find_spec
