@@ -24,7 +24,7 @@ def pairs(model, images, k):
 
 
 @torch.inference_mode()
-def main(n=512, few=6, k=10):
+def main(n=96, few=4, k=10):
     torch.manual_seed(0)
     device = get_device()
     model = MultimodalLeJEPA(LeJEPAConfig(EncoderConfig())).to(device).eval()

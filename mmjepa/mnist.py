@@ -21,13 +21,13 @@ from .lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from .retrieval import LabelRetrieval
 from .training import RunLog, TrainConfig, fit
 
-# %% ../nbs/13_mnist.ipynb #2a0386aa
+# %% ../nbs/13_mnist.ipynb #a228733e
 @dataclass(frozen=True)
 class Experiment:
     "All choices of one run."
     data: str = 'auto' # auto, digits, mnist, fashion, cifar10, or a folder with train/<class>/* and test/<class>/*
     image_size: int = 0 # side in pixels; 0: the set's own, rounded up to a multiple of 4
-    patch_size: int = 0 # side of a patch in pixels; 0: a quarter of the image, or the next smaller that divides it
+    patch_size: int = 0 # side of a patch in pixels; 0: the largest divisor of the image's side up to a quarter of it, but 4 for small images
     emb_dim: int = 128 # width of a token
     depth: int = 4 # transformer blocks
     num_heads: int = 2 # attention heads
@@ -41,7 +41,7 @@ class Experiment:
     lam: float = 0.02 # weight of SIGReg
     lr: float = 2e-3 # largest learning rate
     batch_size: int = 0 # images a step on each process; 0: 64, or all images if there are fewer
-    epochs: int = 0 # passes over the training images; 0: as many as show `images_seen`, 1 to 40
+    epochs: int = 0 # passes over the training images; 0: as many as show `images_seen`, 1 to 45
     images_seen: int = 240_000 # see `epochs`
     max_steps: int = 0 # stop after so many steps; 0: all epochs
     eval_every: int = 0 # epochs between evaluations; 0: a fifth of the run
@@ -57,8 +57,8 @@ def complete(
 ) -> Experiment: # without zeros
     "Fill in what depends on the data."
     size = exp.image_size or train.images.shape[-1] + -train.images.shape[-1] % 4
-    epochs = exp.epochs or min(40, max(1, round(exp.images_seen / len(train))))
-    patch = exp.patch_size or max(p for p in range(1, max(1, size // 4) + 1) if size % p == 0)
+    epochs = exp.epochs or min(45, max(1, round(exp.images_seen / len(train))))
+    patch = exp.patch_size or max(p for p in range(1, max(4, size // 4) + 1) if size % p == 0)
     return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=exp.batch_size or min(64, len(train)),
                    eval_every=exp.eval_every or max(1, round(epochs / 5)))
 

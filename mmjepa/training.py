@@ -6,9 +6,10 @@
 __all__ = ['FREE_SETTINGS', 'TrainConfig', 'learning_rate', 'has_fast_bf16', 'choose_precision', 'parameter_groups', 'RunLog',
            'write_table', 'StopFlag', 'check_finite', 'Progress', 'differences', 'open_run', 'Trainer', 'fit']
 
-# %% ../nbs/08_training.ipynb #26b86f87
-import json, math, signal, sys, time
+# %% ../nbs/08_training.ipynb #8fa715be
+import json, math, os, re, signal, sys, time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoint, list_checkpoints, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_after
-from .core import UserError, all_reduce_sum, atomic_path, get_device, is_main, make_generator, rank, seed_everything, world_size, write_text
+from .core import LostRank, UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, rank, seed_everything, world_size, write_text
 
-# %% ../nbs/08_training.ipynb #a69cd2eb
+# %% ../nbs/08_training.ipynb #9dc94839
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; the same for every stage."
@@ -41,6 +42,7 @@ class TrainConfig:
     keep: int = 2 # how many of the last checkpoints stay, beside the best
     seed: int = 0 # of everything random
     tracker: str = '' # '', tensorboard or wandb
+    project: str = 'mmjepa' # what the tracker calls the runs
 
     def __post_init__(self):
         for name, low in dict(epochs=1, max_steps=0, accumulate=1, eval_every=1, save_every=0, keep=1, seed=0, weight_decay=0, clip_norm=0).items():
@@ -61,7 +63,7 @@ def learning_rate(
     done = min(1., (step - rise) / max(1., total - rise))
     return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * (1 + math.cos(math.pi * done)) / 2)
 
-# %% ../nbs/08_training.ipynb #44da6e90
+# %% ../nbs/08_training.ipynb #918e6455
 def has_fast_bf16(
     device: torch.device, # where the products are
 ) -> bool: # False where bfloat16 would be emulated
@@ -75,7 +77,9 @@ def choose_precision(
     precision: str, # auto, fp32, bf16 or fp16
     device: torch.device, # where the model is
 ) -> str: # accelerate's name: no, bf16 or fp16
-    "The mixed precision of a run."
+    "The mixed precision of a run; `auto` follows `accelerate launch --mixed_precision` where the device can."
+    launched = os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
+    if precision == 'auto' and launched in ('bf16', 'fp16') and not (launched == 'fp16' and device.type == 'cpu'): return launched
     if precision == 'fp16' and device.type == 'cpu': raise UserError('precision is fp16; expected auto, fp32 or bf16 on a CPU')
     if precision == 'auto': precision = 'bf16' if has_fast_bf16(device) else 'fp32'
     return 'no' if precision == 'fp32' else precision
@@ -176,7 +180,7 @@ class Progress:
         "Put all of it back."
         vars(self).update(state)
 
-# %% ../nbs/08_training.ipynb #68ea3d8e
+# %% ../nbs/08_training.ipynb #e54eb9b5
 def differences(
     old: dict, # nested settings
     new: dict, # likewise
@@ -190,7 +194,7 @@ def differences(
         elif a != b: out.append(f'{prefix}{k} {a} -> {b}')
     return out
 
-FREE_SETTINGS = ('keep', 'save_every', 'tracker') # may change between a run and its continuation
+FREE_SETTINGS = ('keep', 'save_every', 'tracker', 'project') # may change between a run and its continuation
 
 def open_run(
     folder: str | Path, # output folder of the run
@@ -322,24 +326,25 @@ def _train_epoch(t: Trainer, bar: tqdm, flag: StopFlag, settings: dict) -> bool:
         if t.cfg.save_every and t.at.step % t.cfg.save_every == 0: t.checkpoint(settings)
     return True
 
-# %% ../nbs/08_training.ipynb #048e3548
+# %% ../nbs/08_training.ipynb #4547782d
 def _evaluate(t: Trainer, evaluate: Callable | None) -> dict:
     due = t.at.epoch % t.cfg.eval_every == 0 or t.at.step >= t.total
     if not (evaluate and due): return {}
     t.model.eval()
     scores = {}
     if is_main():
-        with torch.inference_mode(), t.acc.autocast(): scores = evaluate(t.plain, t.at.step >= t.total)
+        with alone(), torch.inference_mode(), t.acc.autocast(): scores = evaluate(t.plain, t.at.step >= t.total)
     t.acc.wait_for_everyone()
     return scores
 
 def _line(row: dict, epochs: int) -> str:
     "One epoch as a line of text."
-    names = {'loss_total': 'loss', 'loss_inv': 'inv', 'loss_sigreg': 'sigreg', 'linear_probe_acc': 'probe', 'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2'}
-    parts = [f'{names[k]} {row[k]:.4f}' for k in names if k in row] or [f'{k} {v:.4g}' for k, v in row.items() if k.startswith('loss')]
+    names = {'loss_total': 'loss', 'linear_probe_acc': 'probe', 'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2', 'image_to_text_r10': 'R@10'}
+    short = lambda k: names.get(k) or (k.replace('loss_', '').replace('_', ' ') if k.startswith(('loss_', 'val_loss_')) else '')
+    parts = [f'{short(k)} {row[k]:.4f}' for k in row if short(k)]
     return f'epoch {row["epoch"]}/{epochs} | ' + ' | '.join([*parts, f'{row["images_per_s"]:.0f} images/s', f'{row["seconds"]:.1f} s'])
 
-# %% ../nbs/08_training.ipynb #c5fd839f
+# %% ../nbs/08_training.ipynb #6f9e8a29
 def _end_epoch(t: Trainer, evaluate, monitor: str, settings: dict, columns) -> dict:
     "Evaluate, write checkpoint and table; the row of the epoch."
     row = {**t.at.row(), **_evaluate(t, evaluate)}
@@ -347,6 +352,14 @@ def _end_epoch(t: Trainer, evaluate, monitor: str, settings: dict, columns) -> d
     t.checkpoint(settings, row.get(monitor))
     if is_main(): write_table(t.folder/'metrics.csv', t.at.rows, columns)
     return row
+
+@contextmanager
+def _peers(folder: Path):
+    "What a collective call says when another process is gone, as one line."
+    try: yield
+    except RuntimeError as e:
+        if world_size() == 1 or not re.search(r'(?i)connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|remote process|peer', str(e)): raise
+        raise LostRank(f'rank {rank()}: another process of this run has ended ({str(e).splitlines()[0]:.120}); the checkpoints in {folder} stand, start all of them again with --resume') from e
 
 def _leave(t: Trainer, flag: StopFlag, settings: dict, log: RunLog):
     "Write a checkpoint between two steps and end the process."
@@ -356,7 +369,7 @@ def _leave(t: Trainer, flag: StopFlag, settings: dict, log: RunLog):
     if number == signal.SIGINT: raise KeyboardInterrupt
     sys.exit(128 + number)
 
-# %% ../nbs/08_training.ipynb #9b25fb4c
+# %% ../nbs/08_training.ipynb #b956288b
 def fit(
     model: nn.Module, # `model(batch)` returns a dict of tensors
     objective: Callable, # `objective(outputs, batch)` returns (loss, dict of detached scalars); a module if it has state
@@ -372,16 +385,17 @@ def fit(
 ): # pandas DataFrame, one row an epoch
     "Train to the end, or to a signal; everything is in `output_dir`. Returns the table of epochs."
     folder, settings = Path(output_dir), settings or {'train': vars(config)}
-    choose_precision(config.precision, get_device())
+    chosen = choose_precision(config.precision, get_device())
     if config.tracker and not find_spec(config.tracker): raise UserError(f"tracker is {config.tracker}, which is not installed; expected pip install 'mmjepa[{config.tracker}]'")
     log = RunLog(folder/'training.log')
     ckpt = open_run(folder, settings, resume, log)
     seed_everything(config.seed)
+    if config.precision == 'auto' and os.environ.get('ACCELERATE_MIXED_PRECISION') == 'fp16' != chosen: log(f'float16 needs a GPU; the precision is {"fp32" if chosen == "no" else chosen}')
     t = Trainer(model, objective, loader, config, folder, transform)
     if ckpt: t.restore(ckpt); log(f'resumed at step {t.at.step} of {t.total}')
-    if config.tracker: t.acc.init_trackers('mmjepa', config={k: v for k, v in vars(config).items()})
+    if config.tracker: t.acc.init_trackers(config.project, config={k: v for k, v in vars(config).items()})
     quiet = dict(disable=not is_main(), mininterval=.5 if sys.stderr.isatty() else 10)
-    with StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
+    with _peers(folder), StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
         while t.at.step < t.total or t.at.batch:
             bar.set_description(f'epoch {t.at.epoch}/{config.epochs}')
             if not _train_epoch(t, bar, flag, settings): _leave(t, flag, settings, log)

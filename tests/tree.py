@@ -8,9 +8,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d_', p.name)]
+NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
 MODULES = sorted(p.stem for p in (ROOT/'mmjepa').glob('*.py') if not p.stem.startswith('_'))
-NUMBER = {p.stem[3:]: int(p.stem[:2]) for p in NUMBERED}  # of a module: its place in the order
+NUMBER = {name: number for number, name in (p.stem.split('_', 1) for p in NUMBERED)}  # of a module: its place in the order, such as '06' < '06a' < '07'
 
 
 def cells(
