@@ -7,7 +7,7 @@ __all__ = ['PAIR_COLUMNS', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel
            'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'save_pair_model',
            'load_pair_model', 'run_contrastive', 'found_figure', 'pair_curves', 'write_pair_report', 'main']
 
-# %% ../nbs/21_contrastive_pretrain.ipynb #b7536229
+# %% ../nbs/21_contrastive_pretrain.ipynb #cc05a912
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .core import UserError, atomic_path, command, is_main, make_generator, seed
 from .contrastive import clip_loss
 from .encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from .images import AugmentConfig, augment, to_float
-from .masked_pretrain import EncoderRun, encoder_config, load_encoder, run_settings, word_loss
+from .masked_pretrain import EncoderRun, augmentation, encoder_config, load_encoder, run_settings, word_loss
 from .masking import TokenCorruption
 from .mixture import open_source
 from .probes import retrieval_table
@@ -258,7 +258,7 @@ def load_pair_model(
     except (OSError, RuntimeError, ValueError, TypeError) as e: raise UserError(f'{folder}: the model cannot be read ({str(e).splitlines()[0]}); expected one of mmjepa_contrastive_pretrain') from e
     return model, load_tokenizer(folder)
 
-# %% ../nbs/21_contrastive_pretrain.ipynb #630c9825
+# %% ../nbs/21_contrastive_pretrain.ipynb #af8ea9a8
 def run_contrastive(
     run: ContrastiveRun,
     output: str | Path, # folder of the run
@@ -275,8 +275,7 @@ def run_contrastive(
     evaluate = PairEvaluation(held, again, transform)
     config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision, eval_every=run.eval_every or max(1, run.epochs // 10),
                          tracker=tracker, project=project, save_every=save_every)
-    augmented = replace(transform, augmentation=AugmentConfig(rotation=10., blur=0., fill=1.))
-    table = fit(model, ContrastiveObjective(run.mlm_weight), loader, config, folder, augmented, evaluate, 'image_to_text_r10', resume, run_settings(run, tokenizer, loader), PAIR_COLUMNS)
+    table = fit(model, ContrastiveObjective(run.mlm_weight), loader, config, folder, replace(transform, augmentation=augmentation(run.augment)), evaluate, 'image_to_text_r10', resume, run_settings(run, tokenizer, loader), PAIR_COLUMNS)
     if not is_main(): return None
     save_pair_model(model, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
@@ -344,7 +343,7 @@ def write_pair_report(
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'
 
-# %% ../nbs/21_contrastive_pretrain.ipynb #16663e9c
+# %% ../nbs/21_contrastive_pretrain.ipynb #0cb5f7ae
 @command
 def main(
     json_data:str='', # JSON lines with image and text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
@@ -364,6 +363,7 @@ def main(
     decoder_depth:int=1, # layers of the decoder of hidden words
     multiway:bool=False, # feed-forwards of their own for images and texts
     drop_path:float=.1, # largest probability with which a block is left out in training
+    augment:float=1., # strength of the images' augmentation; 0: none
     image_size:int=64, # side of an image in pixels
     patch_size:int=8, # side of a patch in pixels
     context:int=32, # longest text in tokens

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'masked_objective', 'word_loss',
            'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_encoder', 'load_encoder', 'EncoderRun', 'MaskedRun',
-           'encoder_config', 'run_settings', 'build_masked', 'open_masked', 'run_masked', 'write_masked_report', 'main']
+           'encoder_config', 'augmentation', 'run_settings', 'build_masked', 'open_masked', 'run_masked',
+           'write_masked_report', 'main']
 
 # %% ../nbs/20_masked_pretrain.ipynb #c2f34414
 import copy
@@ -222,7 +223,7 @@ def load_encoder(
         raise UserError(f'{folder}: the encoder knows {encoder.cfg.vocab_size} tokens and its tokenizer {tokenizer.vocab_size}; expected the same')
     return encoder, tokenizer
 
-# %% ../nbs/20_masked_pretrain.ipynb #4801a056
+# %% ../nbs/20_masked_pretrain.ipynb #963ba32c
 @dataclass(frozen=True)
 class EncoderRun:
     "The choices that both stages share."
@@ -237,6 +238,7 @@ class EncoderRun:
     num_heads: int = 2 # attention heads
     multiway: bool = False # feed-forwards by modality
     drop_path: float = .1 # largest probability with which a block is left out, 0 to 1
+    augment: float = 1. # strength of the images' augmentation, 0 (none) or more
     epochs: int = 20 # passes over the pairs, or over the longer source
     max_steps: int = 0 # 0: all epochs
     batch_size: int = 64 # images and texts a step, on each process
@@ -262,13 +264,20 @@ class MaskedRun(EncoderRun):
         if bool(self.json_data) == bool(self.image_data or self.text_data): raise UserError('expected --json_data, or --image_data with --text_data')
         if bool(self.image_data) != bool(self.text_data): raise UserError('expected --image_data and --text_data together')
 
-# %% ../nbs/20_masked_pretrain.ipynb #f4e6ffb4
+# %% ../nbs/20_masked_pretrain.ipynb #1b88002e
 def encoder_config(
     run: EncoderRun,
     vocab_size: int, # tokens
 ) -> EncoderConfig:
     "Shape of the shared encoder."
     return EncoderConfig(run.image_size, run.patch_size, 3, 0, run.emb_dim, run.depth, run.num_heads, drop_path=run.drop_path, vocab_size=vocab_size, context=run.context, multiway=run.multiway)
+
+def augmentation(
+    strength: float, # 0 (none) or more; 1: up to 10 degrees, a tenth of the side, 10% of the size, a fifth of the light
+) -> AugmentConfig | None:
+    "Views that keep what a picture shows; on white."
+    if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
+    return AugmentConfig(10 * strength, .1 * strength, min(.9, .1 * strength), min(1., .2 * strength), min(1., .2 * strength), 0., noise=.05 * strength, fill=1.) if strength else None
 
 def run_settings(
     run, # dataclass of all choices
@@ -301,7 +310,7 @@ def open_masked(
     found = {mode: open_source(run, run.json_data or data, mode, tokenizer, run.val_data) for mode, data in (('image', run.image_data), ('text', run.text_data))}
     return UnpairedLoader({mode: train for mode, (train, _, _) in found.items()}), {mode: held for mode, (_, held, _) in found.items() if len(held)}
 
-# %% ../nbs/20_masked_pretrain.ipynb #1c991228
+# %% ../nbs/20_masked_pretrain.ipynb #8f6af3b0
 def run_masked(
     run: MaskedRun,
     output: str | Path, # folder of the run
@@ -317,8 +326,7 @@ def run_masked(
     loader, held = open_masked(run, tokenizer)
     model, transform, config = build_masked(run, tokenizer)
     evaluate = MaskedEvaluation(held, transform)
-    augmented = replace(transform, augmentation=AugmentConfig(rotation=10., blur=0., fill=1.))
-    table = fit(model, masked_objective if run.mlm_weight == 1 else lambda o, b: masked_objective(o, b, run.mlm_weight), loader, replace(config, tracker=tracker, project=project, save_every=save_every), folder, augmented,
+    table = fit(model, masked_objective if run.mlm_weight == 1 else lambda o, b: masked_objective(o, b, run.mlm_weight), loader, replace(config, tracker=tracker, project=project, save_every=save_every), folder, replace(transform, augmentation=augmentation(run.augment)),
                 evaluate, '', resume, run_settings(run, tokenizer, loader), MASKED_COLUMNS)
     if not is_main(): return None
     save_encoder(model.encoder, tokenizer, encoder_out or folder/'encoder')
@@ -353,7 +361,7 @@ def write_masked_report(
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'
 
-# %% ../nbs/20_masked_pretrain.ipynb #a83e9808
+# %% ../nbs/20_masked_pretrain.ipynb #966d9be2
 @command
 def main(
     json_data:str='', # JSON lines with image and/or text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
@@ -372,6 +380,7 @@ def main(
     target:str='pixels', # what hidden patches are predicted as: pixels or latent
     multiway:bool=False, # feed-forwards of their own for images and texts
     drop_path:float=.1, # largest probability with which a block is left out in training
+    augment:float=1., # strength of the images' augmentation; 0: none
     image_size:int=64, # side of an image in pixels
     patch_size:int=8, # side of a patch in pixels
     context:int=32, # longest text in tokens
