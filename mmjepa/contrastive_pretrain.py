@@ -7,8 +7,8 @@ __all__ = ['PAIR_COLUMNS', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel
            'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'save_pair_model',
            'load_pair_model', 'run_contrastive', 'found_figure', 'pair_curves', 'write_pair_report', 'main']
 
-# %% ../nbs/21_contrastive_pretrain.ipynb #cc05a912
-import math
+# %% ../nbs/21_contrastive_pretrain.ipynb #0387f358
+import math, textwrap
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable
@@ -283,7 +283,7 @@ def run_contrastive(
     say(f'report and pictures: {write_pair_report(run, model, tokenizer, evaluate, table, folder)}')
     return table
 
-# %% ../nbs/21_contrastive_pretrain.ipynb #0515c5c1
+# %% ../nbs/21_contrastive_pretrain.ipynb #52387f2b
 def found_figure(
     image_emb: Float[Tensor, 'n p'], # of all candidates
     text_emb: Float[Tensor, 'n p'], # of their texts
@@ -299,7 +299,7 @@ def found_figure(
     pictures, titles = [], []
     for i, found in zip(chosen.tolist(), order.tolist()):
         pictures += [images[i], *(images[j] for j in found)]
-        titles += [texts[i][:22], *(f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1))]
+        titles += [textwrap.shorten(texts[i], 20, placeholder='…'), *(f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1))]
     return image_grid(torch.stack(pictures), titles, columns=1 + order.shape[1])
 
 def pair_curves(
@@ -314,6 +314,7 @@ def pair_curves(
     for ax, title, names in zip(axs, ('contrastive loss (nats)', 'hidden words (nats)', 'recall at 10 of held-out pairs', 'logit scale'),
                                 (has('loss_clip', 'val_loss_clip'), has('loss_mlm', 'val_loss_mlm'), has('image_to_text_r10', 'text_to_image_r10'), has('logit_scale'))):
         plot_curves(table, names, ax).set(title=title, ylabel='')
+        if title == 'logit scale': ax.set_ylim(0, None)
         if 'recall' in title and n: ax.axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance'); ax.set_ylim(0, 1); ax.legend()
     return fig
 

@@ -132,7 +132,7 @@ def project(
         init = 'spectral' if len(vectors) > 50 else 'random' # spectral layout needs more rows than dimensions
         return UMAP(n_neighbors=min(neighbours, len(vectors) - 1), metric='cosine', init=init, random_state=seed).fit_transform(vectors).astype(np.float32)
 
-# %% ../nbs/22_embedding_map.ipynb #c308ec6f
+# %% ../nbs/22_embedding_map.ipynb #9945da44
 def plot_map(
     xy: Float[np.ndarray, 'n 2'], # positions
     groups: list, # one name a row, colours follow it
@@ -146,9 +146,9 @@ def plot_map(
     marks, groups = 'osD^vP', np.array(list(map(str, groups)))
     for i, (name, colour) in enumerate(zip(names, colours)):
         x, y = xy[groups == name].T
-        ax.scatter(x, y, s=min(28, max(2, 6000 / len(xy))), color=colour, marker=marks[i // 10 % 6], linewidths=0, alpha=.8, label=name or '(none)')
+        ax.scatter(x, y, s=min(28, max(2, 16000 / len(xy))), color=colour, marker=marks[i // 10 % 6], linewidths=0, alpha=.8, label=name or '(none)')
     ax.set(title=title, xlabel='UMAP 1', ylabel='UMAP 2', xticks=[], yticks=[])
-    if 1 < len(names) <= 20: ax.legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8, markerscale=max(1., 24 / max(6, 6000 / len(xy))))
+    if 1 < len(names) <= 20: ax.legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8, markerscale=max(1., 24 / max(6, 16000 / len(xy))))
     return ax
 
 def map_figure(

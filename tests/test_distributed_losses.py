@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from mmjepa.contrastive import clip_loss, siglip_loss
 from mmjepa.core import gather_rows
 from mmjepa.losses import masked_patch_loss, masked_token_loss
+from mmjepa.matryoshka import mrl_loss
 from ranks import on_ranks
 
 ROWS, TOKENS, DIM, VOCABULARY = 12, 6, 5, 7
@@ -43,11 +44,12 @@ def data(masked):
 
 def clip(chunk): return ('image', 'text', 'scale'), 0, lambda out, _: clip_loss(out['image'], out['text'], out['scale'], chunk)
 def siglip(chunk): return ('image', 'text', 'scale', 'bias'), 0, lambda out, _: siglip_loss(out['image'], out['text'], out['scale'], -out['bias'], chunk)
+def nested(chunk): return ('image', 'text', 'scale'), 0, lambda out, _: mrl_loss(out['image'], out['text'], (1, 2, 4), out['scale'], chunk)
 def patch(masked): return ('patch',), masked, lambda out, b: masked_patch_loss(out['patch'], b['pixels'], b['mask'])
 def token(masked): return ('token',), masked, lambda out, b: masked_token_loss(out['token'], b['ids'], b['mask'])
 
 
-CASES = {f'{f.__name__} {n}': f(n) for f, ns in ((clip, (None, 1, 5)), (siglip, (None, 1, 5)), (patch, (12, 4, 0)), (token, (12, 4, 0))) for n in ns}
+CASES = {f'{f.__name__} {n}': f(n) for f, ns in ((clip, (None, 1, 5)), (siglip, (None, 1, 5)), (nested, (None, 1, 5)), (patch, (12, 4, 0)), (token, (12, 4, 0))) for n in ns}
 
 
 def value_and_gradients(names, masked, loss, rank=0, world=1, share=ROWS):

@@ -1,0 +1,11 @@
+import pytest
+
+
+def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the tests that take many minutes as well')
+
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes many minutes; runs with --slow')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--slow'): return
+    for item in items:
+        if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='takes many minutes; run pytest --slow'))
