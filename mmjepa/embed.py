@@ -36,7 +36,7 @@ def embed_batch(
     if 'text' in batch: parts.append(model.encode_text(batch['text'].to(device), batch['text_mask'].to(device)))
     return normalize(sum(normalize(p.float(), dim=-1) for p in parts), dim=-1).cpu()
 
-# %% ../nbs/21a_embed.ipynb #e11f2196
+# %% ../nbs/21a_embed.ipynb #fa34a588
 def embed_rows(
     model: nn.Module, # a `ContrastiveModel`, in evaluation mode
     loader, # batches in the order of the rows, with `index`
@@ -50,20 +50,20 @@ def embed_rows(
     return lines
 
 def join_blocks(
-    parts: Path, # folder of finished blocks
+    blocks: list[Path], # files of finished blocks, in order, all in one folder
     output: Path, # where all lines go, in order
 ) -> int: # lines
     "Blocks as one file; the folder is deleted after it stands."
     n = 0
     with atomic_path(output) as temp, open(temp, 'wb') as f:
-        for part in sorted(parts.glob('*.jsonl')):
-            data = part.read_bytes()
+        for block in blocks: # named one by one: a killed process may have left a temporary file beside them
+            data = block.read_bytes()
             n += data.count(b'\n')
             f.write(data)
-    remove(parts)
+    remove(blocks[0].parent)
     return n
 
-# %% ../nbs/21a_embed.ipynb #dae3817d
+# %% ../nbs/21a_embed.ipynb #8561c88b
 def embed_file(
     model_dir: str | Path, # folder of a model of stage two, or of its run
     data: str | Path, # JSON lines
@@ -88,7 +88,7 @@ def embed_file(
         loader = get_ordered_loader(data, MODES[of], rows, batch_size=batch_size, num_workers=num_workers, tokenizer=tokenizer, image_size=cfg.image_size, context=cfg.context, on_error=on_error)
         write_text(parts/f'{i:012}.jsonl', ''.join(f'{line}\n' for line in embed_rows(model, loader, records)))
     if world_size() > 1: dist.barrier()
-    return join_blocks(parts, Path(output)) if is_main() else 0
+    return join_blocks([parts/f'{i:012}.jsonl' for i in starts], Path(output)) if is_main() else 0
 
 def _digest(model: nn.Module) -> str:
     "Of all weights."

@@ -29,42 +29,59 @@ def _tiles(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor, dims: tuple[int,
             logits.diagonal(first - start).fill_(_NEVER)
             yield m, part, logits
 
-# %% ../nbs/03b_matryoshka.ipynb #c66adc93
+# %% ../nbs/03b_matryoshka.ipynb #75cd19ce
 class _PrefixSums(torch.autograd.Function):
-    "Log-sum-exp of the logits of all that are no pairs, at each width: by row (M, b) and by column (M, n)."
+    "Log-sum-exp of the logits of all that are no pairs, at each width: by row (M, b) and by column (M, n). No logit is above `bound`."
     @staticmethod
-    def forward(ctx, a, b, rows, columns, dims, first, chunk):
-        by_row, by_column = torch.full_like(rows, _NEVER), torch.empty_like(columns)
-        for m, part, logits in _tiles(a, b, rows, columns, dims, first, chunk):
-            by_column[m, part] = logits.logsumexp(0)
-            by_row[m] = torch.logaddexp(by_row[m], logits.logsumexp(1))
-        ctx.save_for_backward(a, b, rows, columns, by_row, by_column)
-        ctx.tiling = dims, first, chunk
+    def forward(ctx, a, b, rows, columns, bound, *tiling):
+        by_row, by_column = torch.zeros_like(rows), torch.empty_like(columns)
+        for m, part, logits in _tiles(a, b, rows, columns, *tiling):
+            shifted = logits.sub_(bound).exp_()
+            by_column[m, part] = shifted.sum(0)
+            by_row[m] += shifted.sum(1)
+        ctx.shared = min(x.min().item() if x.numel() else 1. for x in (by_row, by_column)) > 1e-30
+        if ctx.shared: by_row, by_column = by_row.log_() + bound, by_column.log_() + bound
+        else:
+            by_row.fill_(_NEVER)
+            for m, part, logits in _tiles(a, b, rows, columns, *tiling):
+                by_column[m, part] = logits.logsumexp(0)
+                by_row[m] = torch.logaddexp(by_row[m], logits.logsumexp(1))
+        ctx.save_for_backward(a, b, rows, columns, bound, by_row, by_column)
+        ctx.tiling = tiling
         return by_row, by_column
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, to_by_row, to_by_column):
-        a, b, rows, columns, by_row, by_column = ctx.saved_tensors
-        to_a, to_b, to_rows, to_columns = (torch.zeros_like(x) for x in (a, b, rows, columns))
-        blocks, to_products = _blocks(ctx.tiling[0]), []
+        a, b, rows, columns, bound, by_row, by_column = ctx.saved_tensors
         with torch.autocast(a.device.type, enabled=False):
-            for m, part, logits in _tiles(a, b, rows, columns, *ctx.tiling):
+            if ctx.shared: to_by_row, to_by_column = to_by_row * (bound - by_row).exp(), to_by_column * (bound - by_column).exp()
+            def gradient(m, part, logits):
+                if ctx.shared: return (logits - bound).exp_().mul_(to_by_row[m, :, None] + to_by_column[m, part])
                 grad = (logits - by_row[m, :, None]).exp_().mul_(to_by_row[m, :, None])
-                grad += (logits - by_column[m, part]).exp_().mul_(to_by_column[m, part])
-                logits.mul_(grad)
-                to_rows[m] += logits.sum(1)
-                to_columns[m, part] = logits.sum(0)
-                to_products.append(grad.mul_(columns[m, part]).mul_(rows[m, :, None]))
-                if m + 1 < len(blocks): continue
-                for k in range(m, -1, -1): # the largest width first: its products hold all blocks
-                    to_a[:, blocks[k]].addmm_(to_products[k], b[part, blocks[k]])
-                    to_b[part, blocks[k]] = to_products[k].T @ a[:, blocks[k]]
-                    if k: to_products[k - 1] += to_products[k]
-                to_products = []
-        return to_a, to_b, to_rows / rows, to_columns / columns, None, None, None
+                return grad.add_((logits - by_column[m, part]).exp_().mul_(to_by_column[m, part]))
+            return *_input_gradients(a, b, rows, columns, ctx.tiling, gradient), None, None, None, None
 
-# %% ../nbs/03b_matryoshka.ipynb #88e77f5e
+# %% ../nbs/03b_matryoshka.ipynb #83b7b35e
+def _input_gradients(a, b, rows, columns, tiling, gradient):
+    "Gradients of `a`, `b`, `rows` and `columns`, where `gradient(m, part, logits)` is that of a tile of logits."
+    to_a, to_b, to_rows, to_columns = (torch.zeros_like(x) for x in (a, b, rows, columns))
+    blocks, to_products = _blocks(tiling[0]), []
+    for m, part, logits in _tiles(a, b, rows, columns, *tiling):
+        grad = gradient(m, part, logits)
+        logits.mul_(grad)
+        to_rows[m] += logits.sum(1)
+        to_columns[m, part] = logits.sum(0)
+        to_products.append(grad.mul_(columns[m, part]).mul_(rows[m, :, None]))
+        if m + 1 < len(blocks): continue
+        for k in range(m, -1, -1): # the largest width first: its products hold all blocks
+            to_a[:, blocks[k]].addmm_(to_products[k], b[part, blocks[k]])
+            to_b[part, blocks[k]] = to_products[k].T @ a[:, blocks[k]]
+            if k: to_products[k - 1] += to_products[k]
+        to_products = []
+    return to_a, to_b, to_rows / rows, to_columns / columns
+
+# %% ../nbs/03b_matryoshka.ipynb #d60e3a02
 def mrl_loss(
     a: Float[Tensor, 'b d'], # embeddings of this rank, such as of images; each prefix is normalized here
     b: Float[Tensor, 'b d'], # those of their partners, in the same order
@@ -82,9 +99,10 @@ def mrl_loss(
         a, b = (normalize(x[:, :dims[-1]].to(dtype), dim=-1) for x in (a, b))
         others, first = gather_rows(b)
         if not len(others): raise UserError('there is no pair; expected 1 or more over all processes')
-        rows, columns = _scalar(logit_scale, 'logit_scale', a) * _inverse_norms(a, dims), _inverse_norms(others, dims)
-        numbers = 2**20 if a.device.type == 'cpu' else 2**25 # of a tile; one for each width stays in the cache of a CPU
-        by_row, by_column = _PrefixSums.apply(a, others, rows, columns, dims, first, chunk or max(64, numbers // max(1, len(a))))
+        scale = _scalar(logit_scale, 'logit_scale', a)
+        rows, columns = scale * _inverse_norms(a, dims), _inverse_norms(others, dims)
+        numbers = 2**19 if a.device.type == 'cpu' else 2**25 # of a tile; one for each width stays in the cache of a CPU
+        by_row, by_column = _PrefixSums.apply(a, others, rows, columns, scale.detach(), dims, first, chunk or max(64, numbers // max(1, len(a))))
         by_column = gather_rows(by_column[None])[0].logsumexp(0)[:, first:first + len(a)]
         pairs = torch.stack([p.sum(-1) for p in _prefixes(a * b, dims)]).cumsum(0) * rows * columns[:, first:first + len(a)]
         return global_mean(-logsigmoid(torch.stack([pairs - by_row, pairs - by_column])))
