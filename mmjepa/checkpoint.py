@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'DamagedCheckpoint', 'load_checkpoint', 'list_checkpoints',
-           'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints', 'load_weights']
+           'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints', 'load_weights',
+           'keep_trained']
 
 # %% ../nbs/07_checkpoint.ipynb #aac43760
 import hashlib, json
@@ -161,3 +162,24 @@ def load_weights(
         if v.shape != weights[k].shape:
             raise UserError(f'{where}: {k} has shape {tuple(weights[k].shape)}, but the model has {tuple(v.shape)}; use the settings it was trained with')
     module.load_state_dict(weights)
+
+# %% ../nbs/07_checkpoint.ipynb #1db056ac
+def _changing(module: nn.Module) -> set[str]:
+    "Names of parameters that train, and of buffers beside them."
+    names = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    for prefix, m in module.named_modules():
+        if any(p.requires_grad for p in m.parameters()): names |= {f'{prefix}.{n}'.lstrip('.') for n, _ in m.named_buffers(recurse=False)}
+    return names
+
+def keep_trained(
+    module: nn.Module, # whose frozen parameters are frozen by now
+) -> nn.Module: # the same
+    "Leave what is frozen out of the module's `state_dict`."
+    kept = _changing(module)
+    def drop(m, state, prefix, _):
+        for k in [*state]:
+            if k.startswith(prefix) and k[len(prefix):] not in kept: del state[k]
+    def forgive(m, found): found.missing_keys[:] = [k for k in found.missing_keys if k in kept]
+    module.register_state_dict_post_hook(drop)
+    module.register_load_state_dict_post_hook(forgive)
+    return module

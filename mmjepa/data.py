@@ -128,7 +128,7 @@ def each(
             continue
         yield result
 
-# %% ../nbs/06_data.ipynb #5ded5324
+# %% ../nbs/06_data.ipynb #b89efcba
 @lru_cache(1 << 16)
 def _real(folder: str) -> str: return os.path.realpath(folder)
 
@@ -142,39 +142,41 @@ def _field(record: dict, name: str, kinds: tuple, what: str):
 def record_file(
     record: dict, # with the path `image`, and `place` for errors
     root: str | Path, # folder to which the path is relative and which it must not leave
+    field: str = 'image', # which field holds the path
 ) -> Path: # absolute, without links
-    "The file of a record's image."
-    value, root = _field(record, 'image', (str,), 'the path of an image'), _real(str(root))
-    name = f"{record.get('place', 'record')}: image {value!r:.80}"
+    "The file of a record's image, or of another field."
+    value, root = _field(record, field, (str,), f'the path of {"an image" if field == "image" else f"its {field}"}'), _real(str(root))
+    name = f"{record.get('place', 'record')}: {field} {value!r:.80}"
     try: path = Path(os.path.realpath(os.path.join(root, value)))
     except ValueError as e: raise UserError(f'{name} is not a path ({e}); expected one in {root}') from e
     if not path.is_relative_to(root): raise UserError(f'{name} leads out of {root}; expected a path inside it')
     if not os.path.isfile(path): raise UserError(f'{name} is no file; expected one in {root}')
     return path
 
-# %% ../nbs/06_data.ipynb #270806f6
-def _open_inside(record: dict, root: str) -> int:
-    "Descriptor of a record's image; a file that is no link, in a folder resolved before, costs one system call."
+# %% ../nbs/06_data.ipynb #79e09c40
+def _open_inside(record: dict, root: str, field: str) -> int:
+    "Descriptor of a record's file; a file that is no link, in a folder resolved before, costs one system call."
     try:
-        head, tail = os.path.split(os.path.join(root, record['image']))
+        head, tail = os.path.split(os.path.join(root, record[field]))
         head = _real(head)
         if tail != '..' and f'{head}{os.sep}'.startswith(root.rstrip(os.sep) + os.sep):
             return os.open(os.path.join(head, tail), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) # a pipe must not block
     except (OSError, ValueError, TypeError, KeyError): pass # a link, or something that is wrong: the slow way finds out
-    return os.open(record_file(record, root), os.O_RDONLY)
+    return os.open(record_file(record, root, field), os.O_RDONLY)
 
 def record_bytes(
     record: dict, # with `image`: a path, or the bytes of a file as in a shard; and `place` for errors
     root: str | Path | None = None, # folder of paths, which they must not leave; None if images are bytes
+    field: str = 'image', # which field it is
 ) -> bytes: # of the file, not decoded
-    "The content of a record's image file."
-    value, place = record.get('image'), record.get('place', 'record')
+    "The content of a record's image file, or of the file of another field."
+    value, place = record.get(field), record.get('place', 'record')
     if isinstance(value, bytes): return value
-    if root is None: raise UserError(f'{place}: image is {value!r:.60}; expected the bytes of a file, for there is no folder of paths')
-    fd = _open_inside(record, _real(str(root)))
+    if root is None: raise UserError(f'{place}: {field} is {value!r:.60}; expected the bytes of a file, for there is no folder of paths')
+    fd = _open_inside(record, _real(str(root)), field)
     try:
         about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode): raise UserError(f'{place}: image {value!r:.80} is no file; expected one in {root}')
+        if not stat.S_ISREG(about.st_mode): raise UserError(f'{place}: {field} {value!r:.80} is no file; expected one in {root}')
         return os.read(fd, about.st_size)
     finally: os.close(fd)
 

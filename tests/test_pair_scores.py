@@ -1,0 +1,68 @@
+"""Ranks in a large gallery, in a process of its own so that its memory can be read."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmjepa.pair_scores import partner_ranks, rank_table
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '2', 'CUDA_VISIBLE_DEVICES': ''}
+MEMORY = '''
+import re, torch
+from pathlib import Path
+from mmjepa.pair_scores import partner_ranks
+
+def megabytes(name): return int(re.search(name + r':\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) / 1024
+
+def measure(a, b):
+    "Peak of memory beyond the inputs in MB, the largest error of some ranks, and the mean of all."
+    partner_ranks(a[:9], b[:9])                                          # what is loaded once
+    Path('/proc/self/clear_refs').write_text('5')                        # the peak starts here
+    before = megabytes('VmRSS')
+    ranks = partner_ranks(a, b)
+    peak = megabytes('VmHWM') - before
+    some = torch.arange(0, len(a), len(a) // 10)
+    unit = lambda x: torch.nn.functional.normalize(x.double(), dim=1)
+    own, nearer = (unit(a[some]) * unit(b[some])).sum(1), torch.ones(len(some))
+    for part in b.split(10_000): nearer += (unit(a[some]) @ unit(part).T > own[:, None] + 1e-12).sum(1)
+    print(peak, (nearer - ranks[some]).abs().max().item(), ranks.mean().item())
+
+g = torch.Generator().manual_seed(0)
+b = torch.cat([torch.randn(10_000, 512, generator=g) for _ in range(10)])
+a = b[:2000] + 8 * torch.randn(2000, 512, generator=g)
+measure(a, b)
+measure(a[:200].half(), b.half())
+'''
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak of memory is read from /proc, which is of Linux')
+def test_a_gallery_of_100_000_needs_little_memory():
+    done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    for line in done.stdout.splitlines():                                # float32, float16
+        peak, wrong, mean = map(float, line.split())
+        assert peak < 200, done.stdout                                   # MB; a row of similarities of all queries alone would be 800
+        assert wrong <= 1 and 100 < mean < 10_000, done.stdout           # by rounding of two cosines
+
+
+def test_ties_are_ties_at_any_size():
+    "The same text many times over, in tiles of the same shape: no copy is nearer than another."
+    torch.manual_seed(0)
+    for n, copies, d in ((700, 2, 384), (213, 6, 77), (13, 100, 512)):
+        texts = torch.randn(n, d)[torch.arange(n * copies) % n]
+        for chunk in (1024, 300, 64):
+            assert torch.equal(partner_ranks(texts, texts, chunk), torch.full((n * copies,), (copies + 1) / 2)), (n, chunk)
+            table = rank_table(texts, texts, chunk=chunk, ks=(1,))
+            assert table['image_to_text_r1'] == pytest.approx(1 / copies, abs=1e-12) == table['text_to_image_r1']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_on_a_gpu_as_on_the_cpu():
+    torch.manual_seed(0)
+    a = torch.randn(3000, 64); b = a + torch.randn(3000, 64)
+    close = (partner_ranks(a.cuda(), b.cuda()).cpu() - partner_ranks(a, b)).abs()
+    assert close.max() <= 2 and (close > 0).float().mean() < .02
