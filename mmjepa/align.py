@@ -156,7 +156,7 @@ def run_alignment(
     say(f'report and pictures: {write_alignment_report(model, dataset, parts, table, folder)}')
     return table
 
-# %% ../nbs/30a_align.ipynb #4f9d2852
+# %% ../nbs/30a_align.ipynb #4426bc9c
 @command
 def main(
     json_data:str='', # JSON lines with two or more of image (a path), text, audio (a path); a tenth is held out
@@ -173,6 +173,7 @@ def main(
     clip_weight:float=1., # of the contrastive loss at the full width
     hidden_factor:float=2., # width of an adapter's hidden layer over d_align
     dropout:float=.1, # in the adapters
+    standardize:bool=False, # centre and scale the towers' vectors by the training set
     temperature:float=.07, # cosines are divided by it
     learn_temperature:bool=False, # let training change it
     num_epochs:int=3, # passes over the pairs

@@ -163,12 +163,15 @@ def load_weights(
             raise UserError(f'{where}: {k} has shape {tuple(weights[k].shape)}, but the model has {tuple(v.shape)}; use the settings it was trained with')
     module.load_state_dict(weights)
 
-# %% ../nbs/07_checkpoint.ipynb #1db056ac
+# %% ../nbs/07_checkpoint.ipynb #cc2daca8
 def _changing(module: nn.Module) -> set[str]:
-    "Names of parameters that train, and of buffers beside them."
+    "Names of parameters that train, and of buffers beside them: in a module that has some, or in a part of it without any of its own."
     names = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    for prefix, m in module.named_modules():
-        if any(p.requires_grad for p in m.parameters()): names |= {f'{prefix}.{n}'.lstrip('.') for n, _ in m.named_buffers(recurse=False)}
+    modules = dict(module.named_modules())
+    for prefix, m in modules.items():
+        home = prefix
+        while home and not any(True for _ in modules[home].parameters()): home = home.rpartition('.')[0]
+        if any(p.requires_grad for p in modules[home].parameters()): names |= {f'{prefix}.{n}'.lstrip('.') for n, _ in m.named_buffers(recurse=False)}
     return names
 
 def keep_trained(

@@ -56,7 +56,7 @@ class ImageTextDataset(Dataset):
         fields = self.fields(i)
         return {'index': i, **{m: self.item(fields, m) for m in MODALITIES if fields.get(m) is not None}}
 
-# %% ../nbs/06g_image_text.ipynb #2e2217af
+# %% ../nbs/06g_image_text.ipynb #dcca285d
 @patch
 def _file(self: ImageTextDataset, fields: dict, modality: str) -> dict:
     "`fields` with a path that `record_file` can follow: in a list, one relative to the working folder."
@@ -92,7 +92,8 @@ def key(
     elif isinstance(value, bytes): parts = (value,)
     else:
         x = np.asarray(value['array'] if isinstance(value, dict) else value)
-        parts = (x.dtype.str, x.shape, getattr(value, 'mode', ''), value.get('sampling_rate') if isinstance(value, dict) else 0, x.tobytes())
+        mode = getattr(value, 'mode', '') # of a Pillow image; a tensor has a method of that name
+        parts = (x.dtype.str, x.shape, mode if isinstance(mode, str) else '', value.get('sampling_rate') if isinstance(value, dict) else 0, x.tobytes())
     h = hashlib.blake2b(digest_size=16)
     for part in parts: h.update(part if isinstance(part, bytes) else f'{part!r};'.encode())
     return h.digest()
