@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'VisionTextAligner', 'AlignmentObjective',
-           'AlignmentEvaluation', 'LiveSet', 'LiveTransform', 'open_pairs', 'standardize', 'new_folder',
-           'train_alignment', 'save_aligner', 'load_aligner', 'zero_shot', 'modality_of', 'embed_items', 'retrieve']
+           'AlignmentEvaluation', 'open_pairs', 'standardize', 'new_folder', 'train_alignment', 'save_aligner',
+           'load_aligner', 'zero_shot', 'modality_of', 'embed_items', 'retrieve']
 
-# %% ../nbs/30_alignment.ipynb #d55f419f
+# %% ../nbs/30_alignment.ipynb #05795bfd
 import json, math
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -27,9 +27,9 @@ from .checkpoint import keep_trained, load_weights
 from .contrastive import clip_loss
 from .core import UserError, all_reduce_sum, atomic_path, is_main, make_generator, world_size
 from .data import split_rows
-from .features import FeatureSet, _prepared, cached_features
+from .features import FeatureSet, LiveSet, LiveTransform, _prepared, cached_features
 from .image_text import MODALITIES, ImageTextDataset, create_dataloader
-from .images import AugmentConfig, augment, image_loader
+from .images import AugmentConfig, image_loader
 from .matryoshka import mrl_loss
 from .pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower
@@ -73,12 +73,14 @@ class AlignmentConfig:
     @property
     def names(self) -> dict[str, str]: return {'image': self.vision_model_name, 'text': self.text_model_name, 'audio': self.audio_model_name}
 
-# %% ../nbs/30_alignment.ipynb #09d6dc76
+# %% ../nbs/30_alignment.ipynb #78905b7a
 _LOADERS = {'image': load_vision_tower, 'text': load_text_tower, 'audio': load_audio_tower}
 
 class Standardize(nn.Module):
     "Vectors minus a mean, over a standard deviation, that `fit` takes from a set: `(b, d)` to `(b, d)`."
-    def __init__(self, width: int):
+    def __init__(self,
+        width: int, # of the vectors
+    ):
         super().__init__()
         self.register_buffer('mean', torch.zeros(width)); self.register_buffer('std', torch.ones(width))
 
@@ -220,45 +222,6 @@ class AlignmentEvaluation:
             more = modality_gap(x, y) | alignment_uniformity(x, y, names=(a, b))
             scores |= rank_table(x, y, (a, b)) | matryoshka_table(x, y, self.dims, (a, b)) | {k if k.endswith('uniformity') or (a, b) == ('image', 'text') else f'{a}_{b}_{k}': v for k, v in more.items()}
         return scores
-
-# %% ../nbs/30_alignment.ipynb #f9efa7e4
-class LiveSet(Dataset):
-    "Rows whose images go through the tower in every epoch; other modalities come from features."
-    def __init__(self,
-        dataset: ImageTextDataset, # raw records
-        prepare: Callable[[list], dict], # of the vision tower
-        others: FeatureSet, # features of the other modalities
-        rows: Int[Tensor, 'n'], # of the dataset
-        name: str = 'records', # what errors call it
-    ):
-        self.dataset, self.tower, self.others, self.rows, self.name = dataset, _Preparing(prepare), others, rows, name
-
-    def __len__(self): return len(self.rows)
-    def __getitems__(self, positions):
-        rows = self.rows[torch.as_tensor(positions)]
-        inputs, there, _, _ = _prepared(self.dataset, self.tower, rows.tolist())
-        return {**self.others.batch(rows), **{f'image.{k}': v for k, v in inputs.items()}, 'image_there': there}
-    collate = staticmethod(FeatureSet.collate)
-
-@dataclass(frozen=True)
-class _Preparing:
-    "What `_prepared` needs of a tower, without its weights: workers get a copy."
-    prepare: Callable
-    modality: str = 'image'
-
-@dataclass(frozen=True)
-class LiveTransform:
-    "Images of a live batch, varied on the device."
-    augmentation: AugmentConfig
-    normalization: tuple # mean and standard deviation of the tower's pixels
-
-    def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        key = next((k for k, v in batch.items() if k.startswith('image.') and v.ndim == 4), None)
-        if key is None: return batch
-        x = batch[key]
-        mean, std = (torch.as_tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in self.normalization)
-        seen = augment((x * std + mean) * 2 - 1, self.augmentation, generator)
-        return {**batch, key: ((seen + 1) / 2 - mean) / std}
 
 # %% ../nbs/30_alignment.ipynb #d41a138e
 def open_pairs(

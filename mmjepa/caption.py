@@ -44,7 +44,7 @@ def caption_scores(
     cider = Cider().compute_score({i: [words(r) for r in rs] for i, rs in enumerate(references)}, {i: [words(t)] for i, t in enumerate(written)})[0]
     return {'exact_match': sum(t.strip() in map(str.strip, rs) for t, rs in zip(written, references)) / len(written), 'bleu': BLEU(effective_order=True).corpus_score(written, streams).score, 'cider': float(cider)}
 
-# %% ../nbs/31a_caption.ipynb #f374ffcd
+# %% ../nbs/31a_caption.ipynb #b63557b0
 class _CaptionModel(nn.Module):
     "A language model that finds a caption where an image will stand, and says it after the prompt."
     def __init__(self, llm, prompt: tuple[list[int], list[int]]):
@@ -68,6 +68,7 @@ class _Captions(Dataset):
     @staticmethod
     def collate(batch): return batch
 
+# %% ../nbs/31a_caption.ipynb #2fce490e
 def small_language_model(
     texts: list[str], # captions to learn from
     folder: str | Path, # of the run; the model goes to `model` in it
@@ -95,7 +96,7 @@ def small_language_model(
             for part in (llm, tokenizer): part.save_pretrained(temp)
     return folder/'model'
 
-# %% ../nbs/31a_caption.ipynb #df79a948
+# %% ../nbs/31a_caption.ipynb #92938f80
 def caption_figure(
     images: list, # raw images
     written: list[str], # what was said of them
@@ -126,6 +127,7 @@ def examples(
     spread = lambda rows: rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).long()].tolist() if len(rows) else []
     return spread(right.nonzero()[:, 0]) + spread((~right).nonzero()[:, 0])
 
+# %% ../nbs/31a_caption.ipynb #59db906d
 def write_caption_report(
     model: MultimodalLLM, # trained
     dataset: ImageTextDataset,
