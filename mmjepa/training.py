@@ -151,7 +151,7 @@ def check_finite(
     if bad: raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, has the weights before it: '
                             'try a smaller --lr, or --precision fp32')
 
-# %% ../nbs/08_training.ipynb #8a1db15d
+# %% ../nbs/08_training.ipynb #e8fe4526
 class Progress:
     "Counters, running means of the current epoch, and the rows of finished ones."
     def __init__(self):
@@ -164,13 +164,13 @@ class Progress:
 
     def add(self, logs: dict[str, Tensor], samples: int, seconds: float):
         "Count one step of this rank."
-        for k, v in logs.items(): self.sums[k] = self.sums.get(k, 0.) + v.item()
+        for k, v in logs.items(): self.sums[k] = [x + y for x, y in zip(self.sums.get(k, (0., 0)), (v.item(), 1))] # a log may be missing in some steps
         self.batch += 1; self.samples += samples; self.seconds += seconds
 
     def row(self) -> dict:
         "The epoch so far: means of the logs, speed of all ranks, seconds of training."
         speed = self.samples * world_size() / max(self.seconds, 1e-9)
-        return {'epoch': self.epoch, **{k: v / self.batch for k, v in self.sums.items()}, 'images_per_s': round(speed, 1), 'seconds': round(self.seconds, 2)}
+        return {'epoch': self.epoch, **{k: v / n for k, (v, n) in self.sums.items()}, 'images_per_s': round(speed, 1), 'seconds': round(self.seconds, 2)}
 
     def state_dict(self) -> dict:
         "All of it."
@@ -215,14 +215,15 @@ def open_run(
     if is_main(): write_text(config, json.dumps(settings, indent=1))
     return newest_checkpoint(folder/'checkpoints', say) if resume else None
 
-# %% ../nbs/08_training.ipynb #2684093f
-def _accelerator(cfg: TrainConfig, folder: Path):
-    from accelerate import Accelerator
+# %% ../nbs/08_training.ipynb #04925bae
+def _accelerator(cfg: TrainConfig, folder: Path, idle: bool):
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state() # a second run in one process may use another precision
     cpu = get_device().type == 'cpu'
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=idle)
     return Accelerator(mixed_precision=choose_precision(cfg.precision, get_device()), cpu=cpu, log_with=cfg.tracker or None,
-                       project_dir=str(folder), gradient_accumulation_steps=cfg.accumulate)
+                       project_dir=str(folder), gradient_accumulation_steps=cfg.accumulate, kwargs_handlers=[ddp])
 
 class Trainer:
     "Model, objective, optimizer and position of one run."
@@ -233,9 +234,10 @@ class Trainer:
         cfg: TrainConfig,
         folder: Path, # output folder
         transform: Callable | None = None, # see `fit`
+        rate: Callable[[int], float] | None = None, # see `fit`
     ):
         self.cfg, self.folder, self.loader, self.transform = cfg, folder, loader, transform
-        self.acc = _accelerator(cfg, folder)
+        self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
         device = self.acc.device
         self.objective = objective.to(device) if isinstance(objective, nn.Module) else objective
         opt = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(.9, cfg.beta2), fused=device.type in ('cpu', 'cuda'))
@@ -244,11 +246,12 @@ class Trainer:
         self.per_epoch = len(loader) // cfg.accumulate
         if not self.per_epoch: raise UserError(f'an epoch has {len(loader)} batches, fewer than one step of {cfg.accumulate}; use a smaller batch_size')
         self.total = min(cfg.epochs * self.per_epoch, cfg.max_steps or sys.maxsize)
+        self.rate = rate or (lambda step: learning_rate(cfg, step, self.total))
 
     @property
     def ended(self) -> bool: return self.at.step >= self.total or self.at.batch >= self.per_epoch
 
-# %% ../nbs/08_training.ipynb #742f1835
+# %% ../nbs/08_training.ipynb #3ca5e633
 @patch
 def backward(self: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     "Gradients of one batch, and a step of the optimizer after the last batch of a group; returns the logs."
@@ -267,7 +270,7 @@ def backward(self: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def step(self: Trainer, batches: list[dict]) -> dict[str, Tensor]:
     "One optimizer step over a group of batches; means of the logs."
     at, seed, sums = self.at, self.cfg.seed, defaultdict(float)
-    for g in self.opt.param_groups: g['lr'] = learning_rate(self.cfg, at.step, self.total)
+    for g in self.opt.param_groups: g['lr'] = self.rate(at.step)
     torch.manual_seed(make_generator('step', seed, at.step, rank()).initial_seed())
     for i, batch in enumerate(batches):
         batch = {k: v.to(self.acc.device, non_blocking=True) for k, v in batch.items()}
@@ -276,12 +279,12 @@ def step(self: Trainer, batches: list[dict]) -> dict[str, Tensor]:
     at.step += 1
     return sums
 
-# %% ../nbs/08_training.ipynb #39e0b676
+# %% ../nbs/08_training.ipynb #992f8971
 @patch
 def checkpoint(self: Trainer, settings: dict, score: float | None = None):
     "Write everything that `restore` reads."
     weights = self.acc.get_state_dict(self.model) # a collective call where weights are sharded
-    state = {'scaler': self.acc.scaler.state_dict() if self.acc.scaler else None, 'optimizer': self.opt.state_dict(), 'progress': self.at.state_dict(), 'loader': self.loader.state_dict() if self.at.batch else None,
+    state = {'scaler': self.acc.scaler.state_dict() if self.acc.scaler else None, 'optimizer': self.opt.state_dict(), 'progress': self.at.state_dict(), 'loader': self.loader.state_dict() if self.at.batch or getattr(self.loader, 'endless', False) else None,
              'objective': self.objective.state_dict() if isinstance(self.objective, nn.Module) else None}
     if is_main():
         save_checkpoint(self.folder/'checkpoints', Checkpoint(self.at.step, weights, state, settings, score))
@@ -369,7 +372,7 @@ def _leave(t: Trainer, flag: StopFlag, settings: dict, log: RunLog):
     if number == signal.SIGINT: raise KeyboardInterrupt
     sys.exit(128 + number)
 
-# %% ../nbs/08_training.ipynb #b956288b
+# %% ../nbs/08_training.ipynb #f74eff6c
 def fit(
     model: nn.Module, # `model(batch)` returns a dict of tensors
     objective: Callable, # `objective(outputs, batch)` returns (loss, dict of detached scalars); a module if it has state
@@ -382,6 +385,7 @@ def fit(
     resume: bool = False, # continue the run in `output_dir`
     settings: dict | None = None, # what decides the result, for `config.json`; None for `config` alone
     columns: list[str] = (), # first columns of `metrics.csv`
+    rate: Callable[[int], float] | None = None, # learning rate of each step, counted from 0; None for warm-up and cosine of `config`
 ): # pandas DataFrame, one row an epoch
     "Train to the end, or to a signal; everything is in `output_dir`. Returns the table of epochs."
     folder, settings = Path(output_dir), settings or {'train': vars(config)}
@@ -391,7 +395,7 @@ def fit(
     ckpt = open_run(folder, settings, resume, log)
     seed_everything(config.seed)
     if config.precision == 'auto' and os.environ.get('ACCELERATE_MIXED_PRECISION') == 'fp16' != chosen: log(f'float16 needs a GPU; the precision is {"fp32" if chosen == "no" else chosen}')
-    t = Trainer(model, objective, loader, config, folder, transform)
+    t = Trainer(model, objective, loader, config, folder, transform, rate)
     if ckpt: t.restore(ckpt); log(f'resumed at step {t.at.step} of {t.total}')
     if config.tracker: t.acc.init_trackers(config.project, config={k: v for k, v in vars(config).items()})
     quiet = dict(disable=not is_main(), mininterval=.5 if sys.stderr.isatty() else 10)
