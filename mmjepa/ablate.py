@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'MEASURES', 'run_folder', 'run_all', 'summary', 'plot_variants', 'write_ablation', 'main']
 
-# %% ../nbs/14_ablate.ipynb #812b2f07
+# %% ../nbs/14_ablate.ipynb #f7136d34
 import json, re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
-from .checkpoint import list_checkpoints
+from .checkpoint import differences, list_checkpoints
 from .core import UserError, atomic_path, command, is_main, main_first, start_ranks, write_text
 from .images import load_images
 from .mnist import PRESETS, Experiment, complete, run_experiment
-from .training import differences
 
 # %% ../nbs/14_ablate.ipynb #3548dd70
 VARIANTS = {'baseline': {'no_multimodal': True}, 'shuffled': {'shuffle_labels': True}, 'labels': {},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'DamagedCheckpoint', 'load_checkpoint', 'list_checkpoints',
            'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints', 'load_weights',
-           'keep_trained']
+           'differences', 'keep_trained']
 
 # %% ../nbs/07_checkpoint.ipynb #aac43760
 import hashlib, json
@@ -162,6 +162,20 @@ def load_weights(
         if v.shape != weights[k].shape:
             raise UserError(f'{where}: {k} has shape {tuple(weights[k].shape)}, but the model has {tuple(v.shape)}; use the settings it was trained with')
     module.load_state_dict(weights)
+
+# %% ../nbs/07_checkpoint.ipynb #76e04e07
+def differences(
+    old: dict, # nested settings
+    new: dict, # likewise
+    prefix: str = '', # name of this part
+) -> list[str]: # empty if they are equal
+    "Settings that differ, as `name old -> new`."
+    out = []
+    for k in sorted(old.keys() | new.keys()):
+        a, b = old.get(k), new.get(k)
+        if isinstance(a, dict) and isinstance(b, dict): out += differences(a, b, f'{prefix}{k}.')
+        elif a != b: out.append(f'{prefix}{k} {a} -> {b}')
+    return out
 
 # %% ../nbs/07_checkpoint.ipynb #cc2daca8
 def _changing(module: nn.Module) -> set[str]:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FREE_SETTINGS', 'TrainConfig', 'learning_rate', 'has_fast_bf16', 'choose_precision', 'parameter_groups', 'RunLog',
-           'write_table', 'StopFlag', 'check_finite', 'Progress', 'differences', 'open_run', 'Trainer', 'fit']
+           'write_table', 'StopFlag', 'check_finite', 'Progress', 'open_run', 'Trainer', 'fit']
 
-# %% ../nbs/08_training.ipynb #8fa715be
+# %% ../nbs/08_training.ipynb #a93f3721
 import json, math, os, re, signal, sys, time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoint import Checkpoint, list_checkpoints, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_after
+from .checkpoint import Checkpoint, differences, list_checkpoints, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_after
 from .core import LostRank, UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, rank, seed_everything, world_size, write_text
 
 # %% ../nbs/08_training.ipynb #9dc94839
@@ -180,20 +180,7 @@ class Progress:
         "Put all of it back."
         vars(self).update(state)
 
-# %% ../nbs/08_training.ipynb #e54eb9b5
-def differences(
-    old: dict, # nested settings
-    new: dict, # likewise
-    prefix: str = '', # name of this part
-) -> list[str]: # empty if they are equal
-    "Settings that differ, as `name old -> new`."
-    out = []
-    for k in sorted(old.keys() | new.keys()):
-        a, b = old.get(k), new.get(k)
-        if isinstance(a, dict) and isinstance(b, dict): out += differences(a, b, f'{prefix}{k}.')
-        elif a != b: out.append(f'{prefix}{k} {a} -> {b}')
-    return out
-
+# %% ../nbs/08_training.ipynb #b9ff9b4f
 FREE_SETTINGS = ('keep', 'save_every', 'tracker', 'project') # may change between a run and its continuation
 
 def open_run(
