@@ -59,7 +59,7 @@ def same(a, b):
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     ours = {n for n in wheel if '.dist-info/' not in n}
-    assert ours == {f'mmjepa/{p.name}' for p in (ROOT/'mmjepa').glob('*.py')}
+    assert ours == {p.relative_to(ROOT).as_posix() for p in [*(ROOT/'mmjepa').glob('*.py'), *(ROOT/'mmjepa/cpp').iterdir()]}
     assert {f'mmjepa/{m}.py' for m in MODULES} <= ours
 
 
