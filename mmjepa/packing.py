@@ -85,7 +85,7 @@ class StreamSource(JsonSource):
             for record in self.start(): found += 1; yield record
             if not found: raise EmptySource(f'{self.name}: yields no record; expected one or more')
 
-# %% ../nbs/41b_packing.ipynb #7b03663e
+# %% ../nbs/41b_packing.ipynb #98f23d64
 class TokenMixture:
     "An endless stream of rows, restartable; shares are met by tokens."
     def __init__(self,
@@ -94,16 +94,24 @@ class TokenMixture:
         length: int, # tokens of a row
         pad_id: int, # what stands behind the last document of a row that is not full
         image_size: int = 0, # side of images, pixels; 0: rows have none
+        answers_only: bool = False, # labels on answers alone, not on prompts
     ):
-        if unknown := weights.keys() - sources.keys(): raise UserError(f'{sorted(unknown)} have a weight but no source; expected one of {", ".join(sources)}')
+        for name, s in sources.items():
+            if s.has_images and not 0 < s.longest <= length: raise UserError(f'{name}: longest is {s.longest}; expected 1 to {length}: the text of an image has to fit a row')
+        self.sources, self.length, self.pad_id, self.image_size, self.number = sources, length, pad_id, image_size, {name: i for i, name in enumerate(sources)}
+        self.at, self.rest = dict.fromkeys(sources, 0), {}
+        self.turn(weights, answers_only)
+
+    def turn(self,
+        weights: dict[str, float], # from now on
+        answers_only: bool = False, # from now on
+    ):
+        "Other shares, counted anew; documents go on where they were."
+        if unknown := weights.keys() - self.sources.keys(): raise UserError(f'{sorted(unknown)} have a weight but no source; expected one of {", ".join(self.sources)}')
         if not any(weights.values()) or min(weights.values()) < 0: raise UserError(f'weights are {weights}; expected 0 or more, and one above 0')
-        self.names = [name for name, w in weights.items() if w]
-        self.sources, self.length, self.pad_id, self.image_size = {name: sources[name] for name in self.names}, length, pad_id, image_size
-        for name in self.names:
-            if sources[name].has_images and not 0 < sources[name].longest <= length: raise UserError(f'{name}: longest is {sources[name].longest}; expected 1 to {length}: the text of an image has to fit a row')
-        total = sum(weights.values())
-        self.weights = {name: weights[name] / total for name in self.names}
-        self.drawn, self.at, self.rest = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0), {}
+        self.names, self.answers_only = [name for name, w in weights.items() if w], answers_only
+        self.weights = {name: weights[name] / sum(weights.values()) for name in self.names}
+        self.drawn = dict.fromkeys(self.names, 0)
 
     def _next(self, room: int) -> str | None:
         "The source that is most behind; in the midst of a row one without a new image."
@@ -116,11 +124,11 @@ class TokenMixture:
         doc = self.rest.pop(name, None)
         if doc is None: doc = self.sources[name].document(self.at[name]); self.at[name] += 1
         if len(doc.ids) > room: self.rest[name] = Document(doc.ids[room:], doc.learn[room:])
-        follows = int(doc.ids[room]) if len(doc.ids) > room and doc.learn[room] else -100
+        follows = int(doc.ids[room]) if len(doc.ids) > room and (doc.learn[room] or not self.answers_only) else -100
         self.drawn[name] += min(room, len(doc.ids))
         return Document(doc.ids[:room], doc.learn[:room], doc.image), follows
 
-# %% ../nbs/41b_packing.ipynb #b1f60c7d
+# %% ../nbs/41b_packing.ipynb #13caf755
 @patch
 def row(
     self: TokenMixture,
@@ -133,8 +141,8 @@ def row(
     while at < most and (name := self._next(t - at)):
         doc, follows = self._take(name, most - at)
         here = slice(at, at + len(doc.ids))
-        out['text'][here], out['text_mask'][here], out['document'][here], out['source'][here] = doc.ids, True, number, self.names.index(name)
-        out['labels'][here] = np.append(np.where(doc.learn[1:], doc.ids[1:], -100), follows)
+        out['text'][here], out['text_mask'][here], out['document'][here], out['source'][here] = doc.ids, True, number, self.number[name]
+        out['labels'][here] = np.append(np.where(doc.learn[1:] | (not self.answers_only), doc.ids[1:], -100), follows)
         if number == 0: image = doc.image
         at, number = here.stop, number + 1
     out = {k: torch.from_numpy(v) for k, v in out.items()}
