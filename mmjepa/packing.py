@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Document', 'JsonSource', 'StreamSource', 'TokenMixture']
 
-# %% ../nbs/41b_packing.ipynb #bc96742a
+# %% ../nbs/41b_packing.ipynb #bf4a8a7c
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -16,10 +16,10 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import UserError, make_generator
-from .data import EmptySource, JsonRecords, record_image, record_text
+from .data import EmptySource, JsonRecords, record_image, record_text, split_rows
 from .text import Tokenizer
 
-# %% ../nbs/41b_packing.ipynb #3bf4ca2b
+# %% ../nbs/41b_packing.ipynb #a888eed8
 @dataclass(frozen=True)
 class Document:
     "Token ids of a text, or of what of it is left."
@@ -35,11 +35,14 @@ class JsonSource:
         image_size: int = 0, # side of images, pixels; 0 ignores them
         seed: int = 0, # of the order
         longest: int = 0, # most tokens of a text that has an image, which must fit a row; 0 for no limit
+        val_split: float = 0., # share of the records that is held out, as by `split_rows`
+        held_out: bool = False, # take these, not the others
     ):
         self.records, self.tokenizer, self.image_size, self.seed, self.longest = JsonRecords(path), tokenizer, image_size, seed, longest
         self.name, self.has_images, self.cut, self._order = str(path), bool(image_size) and 'image' in self.records[0], 0, (-1, None)
+        self.rows = split_rows(len(self.records), val_split, 0)[int(held_out)] if val_split else np.arange(len(self.records))
 
-    def __len__(self) -> int: return len(self.records)
+    def __len__(self) -> int: return len(self.rows)
 
     def document(self,
         position: int, # from 0, and on through any number of passes
@@ -47,7 +50,7 @@ class JsonSource:
         "The document at a position of the endless order."
         turn, i = divmod(position, len(self))
         if self._order[0] != turn: self._order = turn, torch.randperm(len(self), generator=make_generator('documents', self.seed, turn)).tolist()
-        return self._make(self.records[self._order[1][i]])
+        return self._make(self.records[int(self.rows[self._order[1][i]])])
 
     def _make(self, record: dict) -> Document:
         t = self.tokenizer
@@ -128,14 +131,14 @@ class TokenMixture:
         self.drawn[name] += min(room, len(doc.ids))
         return Document(doc.ids[:room], doc.learn[:room], doc.image), follows
 
-# %% ../nbs/41b_packing.ipynb #13caf755
+# %% ../nbs/41b_packing.ipynb #dfd034ad
 @patch
 def row(
     self: TokenMixture,
-    most: int | None = None, # tokens at most; None for a full row
+    most: int | None = None, # tokens at most, 0 or more; None for a full row
 ) -> dict[str, Tensor]: # `text`, `text_mask`, `document`, `labels`, `source` (t,); with images also `image` (3, s, s) and `image_there` ()
     "The next row."
-    t, most = self.length, min(most or self.length, self.length)
+    t, most = self.length, self.length if most is None else min(most, self.length)
     out = {'text': np.full(t, self.pad_id, np.int64), 'text_mask': np.zeros(t, bool), 'document': np.full(t, -1, np.int64), 'labels': np.full(t, -100, np.int64), 'source': np.full(t, -1, np.int64)}
     at, number, image = 0, 0, None
     while at < most and (name := self._next(t - at)):

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoint, differences, list_checkpoints, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_after
 from .core import LostRank, UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, rank, seed_everything, world_size, write_text
 
-# %% ../nbs/08_training.ipynb #9dc94839
+# %% ../nbs/08_training.ipynb #63aa1fe5
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; the same for every stage."
@@ -33,7 +33,8 @@ class TrainConfig:
     final_lr: float = 1e-3 # last learning rate as a share of `lr`
     warmup: float = 0.1 # share of all steps in which the rate rises linearly
     weight_decay: float = 0.05 # of matrices; biases, norms, positions and embeddings have none
-    beta2: float = 0.95 # AdamW's second moment decay
+    beta1: float = 0.9 # AdamW's first moment decay
+    beta2: float = 0.95 # and its second
     clip_norm: float = 1. # largest norm of the gradient; 0 for no limit
     accumulate: int = 1 # batches a step
     precision: str = 'auto' # fp32, bf16, fp16, or auto: bf16 where the device multiplies it faster
@@ -202,7 +203,7 @@ def open_run(
     if is_main(): write_text(config, json.dumps(settings, indent=1))
     return newest_checkpoint(folder/'checkpoints', say) if resume else None
 
-# %% ../nbs/08_training.ipynb #04925bae
+# %% ../nbs/08_training.ipynb #4bf9a051
 def _accelerator(cfg: TrainConfig, folder: Path, idle: bool):
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
@@ -227,7 +228,7 @@ class Trainer:
         self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
         device = self.acc.device
         self.objective = objective.to(device) if isinstance(objective, nn.Module) else objective
-        opt = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(.9, cfg.beta2), fused=device.type in ('cpu', 'cuda'))
+        opt = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=device.type in ('cpu', 'cuda'))
         self.model, self.opt = self.acc.prepare(model, opt)
         self.plain, self.at = self.acc.unwrap_model(self.model), Progress()
         self.per_epoch = len(loader) // cfg.accumulate
