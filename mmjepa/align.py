@@ -26,7 +26,7 @@ from .pair_scores import plot_widths
 from .towers import read_image
 from .training import RunLog
 
-# %% ../nbs/30a_align.ipynb #da2606c2
+# %% ../nbs/30a_align.ipynb #b69bc081
 def alignment_curves(
     table, # DataFrame of epochs
     modalities: list[str], # of the aligner, two or three
@@ -44,7 +44,7 @@ def alignment_curves(
     gaps = has('gap', *(f'{a}_{b}_gap' for a, b in kinds))
     if gaps: plot_curves(table, gaps, axs[2]).set(title='distance of the means', ylabel='', ylim=(0, None))
     last = {k: v for k, v in table.iloc[-1].items()}
-    for ax, names in zip(axs[3:], kinds): plot_widths(last, ax, names, pairs).set(title='R@1 at each width')
+    for ax, names in zip(axs[3:], kinds if pairs else []): plot_widths(last, ax, names, pairs).set(title='R@1 at each width')
     return fig
 
 def found_pictures(

@@ -7,7 +7,7 @@ __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'Vision
            'AlignmentEvaluation', 'open_pairs', 'standardize', 'new_folder', 'train_alignment', 'save_aligner',
            'load_aligner', 'zero_shot', 'modality_of', 'embed_items', 'retrieve']
 
-# %% ../nbs/30_alignment.ipynb #05795bfd
+# %% ../nbs/30_alignment.ipynb #ac9672a1
 import json, math
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -23,19 +23,19 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
-from .checkpoint import keep_trained, load_weights
+from .checkpoint import keep_trained, list_checkpoints, load_weights
 from .contrastive import clip_loss
-from .core import UserError, all_reduce_sum, atomic_path, is_main, make_generator, world_size
+from .core import UserError, all_reduce_sum, atomic_path, get_device, is_main, make_generator, world_size
 from .data import split_rows
 from .features import FeatureSet, LiveSet, LiveTransform, _prepared, cached_features
 from .image_text import MODALITIES, ImageTextDataset, create_dataloader
 from .images import AugmentConfig, image_loader
 from .matryoshka import mrl_loss
 from .pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
-from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower
+from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
 from .training import RunLog, TrainConfig, fit
 
-# %% ../nbs/30_alignment.ipynb #ec745b50
+# %% ../nbs/30_alignment.ipynb #f004a7b0
 @dataclass(frozen=True)
 class AlignmentConfig:
     "Towers, adapters, losses and training of an alignment; the defaults are those of the reference."
@@ -67,6 +67,7 @@ class AlignmentConfig:
             if not getattr(self, name) > 0: raise UserError(f'{name} is {getattr(self, name)}; expected more than 0')
         if not 0 <= self.dropout < 1: raise UserError(f'dropout is {self.dropout}; expected 0 or more and less than 1')
         if self.mrl_dims and max(self.mrl_dims) > self.d_align: raise UserError(f'd_align is {self.d_align}, smaller than the Matryoshka width {max(self.mrl_dims)}; expected mrl_dims up to {self.d_align}')
+        if any(a >= b for a, b in zip((0, *self.mrl_dims), self.mrl_dims)): raise UserError(f'mrl_dims are {self.mrl_dims}; expected ascending widths of 1 or more')
         if not self.mrl_dims or not self.mrl_weight + self.clip_weight: raise UserError('expected one or more mrl_dims, and mrl_weight or clip_weight above 0')
         if sum(bool(n) for n in self.names.values()) < 2: raise UserError('expected two or more towers: vision_model_name, text_model_name, audio_model_name')
 
@@ -266,7 +267,7 @@ def new_folder(
     while (found := path if n == 1 else path.with_name(f'{path.name}-{n}')).exists(): n += 1
     return found
 
-# %% ../nbs/30_alignment.ipynb #eebbb0b9
+# %% ../nbs/30_alignment.ipynb #59276170
 ALIGN_COLUMNS = 'epoch loss_total loss_mrl loss_clip logit_scale image_to_text_r1 text_to_image_r1 image_to_text_r10 text_to_image_r10 images_per_s seconds'.split()
 
 def train_alignment(
@@ -286,6 +287,8 @@ def train_alignment(
     cfg, dataset, size = model.config, train_loader.dataset, train_loader.batch_size
     folder = Path(output_dir) if output_dir else new_folder('runs/alignment')
     if augmentation and cache: raise UserError('augmentation varies the images of each epoch, cached features do not; expected cache=False')
+    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
+    model.to(get_device())
     if size * world_size() < 2: raise UserError(f'batch_size is {size}; expected 2 or more: a contrastive loss needs others to tell a pair from')
     log = RunLog(folder/'training.log')
     if val_rows is None: val_rows = torch.from_numpy(split_rows(len(dataset), val_split, cfg.seed)[1])
@@ -293,7 +296,7 @@ def train_alignment(
     if len(train) < 2: raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records are pairs for these towers ({", ".join(model.towers)}) and not held out; expected 2 or more')
     loader = image_loader(train, min(size, len(train) // world_size()), shuffle=True, seed=train_loader.sampler.seed, drop_last=True, num_workers=0 if cache else train_loader.num_workers)
     config = TrainConfig(**{**dict(epochs=num_epochs or cfg.num_epochs, lr=cfg.lr, weight_decay=cfg.weight_decay, warmup=cfg.warmup, clip_norm=cfg.clip_norm, seed=cfg.seed), **options})
-    settings = {'alignment': asdict(cfg), 'towers': {m: t.fingerprint for m, t in model.towers.items()}, 'train': vars(config), 'records': len(dataset), 'held_out': len(val_rows), 'processes': world_size(), 'augmentation': augmentation and asdict(augmentation)}
+    settings = {'alignment': asdict(cfg), 'towers': {m: t.fingerprint for m, t in model.towers.items()}, 'train': vars(config), 'data': {m: f.fingerprint for m, f in held.features.items()}, 'held_out': weights_digest([('rows', val_rows)]), 'batch_size': size, 'processes': world_size(), 'augmentation': augmentation and asdict(augmentation)}
     transform = LiveTransform(augmentation, model.towers['image'].normalization) if augmentation else None
     evaluation = AlignmentEvaluation(held, cfg.mrl_dims)
     if cfg.standardize: standardize(model, train)
@@ -303,7 +306,7 @@ def train_alignment(
     log(f'aligner: {folder/"aligner"}')
     return table
 
-# %% ../nbs/30_alignment.ipynb #f9c2ddd0
+# %% ../nbs/30_alignment.ipynb #ed942254
 def save_aligner(
     model: VisionTextAligner,
     folder: str | Path, # written whole or not at all
@@ -324,15 +327,16 @@ def load_aligner(
     folder = Path(folder)
     if (folder/'aligner'/'config.json').is_file(): folder = folder/'aligner'
     if not (folder/'adapters.safetensors').is_file(): raise UserError(f'{folder}: no aligner there; expected a folder written by mmjepa_align')
-    try: about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'adapters.safetensors')
-    except (OSError, ValueError, SafetensorError) as e: raise UserError(f'{folder}: the aligner cannot be read ({str(e).splitlines()[0]})') from e
-    wanted = about['towers']
+    try:
+        about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'adapters.safetensors')
+        config, wanted = AlignmentConfig(**about['alignment']), {m: {k: w[k] for k in ('name', 'fingerprint')} for m, w in about['towers'].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e: raise UserError(f'{folder}: the aligner cannot be read ({str(e).splitlines()[0]})') from e
     towers = towers or {m: _LOADERS[m]((names or {}).get(m, w['name'])) for m, w in wanted.items()}
     for m in sorted(wanted.keys() | towers.keys()):
         if m not in towers or m not in wanted: raise UserError(f'{folder}: the aligner has {", ".join(wanted)}; {m} is not in both it and the towers given')
         if towers[m].fingerprint != wanted[m]['fingerprint']:
             raise UserError(f"{folder}: the {m} tower '{towers[m].name}' ({towers[m].fingerprint[:8]}) is not the one of this aligner, '{wanted[m]['name']}' ({wanted[m]['fingerprint'][:8]}); expected the tower it was trained with")
-    model = VisionTextAligner(AlignmentConfig(**about['alignment']), towers)
+    model = VisionTextAligner(config, towers)
     load_weights(model, weights, folder)
     return model.eval()
 
@@ -369,7 +373,7 @@ def embed_items(
     if len(kinds) != 1: raise UserError(f'items are of kinds {sorted(kinds)}; expected one or more of one kind')
     return model.encode(kinds.pop(), items)
 
-# %% ../nbs/30_alignment.ipynb #ad9e926b
+# %% ../nbs/30_alignment.ipynb #d144be44
 def retrieve(
     model: VisionTextAligner,
     query, # a text, an image or a sound; a list of them; or embeddings (q, d)
@@ -380,6 +384,7 @@ def retrieve(
     "The nearest items of a gallery."
     query = query if isinstance(query, (list, tuple, Tensor)) and not (isinstance(query, Tensor) and query.dtype == torch.uint8) else [query]
     a, b = _unit(embed_items(model, query), dim), _unit(embed_items(model, gallery), dim)
+    if a.shape[1] != b.shape[1]: raise UserError(f'queries have {a.shape[1]} numbers and the gallery {b.shape[1]}; expected as many')
     if not 1 <= k <= len(b): raise UserError(f'k is {k}; expected 1 to {len(b)}, the size of the gallery')
     found = [(part @ b.T).topk(k) for part in a.split(max(1, 2**24 // len(b)))] # at most 64 MiB of cosines
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])

@@ -127,7 +127,7 @@ def examples(
     spread = lambda rows: rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).long()].tolist() if len(rows) else []
     return spread(right.nonzero()[:, 0]) + spread((~right).nonzero()[:, 0])
 
-# %% ../nbs/31a_caption.ipynb #59db906d
+# %% ../nbs/31a_caption.ipynb #8ff0fff2
 def write_caption_report(
     model: MultimodalLLM, # trained
     dataset: ImageTextDataset,
@@ -146,13 +146,13 @@ def write_caption_report(
     save_figure(fig, folder/'curves.png')
     true = [evaluation.texts[i] for i in rows]
     chosen = examples(evaluation.written, true)
-    save_figure(caption_figure([dataset.item(dataset.fields(rows[i]), 'image') for i in chosen], [evaluation.written[i] for i in chosen], [true[i] for i in chosen]), folder/'captions.png')
+    if rows: save_figure(caption_figure([dataset.item(dataset.fields(rows[i]), 'image') for i in chosen], [evaluation.written[i] for i in chosen], [true[i] for i in chosen]), folder/'captions.png')
     scores = {c: last[c] for c in ('exact_match', 'perplexity', 'val_token_acc') if c in last}
-    try: scores |= caption_scores(evaluation.written, [[t] for t in true])
+    try: scores |= caption_scores(evaluation.written, [[t] for t in true]) if rows else {}
     except UserError as e: note = f'BLEU and CIDEr were left out: {e}.'
     else: note = ''
     lines = ['# Captions', '', f'{dataset.name}: {len(rows):,} held-out captions written, {len(table)} epochs; language model `{Path(model.config.model_name).name}`, {"frozen" if model.config.freeze_llm else "trained"}{" with LoRA" if model.config.lora else ""}; image tokens from {model.config.prefix_from}.', '',
-             '| measure | last epoch |', '|---|---|', *(f'| {k} | {v:.4f} |' for k, v in scores.items()), '', note, '', '![curves](curves.png)', '', '![captions](captions.png)', '']
+             '| measure | last epoch |', '|---|---|', *(f'| {k} | {v:.4f} |' for k, v in scores.items()), '', note, '', '![curves](curves.png)', '', *(['![captions](captions.png)', ''] if rows else [])]
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'
 

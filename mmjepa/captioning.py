@@ -7,7 +7,7 @@ __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'Pref
            'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'train_captioning', 'fingerprint', 'save_captioner',
            'load_captioner']
 
-# %% ../nbs/31_captioning.ipynb #b957d300
+# %% ../nbs/31_captioning.ipynb #79e7579c
 import json, math, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .alignment import VisionTextAligner, load_aligner, new_folder, save_aligner
-from .checkpoint import keep_trained, load_weights
+from .checkpoint import keep_trained, list_checkpoints, load_weights
 from .core import UserError, atomic_path, global_mean, is_main, world_size
 from .data import record_text, split_rows
 from .features import Features, cached_features
 from .image_text import ImageTextDataset
 from .images import image_loader
 from .tiny_models import quiet_transformers
-from .towers import _load_part, load_whole, weights_digest
+from .towers import load_whole, load_words, weights_digest, words_digest
 from .training import RunLog, TrainConfig, fit
 
-# %% ../nbs/31_captioning.ipynb #ef5b7189
+# %% ../nbs/31_captioning.ipynb #5944594a
 @dataclass(frozen=True)
 class LLMConfig:
     "Language model, projector, and what of them trains."
@@ -55,7 +55,9 @@ class LLMConfig:
 def _lora_fields(lora) -> dict:
     "What of a `peft.LoraConfig` differs from its defaults, JSON-able."
     from peft import LoraConfig
-    if isinstance(lora, dict): lora = LoraConfig(**lora)
+    try: lora = LoraConfig(**lora) if isinstance(lora, dict) else lora
+    except (TypeError, ValueError) as e: raise UserError(f'lora: {e}; expected fields of peft.LoraConfig') from e
+    if not isinstance(lora, LoraConfig): raise UserError(f'lora is a {type(lora).__name__}; expected peft.LoraConfig or a dict of its fields')
     plain = lambda config: json.loads(json.dumps(config.to_dict(), default=lambda x: sorted(x) if isinstance(x, set) else str(x)))
     usual, given = plain(LoraConfig()), plain(lora)
     return {k: v for k, v in given.items() if usual.get(k) != v and k != 'peft_type'}
@@ -87,7 +89,7 @@ def caption_rows(
     real = torch.arange(width) < torch.tensor([len(r) for r in rows])[:, None]
     return torch.tensor([r + [tokenizer.eos_token_id] * (width - len(r)) for r in rows]), real, sum(len(known[t]) >= longest for t in texts)
 
-# %% ../nbs/31_captioning.ipynb #23750713
+# %% ../nbs/31_captioning.ipynb #0ebd2fac
 class PrefixProjector(nn.Module):
     "One vector to `n` vectors in the space of word embeddings: `(..., d)` to `(..., n, d_llm)`."
     def __init__(self,
@@ -105,7 +107,7 @@ class PrefixProjector(nn.Module):
 
 def _language_model(config: LLMConfig):
     "Model and tokenizer, frozen or with adapters as `config` says."
-    tokenizer = _load_part(config.model_name, 'AutoTokenizer')
+    tokenizer = load_words(config.model_name)
     if tokenizer.eos_token_id is None: raise UserError(f"model '{config.model_name}': its tokenizer has no end-of-text token; expected one, for captions have to end")
     llm = load_whole(config.model_name, 'AutoModelForCausalLM').requires_grad_(not config.freeze_llm)
     if config.lora is not None:
@@ -117,7 +119,15 @@ def _language_model(config: LLMConfig):
         except ValueError as e: raise UserError(f"model '{config.model_name}': peft can't adapt it ({str(e).splitlines()[0]:.200}); expected target_modules in lora that name layers of it") from e
     return llm, tokenizer
 
-# %% ../nbs/31_captioning.ipynb #2a4d5a0d
+# %% ../nbs/31_captioning.ipynb #1c1d73d1
+def _frozen_copy(aligner: VisionTextAligner) -> VisionTextAligner:
+    "The same towers with adapters of their own: the caller's can go on training."
+    if 'image' not in aligner.towers: raise UserError(f"the aligner has {', '.join(aligner.towers)}; expected one with image")
+    copy = VisionTextAligner(aligner.config, dict(aligner.towers))
+    copy.load_state_dict(aligner.state_dict())
+    return copy.to(aligner.device).requires_grad_(False)
+
+# %% ../nbs/31_captioning.ipynb #0581530d
 class MultimodalLLM(nn.Module):
     "A frozen aligner, a projector and a language model. Its `state_dict` holds what trains."
     def __init__(self,
@@ -125,15 +135,15 @@ class MultimodalLLM(nn.Module):
         config: LLMConfig, # language model and projector
     ):
         super().__init__()
-        if 'image' not in aligner.towers: raise UserError(f"the aligner has {', '.join(aligner.towers)}; expected one with image")
-        self.config, self.aligner = config, aligner.requires_grad_(False)
+        self.config, self.aligner = config, _frozen_copy(aligner)
         self.llm, self.tokenizer = _language_model(config)
+        self.words = words_digest(self.tokenizer)
         table = self.llm.get_input_embeddings().weight
         patches = config.prefix_from == 'patches'
         d = aligner.towers['image'].states(**self.blank())[0].shape[-1] if patches else aligner.config.d_align
         self.projector = PrefixProjector(d, table.shape[1], 1 if patches else config.n_prefix, table.detach().float().std().item())
         self.prompt = split_prompt(self.tokenizer, config.prompt)
-        keep_trained(self).train()
+        keep_trained(self).train().to(aligner.device)
 
     def blank(self) -> dict[str, Tensor]:
         "Inputs of the vision tower for an empty image."
@@ -261,7 +271,7 @@ def _stream(self: MultimodalLLM, features: Tensor, prompts: list[str], options: 
     thread.join()
     if faults: raise faults[0]
 
-# %% ../nbs/31_captioning.ipynb #609d1b56
+# %% ../nbs/31_captioning.ipynb #ebdc9f53
 class CaptionSet(Dataset):
     "Features of images with the tokens of their captions, fetched a batch at a time."
     def __init__(self,
@@ -270,7 +280,7 @@ class CaptionSet(Dataset):
         caption_mask: Bool[Tensor, 'n t'], # True where a real one stands
         rows: Int[Tensor, 'm'], # of the dataset
         name: str = 'captions', # what errors call it
-    ): self.features, self.caption, self.caption_mask, self.rows, self.name = features, caption, caption_mask, rows[features.there[rows]], name
+    ): self.features, self.caption, self.caption_mask, self.rows, self.name = features, caption, caption_mask, rows[features.there[rows] & caption_mask[rows].any(1)], name
 
     def __len__(self): return len(self.rows)
     def __getitems__(self, positions): return self.batch(self.rows[torch.as_tensor(positions)])
@@ -282,14 +292,14 @@ class CaptionSet(Dataset):
         "The batch as it was fetched."
         return batch
 
-# %% ../nbs/31_captioning.ipynb #eeb8e95b
+# %% ../nbs/31_captioning.ipynb #4b71fbed
 class CaptionEvaluation:
     "Scores on held-out pairs, as columns of `metrics.csv`; the texts of the last call are kept."
     def __init__(self,
         held: CaptionSet, # held-out pairs
         texts: list[str], # captions of the whole dataset, by row
         limit: int = 256, # how many captions are written before the last epoch
-    ): self.held, self.texts, self.limit, self.rows, self.written = held, texts, limit, [], []
+    ): self.held, self.texts, self.limit, self.rows, self.written = held, texts, limit, torch.zeros(0, dtype=torch.long), []
 
     @torch.no_grad()
     def __call__(self, model: MultimodalLLM, last: bool = True) -> dict[str, float]:
@@ -307,7 +317,7 @@ class CaptionEvaluation:
         loss, acc = (sums[:2] / sums[2]).tolist()
         return {'val_loss_caption': loss, 'val_token_acc': acc, 'perplexity': math.exp(min(loss, 700)), 'exact_match': right / len(self.rows), 'written': len(self.rows)}
 
-# %% ../nbs/31_captioning.ipynb #d2942ac0
+# %% ../nbs/31_captioning.ipynb #f2147b93
 CAPTION_COLUMNS = 'epoch loss_total token_acc val_loss_caption val_token_acc perplexity exact_match written images_per_s seconds'.split()
 
 def train_captioning(
@@ -326,30 +336,33 @@ def train_captioning(
     log, tower = RunLog(folder/'training.log'), model.aligner.towers['image']
     config = TrainConfig(**{**dict(epochs=3, lr=1e-3), **options})
     features = cached_features(tower, dataset, cache_dir, 'states' if cfg.prefix_from == 'patches' else 'pooled', say=log)
-    texts = [record_text(dataset.fields(i)) if there else '' for i, there in enumerate(features.there.tolist())]
+    caption = lambda fields: record_text(fields) if fields.get('text') is not None else ''
+    texts = [caption(dataset.fields(i)) if there else '' for i, there in enumerate(features.there.tolist())]
     if lonely := sum(not t for t in texts): log(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
     ids, real, cut = caption_rows(model.tokenizer, texts, cfg.max_text)
+    real[[not t for t in texts]] = False
     if cut: log(f'{dataset.name}: {cut:,} of {len(texts):,} captions cut to {cfg.max_text} tokens')
     if val_rows is None: train, held = (torch.from_numpy(r) for r in split_rows(len(dataset), val_split, config.seed))
     else: held, train = val_rows, torch.tensor(sorted({*range(len(dataset))} - {*val_rows.tolist()}))
+    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
     make = lambda rows: CaptionSet(features, ids, real, rows, dataset.name)
     loader = image_loader(make(train), min(batch_size, len(make(train)) // world_size()), shuffle=True, seed=config.seed, drop_last=True)
     lm = {'llm': fingerprint(model), 'towers': {m: t.fingerprint for m, t in model.aligner.towers.items()}}
     evaluation = CaptionEvaluation(make(held), texts)
-    table = fit(model, caption_objective, loader, config, folder, None, evaluation, 'exact_match', resume, {'captioning': asdict(cfg), 'train': vars(config), 'records': len(dataset), 'processes': world_size(), **lm}, CAPTION_COLUMNS)
+    table = fit(model, caption_objective, loader, config, folder, None, evaluation, 'exact_match', resume, {'captioning': asdict(cfg), 'train': vars(config), 'data': weights_digest([('captions', ids), ('held', held)], features.fingerprint), 'batch_size': batch_size, 'processes': world_size(), **lm}, CAPTION_COLUMNS)
     if not is_main(): return None, evaluation
     if not evaluation.written: evaluation(model) # a finished run that was resumed
     save_captioner(model, folder/'captioner')
     log(f'captioner: {folder/"captioner"}')
     return table, evaluation
 
-# %% ../nbs/31_captioning.ipynb #8cf553d1
+# %% ../nbs/31_captioning.ipynb #02dd8848
 def fingerprint(
     model: MultimodalLLM,
 ) -> str: # hex digest
     "What of the language model is frozen, and so must be the same when a captioner is loaded."
     plain = lambda k: k.replace('.base_layer', '').removeprefix('base_model.model.') # as it is called without LoRA
-    return weights_digest((plain(k), p) for k, p in model.llm.named_parameters() if not p.requires_grad)
+    return weights_digest(((plain(k), p) for k, p in model.llm.named_parameters() if not p.requires_grad), model.words)
 
 def save_captioner(
     model: MultimodalLLM,
@@ -371,11 +384,12 @@ def load_captioner(
     folder = Path(folder)
     if (folder/'captioner'/'config.json').is_file(): folder = folder/'captioner'
     if not (folder/'trained.safetensors').is_file(): raise UserError(f'{folder}: no captioner there; expected a folder written by mmjepa_caption')
-    try: about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'trained.safetensors')
-    except (OSError, ValueError, SafetensorError) as e: raise UserError(f'{folder}: the captioner cannot be read ({str(e).splitlines()[0]})') from e
-    config = LLMConfig(**about['captioning'])
+    try:
+        about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'trained.safetensors')
+        config, known = LLMConfig(**about['captioning']), about['llm']
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e: raise UserError(f'{folder}: the captioner cannot be read ({str(e).splitlines()[0]})') from e
     model = MultimodalLLM(load_aligner(folder/'aligner', names), replace(config, model_name=model_name) if model_name else config)
-    if (found := fingerprint(model)) != about['llm']:
-        raise UserError(f"{folder}: the language model '{model.config.model_name}' ({found[:8]}) is not the one of this captioner, '{config.model_name}' ({about['llm'][:8]}); expected the model it was trained with")
+    if (found := fingerprint(model)) != known:
+        raise UserError(f"{folder}: the language model '{model.config.model_name}' ({found[:8]}) is not the one of this captioner, '{config.model_name}' ({known[:8]}); expected the model it was trained with")
     load_weights(model, weights, folder)
     return model.eval()

@@ -26,15 +26,21 @@ from .image_text import ImageTextDataset
 from .images import AugmentConfig, augment
 from .towers import Tower
 
-# %% ../nbs/06h_features.ipynb #5c4b220d
+# %% ../nbs/06h_features.ipynb #b47602de
 class Features:
     "Stored vectors of one modality, by row of the dataset."
     def __init__(self,
         parts: list[Tensor], # of stored items, memory-mapped; all but the last have as many rows
         index: Int[Tensor, 'n'], # stored item of each row; -1 where there is none
+        name: str = '', # key of the cache
     ):
-        self.parts, self.index, self.part = parts, index, max(1, len(parts[0]))
+        self.parts, self.index, self.part, self.name = parts, index, max(1, len(parts[0])), name
         self.shape = (len(index), *parts[0].shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        "Digest of what the rows are: tower, items and their order."
+        return hashlib.blake2b(self.name.encode() + self.index.numpy().tobytes(), digest_size=16).hexdigest()
 
     @property
     def there(self) -> Bool[Tensor, 'n']:
@@ -54,32 +60,34 @@ class Features:
             if p >= 0: out[here] = self.parts[p][u[here] - p * self.part].float()
         return out
 
-# %% ../nbs/06h_features.ipynb #78166177
+# %% ../nbs/06h_features.ipynb #a4ea31a3
 def default_cache() -> Path:
     "The user's cache folder of features."
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mmjepa'/'features'
 
-def _digest(values: Tensor, ok: Tensor) -> str:
-    h = hashlib.blake2b(digest_size=16)
+def _digest(path: Path, values: Tensor, ok: Tensor) -> str:
+    h = hashlib.blake2b(f'{path.parent.name}/{path.name}'.encode(), digest_size=16) # a part in another's place is no part
     for x in (values, ok): h.update(x.contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
 def _write_part(path: Path, values: Tensor, ok: Tensor, reasons: dict[str, str]):
-    with atomic_path(path) as temp: save_file({'values': values, 'ok': ok}, temp, {'digest': _digest(values, ok), 'reasons': json.dumps(reasons)})
+    with atomic_path(path) as temp: save_file({'values': values, 'ok': ok}, temp, {'digest': _digest(path, values, ok), 'reasons': json.dumps(reasons)})
 
 def _read_part(path: Path, rows: int) -> tuple[Tensor, Tensor, dict] | None:
     "A part, memory-mapped; None if it is damaged."
     try:
         with safe_open(path, 'pt') as f: values, ok, about = f.get_tensor('values'), f.get_tensor('ok'), f.metadata()
-        return (values, ok, json.loads(about['reasons'])) if len(values) == len(ok) == rows and _digest(values, ok) == about['digest'] else None
+        return (values, ok, json.loads(about['reasons'])) if len(values) == len(ok) == rows and _digest(path, values, ok) == about['digest'] else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError): return None
 
-# %% ../nbs/06h_features.ipynb #24469b36
+# %% ../nbs/06h_features.ipynb #dbf41c50
 def _prepared(dataset: ImageTextDataset, tower: Tower, rows: list[int]) -> tuple[dict, Tensor, dict, int]:
     "Inputs of the rows that can be read, which those are, why the others can't, and how many were cut."
     items, reasons = [], {}
     for i in rows:
-        try: items.append(dataset.item(dataset.fields(i), tower.modality))
+        try:
+            fields = dataset.fields(i)
+            items.append(None if fields.get(tower.modality) is None else dataset.item(fields, tower.modality))
         except UserError as e:
             if dataset.on_error == 'raise': raise
             reasons[dataset.place(i)] = str(e); items.append(None)
@@ -136,7 +144,7 @@ def _parts(tower, dataset, first, folder: Path, kind, batch_size, num_workers, p
             if world_size() > 1: dist.barrier()
     return [loaded[p] for p in range(len(jobs))], made, cut
 
-# %% ../nbs/06h_features.ipynb #61e313c3
+# %% ../nbs/06h_features.ipynb #cdb5b194
 def cached_features(
     tower: Tower, # frozen encoder, on any device
     dataset: ImageTextDataset, # records
@@ -165,7 +173,7 @@ def cached_features(
     if cut: notes.append(f'{cut:,} cut to what the tower takes')
     if reasons: notes.append(f'{len(reasons):,} bad records skipped, such as {next(iter(reasons.values()))}')
     if is_main(): say(f'{tower.modality} features: {"; ".join(notes)} ({folder})')
-    return Features([x[0] for x in parts], index)
+    return Features([x[0] for x in parts], index, name)
 
 # %% ../nbs/06h_features.ipynb #4cca4732
 class FeatureSet(Dataset):

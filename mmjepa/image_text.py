@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'ImageTextDataset', 'labelled_pairs', 'create_dataloader']
 
-# %% ../nbs/06g_image_text.ipynb #3bd73ca5
+# %% ../nbs/06g_image_text.ipynb #59d40575
 import hashlib, warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -20,6 +20,7 @@ from .core import UserError, rank, world_size
 from .data import JsonRecords, record_bytes, record_file, record_text
 from .images import EpochSampler, ImageSet, flat_image, open_image
 from .sound import read_sound
+from .towers import read_image, read_wave
 
 # %% ../nbs/06g_image_text.ipynb #1f31d839
 MODALITIES = ('image', 'text', 'audio')
@@ -56,7 +57,7 @@ class ImageTextDataset(Dataset):
         fields = self.fields(i)
         return {'index': i, **{m: self.item(fields, m) for m in MODALITIES if fields.get(m) is not None}}
 
-# %% ../nbs/06g_image_text.ipynb #dcca285d
+# %% ../nbs/06g_image_text.ipynb #da91e276
 @patch
 def _file(self: ImageTextDataset, fields: dict, modality: str) -> dict:
     "`fields` with a path that `record_file` can follow: in a list, one relative to the working folder."
@@ -73,10 +74,18 @@ def item(
     if modality == 'text': return record_text(fields)
     if isinstance(value, (str, Path)): value = record_bytes(self._file(fields, modality), self.folder or '/', modality)
     if modality == 'image':
-        if not isinstance(value, bytes): return value
+        if not isinstance(value, bytes): return _named(fields, lambda: read_image(value))
         with open_image(BytesIO(value), f"{fields['place']}: image") as image: return flat_image(image, 'RGB')
-    return {'array': read_sound(value, self.rate, f"{fields['place']}: audio"), 'sampling_rate': self.rate} if isinstance(value, bytes) else value
+    if isinstance(value, bytes): return {'array': read_sound(value, self.rate, f"{fields['place']}: audio"), 'sampling_rate': self.rate}
+    own = value.get('sampling_rate') if isinstance(value, dict) else self.rate
+    return {'array': _named(fields, lambda: read_wave(value, own)), 'sampling_rate': own}
 
+def _named(fields: dict, read):
+    "`read()`, whose errors begin with the record's place."
+    try: return read()
+    except UserError as e: raise UserError(f"{fields['place']}: {e}") from e
+
+# %% ../nbs/06g_image_text.ipynb #b66a2246
 @patch
 def key(
     self: ImageTextDataset,
@@ -88,12 +97,12 @@ def key(
     if modality == 'text': parts = (record_text(fields),)
     elif isinstance(value, (str, Path)):
         path = record_file(self._file(fields, modality), self.folder or '/', modality)
-        parts = (str(value), path.stat().st_size, path.stat().st_mtime_ns)
-    elif isinstance(value, bytes): parts = (value,)
+        parts = (str(value), path.stat().st_size, path.stat().st_mtime_ns, self.rate if modality == 'audio' else 0)
+    elif isinstance(value, bytes): parts = (value, self.rate if modality == 'audio' else 0)
     else:
-        x = np.asarray(value['array'] if isinstance(value, dict) else value)
-        mode = getattr(value, 'mode', '') # of a Pillow image; a tensor has a method of that name
-        parts = (x.dtype.str, x.shape, mode if isinstance(mode, str) else '', value.get('sampling_rate') if isinstance(value, dict) else 0, x.tobytes())
+        found = self.item(fields, modality)
+        x = np.asarray(found['array'] if modality == 'audio' else found) # what a tower sees: palettes and orientation are in it
+        parts = (x.dtype.str, x.shape, found['sampling_rate'] if modality == 'audio' else 0, x.tobytes())
     h = hashlib.blake2b(digest_size=16)
     for part in parts: h.update(part if isinstance(part, bytes) else f'{part!r};'.encode())
     return h.digest()
