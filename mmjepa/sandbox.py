@@ -197,13 +197,13 @@ def _supervise(spec: dict, work: str, user: int | None) -> dict:
             'stderr': err + (f'\nsandbox: {why}' if why else ''), 'seconds': seen.get('end', time.monotonic()) - seen.get('start', time.monotonic()),
             'files': _collect(seen['folder'], spec['collect'], spec['file_size'])}
 
-# %% ../nbs/09c_sandbox.ipynb #43a17b5d
+# %% ../nbs/09c_sandbox.ipynb #6fae9306
 @contextmanager
 def _work_folder(spec: dict):
     "The program's folder: in its own root, or a temporary one that is deleted afterwards."
     if spec['mechanism'] == 'namespaces': yield WORK; return
     import tempfile
-    folder = tempfile.mkdtemp(prefix='mmjepa-sandbox-', dir=spec['temporary'])
+    folder = tempfile.mkdtemp(prefix=f"mmjepa-sandbox-{spec['parent']}-", dir=spec['temporary'])
     try: yield folder
     finally: wipe_folder(folder)
 

@@ -1,4 +1,9 @@
+import os
+
 import pytest
+
+# two workers run at a time (pyproject.toml), and many tests start processes: with more than one thread in each they would fight for the cores
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the tests that take many minutes as well')

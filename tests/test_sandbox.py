@@ -40,11 +40,11 @@ def outside():
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     "No folder of a program, and no process that this one would have to bury."
-    left = lambda: {p.name for p in Path(tempfile.gettempdir()).glob('mmjepa-sandbox-*')}
-    before = left()
+    folders = lambda: {p.name for p in Path(tempfile.gettempdir()).glob(f'mmjepa-sandbox-{os.getpid()}-*')}
+    children = lambda: {child for task in Path('/proc/self/task').glob('*/children') for child in task.read_text().split()}
+    before = folders(), children()
     yield
-    assert left() <= before
-    with pytest.raises(ChildProcessError): os.waitpid(-1, os.WNOHANG)
+    assert folders() <= before[0] and children() <= before[1]
 
 
 def running(marker):
@@ -372,7 +372,7 @@ def test_when_the_caller_dies(run, by):
         caller.send_signal(by)
         caller.communicate(timeout=30)
     assert until(lambda: not running(marker))
-    assert until(lambda: not list(Path(tempfile.gettempdir()).glob('mmjepa-sandbox-*')))
+    assert until(lambda: not list(Path(tempfile.gettempdir()).glob(f'mmjepa-sandbox-{caller.pid}-*')))
 
 
 # ---------------------------------------------------------------- no containment, no program
