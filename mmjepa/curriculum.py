@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTransform', 'unigram_loss', 'CurriculumEvaluation',
-           'build_curriculum', 'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'print_plan', 'main']
+           'build_curriculum', 'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings',
+           'print_plan', 'main']
 
-# %% ../nbs/42_curriculum.ipynb #7645cb07
-import math
+# %% ../nbs/42_curriculum.ipynb #bb6645cd
+import math, re
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,17 +19,19 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from .checkpoint import load_weights, written
 from .core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks, world_size, write_text
 from .curriculum_config import CurriculumConfig, Stage, learning_rate_at, load_curriculum, plan_table, plot_plan, stage_mixture, step_counts, step_tokens, to_model
 from .hybrid import JointMasks, VLJEPAObjective
 from .images import to_float
 from .masking import JEPAMasking
-from .packing import JsonSource, TokenMixture
+from .packing import JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
+from .runs import RunLog, whole
 from .text import Tokenizer, load_tokenizer
-from .training import RunLog, TrainConfig, fit
+from .training import TrainConfig, fit
 from .vl_jepa import VLJEPA, following
 
-# %% ../nbs/42_curriculum.ipynb #69708c09
+# %% ../nbs/42_curriculum.ipynb #bed1b05c
 class CurriculumLoader:
     "Micro-batches of this rank, stage after stage; epochs are the spans between two evaluations."
     endless = True # an epoch goes on where the last one ended
@@ -37,9 +40,12 @@ class CurriculumLoader:
         config: CurriculumConfig, # of `load_curriculum`
         mixture: TokenMixture, # of all sources
         epoch_steps: int, # optimizer steps of an epoch
+        patches: int = 0, # of an image, in a square
+        seed: int = 0, # of what is hidden
         shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     ):
         t = config.training
+        self.masks, self.seed = JointMasks(JEPAMasking(t.jepa.mask_ratio, span=8), patches), seed
         self.config, self.mixture, self.epoch_steps, self.shard = config, mixture, epoch_steps, shard or (rank(), world_size())
         self.micro, self.groups, self.starts = t.micro_batch_size, t.gradient_accumulation_steps, [0, *accumulate(step_counts(config))]
         if self.micro * self.groups * self.shard[1] != t.batch_size: raise UserError(f'batch_size is {t.batch_size}; expected {self.micro} x {self.groups} x {self.shard[1]} ranks')
@@ -55,27 +61,37 @@ class CurriculumLoader:
         "Optimizer steps of all stages."
         return self.starts[-1]
 
-    def place(self, step: int) -> tuple[int, int]: # 0 or more
-        "Stage of a step, and its number in it."
-        stage = min(bisect_right(self.starts, step), len(self.config.stages)) - 1
-        return stage, step - self.starts[stage]
+    @property
+    def tokens_seen(self) -> int:
+        "Tokens of the steps that were handed out."
+        return self.tokens_at(self.step)
 
-    def tokens_at(self, step: int) -> int: # steps done
-        "Tokens that were seen before a step."
-        stage, i = self.place(step)
-        return sum(s.tokens for s in self.config.stages[:stage]) + min(i * step_tokens(self.config), self.config.stages[stage].tokens)
+# %% ../nbs/42_curriculum.ipynb #8be35dad
+@patch
+def place(self: CurriculumLoader, step: int) -> tuple[int, int]: # 0 or more
+    "Stage of a step, and its number in it."
+    stage = min(bisect_right(self.starts, step), len(self.config.stages)) - 1
+    return stage, step - self.starts[stage]
 
-# %% ../nbs/42_curriculum.ipynb #f7b65d29
+@patch
+def tokens_at(self: CurriculumLoader, step: int) -> int: # steps done
+    "Tokens that were seen before a step."
+    stage, i = self.place(step)
+    return sum(s.tokens for s in self.config.stages[:stage]) + min(i * step_tokens(self.config), self.config.stages[stage].tokens)
+
+# %% ../nbs/42_curriculum.ipynb #fff0f5e6
 @patch
 def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
     while self.step < min(self.epoch * self.epoch_steps, self.steps):
         stage, i = self.place(self.step)
         if stage != self.stage: self._begin(stage)
-        rows, (own, world) = self._rows(self.config.stages[stage], i), self.shard
+        rows, (own, world), at = self._rows(self.config.stages[stage], i), self.shard, self.step
         self.step += 1 # before the rows are handed out: a checkpoint comes after the last of them
         for group in range(self.groups):
-            part = rows[(group * world + own) * self.micro:][:self.micro]
-            yield {**{k: torch.stack([r[k] for r in part]) for k in part[0]}, 'stage': torch.full((self.micro,), stage)}
+            part = rows[group * world * self.micro:][:world * self.micro] # of all ranks, so that what is hidden does not depend on their number
+            batch = {**{k: torch.stack([r[k] for r in part]) for k in part[0]}, 'stage': torch.full((len(part),), stage)}
+            if self.config.stages[stage].alpha: batch = self.masks(batch, make_generator('masks', self.seed, at, group))
+            yield {k: v[own * self.micro:][:self.micro] for k, v in batch.items()}
 
 @patch
 def _begin(self: CurriculumLoader, stage: int):
@@ -113,7 +129,7 @@ def load_state_dict(
     if state['stage'] >= 0: self._begin(state['stage'])
     self.mixture.load_state_dict(state['mixture'])
 
-# %% ../nbs/42_curriculum.ipynb #04e9f1b4
+# %% ../nbs/42_curriculum.ipynb #609b2187
 def open_sources(
     config: CurriculumConfig, # of `load_curriculum`
     tokenizer: Tokenizer, # of texts
@@ -126,16 +142,19 @@ def open_sources(
     found, length = {}, config.training.lm.context_length
     for name, s in config.sources.items():
         if s.path is None: continue
-        if s.kind != 'json': raise UserError(f'sources: {name} is of kind {s.kind}; expected json, or records of `StreamSource` in a program of your own')
-        found[name] = JsonSource(Path(root)/s.path, tokenizer, config.model.vision.image_size if s.topic == 'vision' else 0, seed, length, .05, held_out)
+        size, own = config.model.vision.image_size if s.topic == 'vision' else 0, dict(val_split=.05, held_out=held_out, where=s.where, fields=s.fields)
+        path = Path(root)/s.path
+        if s.kind == 'json': found[name] = JsonSource(path, tokenizer, size, seed, length, **own); continue
+        start = shard_stream(s.path if re.match('[a-z]{2,}:', s.path) else str(path), seed) if s.kind == 'shards' else hub_stream(str(path) if path.exists() else s.path, seed)
+        found[name] = StreamSource(start, tokenizer, name, size, length, **own)
     if not found: raise UserError('sources: none has a path; expected the file of one or more')
     if without := [n for n in config.sources if n not in found]: say(f'sources without a path are left out, and the others take their shares: {", ".join(without)}')
     return found
 
-# %% ../nbs/42_curriculum.ipynb #86255224
+# %% ../nbs/42_curriculum.ipynb #881dc5ea
 @dataclass(frozen=True)
 class StageTransform:
-    "Tells model and objective the weights of a batch's stage, makes floats of images, and chooses what is hidden."
+    "Tells model and objective the weights of a batch's stage, and makes floats of images."
     config: CurriculumConfig
     model: VLJEPA
     objective: VLJEPAObjective
@@ -143,9 +162,7 @@ class StageTransform:
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         stage = self.config.stages[int(batch['stage'][0])]
         for part in (self.model, self.objective): part.alpha, part.beta = stage.alpha, stage.beta
-        if 'image' in batch: batch = {**batch, 'image': to_float(batch['image'])}
-        masks = JointMasks(JEPAMasking(self.model.config.mask_ratio, span=8), self.model.patches)
-        return masks(batch, generator) if stage.alpha else batch
+        return {**batch, 'image': to_float(batch['image'])} if 'image' in batch else batch
 
 # %% ../nbs/42_curriculum.ipynb #ece14a51
 def unigram_loss(
@@ -182,7 +199,7 @@ class CurriculumEvaluation:
         loss = (sums[0] / sums[1]).item()
         return {'val_loss_lm': loss, 'perplexity': math.exp(min(loss, 700)), 'unigram_perplexity': math.exp(self.unigram), 'embedding_error': (sums[2] / sums[3]).item()}
 
-# %% ../nbs/42_curriculum.ipynb #a14d396b
+# %% ../nbs/42_curriculum.ipynb #6d784283
 CURRICULUM_COLUMNS = 'epoch stage tokens_seen loss_total loss_jepa loss_lm loss_sigreg val_loss_lm perplexity unigram_perplexity embedding_error images_per_s seconds'.split()
 
 def build_curriculum(
@@ -200,14 +217,14 @@ def build_curriculum(
     length, size = config.training.lm.context_length, config.model.vision.image_size
     weights = {k: s.weight for k, s in config.sources.items()}
     rows = lambda s: TokenMixture(s, {k: weights[k] or 1 for k in s}, length, tokenizer.pad_id, size)
-    loader = CurriculumLoader(config, rows(sources), max(1, -(-sum(step_counts(config)) // epochs)))
+    loader = CurriculumLoader(config, rows(sources), max(1, -(-sum(step_counts(config)) // epochs)), model.patches, seed)
     sample, test = rows(sources), rows(held)
     counts = sum(r['text'][r['text_mask']].bincount(minlength=tokenizer.vocab_size) for r in (sample.row() for _ in range(200)))
     sample = [[test.row() for _ in range(8)] for _ in range(8)]
     batches = [{k: torch.stack([r[k] for r in part]) for k in part[0]} for part in sample]
     return model, VLJEPAObjective(seed=seed), loader, CurriculumEvaluation(batches, counts)
 
-# %% ../nbs/42_curriculum.ipynb #deee99a8
+# %% ../nbs/42_curriculum.ipynb #6931f54a
 def run_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
     output: str | Path, # folder of the run
@@ -225,14 +242,18 @@ def run_curriculum(
     model, objective, loader, evaluate = build_curriculum(config, tokenizer, sources, held, epochs, seed)
     train = TrainConfig(epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip,
                         accumulate=loader.groups, seed=seed, precision=precision, save_every=save_every)
-    settings = {'curriculum': config.model_dump(mode='json'), 'train': vars(train), 'tokenizer': tokenizer.fingerprint, 'sources': {k: len(s) for k, s in sources.items()}}
+    settings = {'curriculum': config.model_dump(mode='json'), 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'},
+                'tokenizer': tokenizer.fingerprint, 'sources': {k: s.size for k, s in sources.items()}} # with other ranks, a step has other batches
     def scores(m, last):
         stage = loader.place(max(0, loader.step - 1))[0]
-        return {'stage': stage + 1, 'tokens_seen': loader.tokens_at(loader.step), **evaluate(m, last)}
+        return {'stage': stage + 1, 'tokens_seen': loader.tokens_seen, **evaluate(m, last)}
     with following(model):
-        table = fit(model, objective, loader, train, folder, StageTransform(config, model, objective), scores, '', resume, settings, CURRICULUM_COLUMNS, lambda step: learning_rate_at(config, loader.tokens_at(step)))
+        table = fit(model, objective, loader, train, folder, StageTransform(config, model, objective), scores, '', resume, settings, CURRICULUM_COLUMNS, lambda step: learning_rate_at(config, loader.tokens_at(step)), written(tokenizer.save))
+    weights = whole(model.state_dict())
     if not is_main(): return None
-    save_vl_model(model, tokenizer, folder/'model')
+    trained = VLJEPA(model.config)
+    load_weights(trained, weights)
+    save_vl_model(trained, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
     say(f'report and pictures: {write_curriculum_report(config, loader, table, folder)}')
@@ -279,7 +300,13 @@ def write_curriculum_report(
     write_text(folder/'report.md', '\n'.join([*lines, '', '![curves](curves.png)', '']))
     return folder/'report.md'
 
-# %% ../nbs/42_curriculum.ipynb #8109c5af
+# %% ../nbs/42_curriculum.ipynb #ad628260
+def without_embeddings(
+    config: CurriculumConfig, # of `load_curriculum`
+) -> CurriculumConfig: # alpha 0 and beta 1 in each stage
+    "The control: the same rows at the same rates, of which only tokens are predicted."
+    return config.model_copy(update=dict(stages=tuple(s.model_copy(update=dict(alpha=0., beta=1.)) for s in config.stages)))
+
 def print_plan(
     config: CurriculumConfig, # of `load_curriculum`
     folder: Path, # gets `plan.png`
@@ -293,12 +320,13 @@ def print_plan(
     for s in config.stages: print(f'{s.name}: ' + ', '.join(f'{k} {w:.3g}' for k, w in stage_mixture(config, s).items()))
     print(f'the curve of the learning rate: {save_figure(fig, folder/"plan.png")}')
 
-# %% ../nbs/42_curriculum.ipynb #67419d74
+# %% ../nbs/42_curriculum.ipynb #d99140aa
 @command
 def main(
     config:str, # YAML file of the curriculum
     output:str='runs/curriculum', # folder of everything that the run writes
     total_tokens:str='', # scale all stages to so many, such as 2M (the file's)
+    lm_only:bool=False, # the control: predict tokens alone in every stage (alpha 0, beta 1)
     plan:bool=False, # print stages, steps and the learning rate's curve, and stop
     tokenizer:str='bytes', # bytes, a *.spm file, or a folder or name of transformers
     epochs:int=20, # evaluations
@@ -310,6 +338,7 @@ def main(
     "Train a vision-language JEPA through its stages."
     start_ranks()
     settings = load_curriculum(config, total_tokens or None, 0 if plan else world_size())
+    if lm_only: settings = without_embeddings(settings)
     if plan: return print_plan(settings, Path(output))
     words, root = load_tokenizer(tokenizer), Path(config).parent
     train, held = (open_sources(settings, words, part, seed, root, print if is_main() and not part else lambda line: None) for part in (False, True))

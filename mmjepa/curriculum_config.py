@@ -167,7 +167,7 @@ class Stage(Section):
     code_to_text: tuple[Rate, Rate] | None = None # tokens of code and of text; instead of `mixture`
     answers_only: StrictBool = False # the prediction of tokens is learnt from answers, not from prompts
 
-# %% ../nbs/41a_curriculum_config.ipynb #b820c018
+# %% ../nbs/41a_curriculum_config.ipynb #e78882e6
 class SourceSettings(Section):
     "One of `sources`."
     weight: Rate # only ratios count
@@ -175,6 +175,8 @@ class SourceSettings(Section):
     instruction: StrictBool = False # its records have a prompt and an answer
     path: StrictStr | None = None # file, pattern of shards, or name on the hub
     kind: Literal['json', 'shards', 'hub'] = 'json' # what is at `path`
+    where: dict[StrictStr, StrictStr] = {} # fields that a record must have for it to be read, such as domain: code
+    fields: dict[Literal['text', 'prompt', 'image'], StrictStr] = {} # what the records call these fields, such as text: content
 
 SOURCES = {name: dict(weight=weight, topic=topic, instruction=instruction) for name, weight, topic, instruction in [
     ('code_text', 30., 'code', False), # TheStack v2
@@ -294,7 +296,7 @@ def _read_yaml(path: str | Path) -> dict:
         place, why = f', line {mark.line + 1}' if mark else '', getattr(e, 'problem', None) or (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(f'{path}{place}: not YAML ({why}); expected settings of a curriculum') from e
 
-# %% ../nbs/41a_curriculum_config.ipynb #76fd8755
+# %% ../nbs/41a_curriculum_config.ipynb #d6771c31
 def make_curriculum(
     settings: dict, # as a file has them
     total_tokens: int | str | None = None, # scale everything to so many, e.g. '2M'; None: what the settings say
@@ -311,8 +313,7 @@ def make_curriculum(
     except UserError as e: raise UserError(f'total_tokens is {total_tokens!r}; {e}') from e
     try:
         _check_training(config.training, ranks)
-        config = _settle(config, total)
-        to_model(config)
+        to_model(config := _settle(config, total))
         for s in config.stages: stage_mixture(config, s)
     except UserError as e: raise UserError(f'{place}: {e}') from e
     return config
@@ -394,7 +395,7 @@ def stage_mixture(
     if not (total := sum(weights.values())): raise UserError(f'stages: {stage.name} has mixture {stage.mixture}, for which no source of weight above 0 is left; expected one or more')
     return {k: w / total for k, w in weights.items() if w}
 
-# %% ../nbs/41a_curriculum_config.ipynb #ca24b6f4
+# %% ../nbs/41a_curriculum_config.ipynb #ce44a6c3
 def plan_table(config: CurriculumConfig) -> pd.DataFrame: # one row a stage
     "What each stage takes."
     steps, length = step_counts(config), config.training.lm.context_length
@@ -413,6 +414,5 @@ def plot_plan(
     for s, a, b, colour in zip(config.stages, ends, ends[1:], cycle(sns.color_palette('colorblind'))):
         ax.axvspan(a / scale, b / scale, color=colour, alpha=.25, lw=0, label=s.name.replace('$', r'\$') + rf' ($\alpha$ {s.alpha:g}, $\beta$ {s.beta:g})')
     ax.set(yscale='log', xlim=(0, ends[-1] / scale), xlabel=f'tokens ({word})' if word else 'tokens', ylabel='learning rate', title='Learning rate over the curriculum')
-    ax.legend(fontsize=8, loc='upper right')
-    ax.grid(alpha=.3)
+    ax.legend(fontsize=8, loc='upper right'); ax.grid(alpha=.3)
     return ax
