@@ -6,10 +6,9 @@
 __all__ = ['alignment_curves', 'found_pictures', 'neighbour_baseline', 'write_alignment_report', 'open_records', 'widths',
            'run_alignment', 'main']
 
-# %% ../nbs/30a_align.ipynb #7e9cf821
-import textwrap
-from dataclasses import replace
-from itertools import combinations
+# %% ../nbs/30a_align.ipynb #62fed8f9
+import re, textwrap
+from itertools import combinations, permutations
 from pathlib import Path
 
 import torch
@@ -17,12 +16,13 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .alignment import AlignmentConfig, AlignmentEvaluation, VisionTextAligner, open_pairs, train_alignment
-from .core import UserError, alone, command, get_device, is_main, main_first, seed_everything, start_ranks, write_text
+from .alignment import AlignmentConfig, AlignmentEvaluation, VisionTextAligner, train_alignment
+from .core import UserError, command, get_device, is_main, main_first, seed_everything, start_ranks, write_text
 from .data import split_rows
+from .features import FeatureSet
 from .image_text import MODALITIES, ImageTextDataset, create_dataloader, labelled_pairs
 from .images import AugmentConfig, load_images
-from .pair_scores import plot_widths
+from .pair_scores import nearest_rows, plot_widths, rank_table
 from .towers import read_image
 from .training import RunLog
 
@@ -69,7 +69,7 @@ def found_pictures(
         titles += [textwrap.shorten(fields(i)['text'], 22, placeholder='…'), *(f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1))]
     return image_grid(torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(72, 72, 3).permute(2, 0, 1) for p in pictures]), titles, columns=1 + order.shape[1])
 
-# %% ../nbs/30a_align.ipynb #cd091c1e
+# %% ../nbs/30a_align.ipynb #0255c580
 @torch.no_grad()
 def neighbour_baseline(
     train: dict[str, Tensor], # vectors of the frozen towers for n training pairs: two modalities, (n, ...) each
@@ -77,19 +77,18 @@ def neighbour_baseline(
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
 ) -> dict[str, float]: # `image_to_text_r1`, ..., both ways
     "Recall of held-out partners through the nearest training pair, without training."
-    from mmjepa.probes import recall_at
-    unit, out = lambda x: normalize(x.flatten(1).float(), dim=1), {}
-    for x, y in ((a, b) for a in train for b in train if a != b):
-        lent = unit(train[y])[(unit(held[x]) @ unit(train[x]).T).argmax(1)]
-        found = recall_at(lent @ unit(held[y]).T, torch.arange(len(lent)), ks)
-        out |= {f'{x}_to_{y}_r{k}': v for k, v in found.items()}
+    (train, held), out = ({m: x.flatten(1) for m, x in part.items()} for part in (train, held)), {}
+    for x, y in permutations(train, 2):
+        lent = train[y][nearest_rows(held[x], train[x])]
+        found = rank_table(lent, held[y], (x, y), ks)
+        out |= {f'{x}_to_{y}_r{k}': found[f'{x}_to_{y}_r{k}'] for k in ks}
     return out
 
-# %% ../nbs/30a_align.ipynb #5e7d8fb2
+# %% ../nbs/30a_align.ipynb #ee7e2fc3
 def write_alignment_report(
     model: VisionTextAligner, # trained
     dataset: ImageTextDataset,
-    parts: tuple, # training and held-out records as of `open_pairs`, both with features
+    parts: tuple, # training and held-out records as of `open_pairs`
     table, # DataFrame of epochs
     folder: Path, # of the run
 ) -> Path: # of `report.md`
@@ -103,10 +102,11 @@ def write_alignment_report(
     if n:
         if fig := found_pictures(AlignmentEvaluation(held, model.config.mrl_dims).embed(model), held.rows, dataset): save_figure(fig, folder/'found.png'); pictures.append('found.png')
         base = {}
-        for a, b in combinations(names, 2):
+        for a, b in combinations(names, 2) if isinstance(train, FeatureSet) else (): # images that were seen live have no features to compare
             tr, he = ({m: p.features[m][p.rows[p.features[a].there[p.rows] & p.features[b].there[p.rows]]] for m in (a, b)} for p in parts)
             if len(tr[a]) and len(he[a]): base |= neighbour_baseline(tr, he)
-        lines += ['| measure | aligned | nearest neighbours | chance |', '|---|---|---|---|', *(f'| {c} | {last[c]:.4f} | {base[c]:.4f} | {min(1., int(c.split("_r")[-1]) / n):.4f} |' for c in base if c in last), '']
+        recalls = sorted((c for c in table.columns if re.fullmatch(r'[a-z]+_to_[a-z]+_r\d+', c) and last[c] == last[c]), key=lambda c: (c.split('_r')[0], int(c.split('_r')[1])))
+        lines += ['| measure | aligned | nearest neighbours | chance |', '|---|---|---|---|', *(f'| {c} | {last[c]:.4f} | {f"{base[c]:.4f}" if c in base else "not computed"} | {min(1., int(c.split("_r")[-1]) / n):.4f} |' for c in recalls), '']
     lines += ['| measure | last epoch |', '|---|---|', *(f'| {c} | {last[c]:.4f} |' for c in table.columns if c not in ('epoch', 'images_per_s', 'seconds') and last[c] == last[c]), '', *(f'![{p}]({p})' for p in pictures), '']
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'
@@ -131,7 +131,7 @@ def open_records(
     dataset.name = train.name
     return dataset, torch.arange(len(train), len(dataset))
 
-# %% ../nbs/30a_align.ipynb #bcb5dd47
+# %% ../nbs/30a_align.ipynb #6a1efba7
 def widths(
     text: str, # such as 128,256,512
 ) -> tuple[int, ...]:
@@ -158,12 +158,8 @@ def run_alignment(
     a = augment
     varied = AugmentConfig(10 * a, .1 * a, min(.9, .1 * a), min(1., .2 * a), min(1., .2 * a), 0., noise=.05 * a, fill=1.) if a else None
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)
-    table = train_alignment(model, loader, None, folder, val_rows=held, cache_dir=cache_dir, cache=cache, augmentation=varied, resume=resume, **options)
-    if not is_main(): return None
-    say = RunLog(folder/'training.log')
-    with alone(): parts = open_pairs(model, dataset, held, cache_dir, False, config.batch_size, num_workers, lambda line: None) # the other ranks have left
-    say(f'report and pictures: {write_alignment_report(model, dataset, parts, table, folder)}')
-    return table
+    report = lambda parts, table: RunLog(folder/'training.log')(f'report and pictures: {write_alignment_report(model, dataset, parts, table, folder)}')
+    return train_alignment(model, loader, None, folder, val_rows=held, cache_dir=cache_dir, cache=cache, augmentation=varied, resume=resume, finish=report, **options)
 
 # %% ../nbs/30a_align.ipynb #210f4673
 @command

@@ -7,9 +7,9 @@ __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'Vision
            'AlignmentEvaluation', 'open_pairs', 'standardize', 'new_folder', 'train_alignment', 'save_aligner',
            'load_aligner', 'zero_shot', 'modality_of', 'embed_items', 'retrieve']
 
-# %% ../nbs/30_alignment.ipynb #ac9672a1
+# %% ../nbs/30_alignment.ipynb #802d509f
 import json, math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Callable
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from .checkpoint import keep_trained, list_checkpoints, load_weights
 from .contrastive import clip_loss
-from .core import UserError, all_reduce_sum, atomic_path, get_device, is_main, make_generator, world_size
+from .core import UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, world_size
 from .data import split_rows
 from .features import FeatureSet, LiveSet, LiveTransform, _prepared, cached_features
 from .image_text import MODALITIES, ImageTextDataset, create_dataloader
@@ -33,9 +33,9 @@ from .images import AugmentConfig, image_loader
 from .matryoshka import mrl_loss
 from .pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
-from .training import RunLog, TrainConfig, fit
+from .training import RunLog, TrainConfig, choose_precision, fit
 
-# %% ../nbs/30_alignment.ipynb #f004a7b0
+# %% ../nbs/30_alignment.ipynb #7de4dcad
 @dataclass(frozen=True)
 class AlignmentConfig:
     "Towers, adapters, losses and training of an alignment; the defaults are those of the reference."
@@ -61,11 +61,12 @@ class AlignmentConfig:
 
     def __post_init__(self):
         object.__setattr__(self, 'mrl_dims', tuple(self.mrl_dims)) # a list, as read from JSON
-        for name, low in dict(d_align=1, mrl_weight=0, clip_weight=0, batch_size=1, num_epochs=1).items():
+        for name, low in dict(d_align=1, mrl_weight=0, clip_weight=0, batch_size=1, num_epochs=1, weight_decay=0, clip_norm=0).items():
             if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
         for name in ('temperature', 'hidden_factor', 'lr'):
             if not getattr(self, name) > 0: raise UserError(f'{name} is {getattr(self, name)}; expected more than 0')
-        if not 0 <= self.dropout < 1: raise UserError(f'dropout is {self.dropout}; expected 0 or more and less than 1')
+        for name in ('dropout', 'warmup'):
+            if not 0 <= getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 0 or more and less than 1')
         if self.mrl_dims and max(self.mrl_dims) > self.d_align: raise UserError(f'd_align is {self.d_align}, smaller than the Matryoshka width {max(self.mrl_dims)}; expected mrl_dims up to {self.d_align}')
         if any(a >= b for a, b in zip((0, *self.mrl_dims), self.mrl_dims)): raise UserError(f'mrl_dims are {self.mrl_dims}; expected ascending widths of 1 or more')
         if not self.mrl_dims or not self.mrl_weight + self.clip_weight: raise UserError('expected one or more mrl_dims, and mrl_weight or clip_weight above 0')
@@ -74,7 +75,7 @@ class AlignmentConfig:
     @property
     def names(self) -> dict[str, str]: return {'image': self.vision_model_name, 'text': self.text_model_name, 'audio': self.audio_model_name}
 
-# %% ../nbs/30_alignment.ipynb #78905b7a
+# %% ../nbs/30_alignment.ipynb #1f17ed38
 _LOADERS = {'image': load_vision_tower, 'text': load_text_tower, 'audio': load_audio_tower}
 
 class Standardize(nn.Module):
@@ -97,8 +98,7 @@ def adapter(
 ) -> nn.Sequential: # (b, width) to (b, d_align)
     "Norm, hidden layer, output: what trains of a tower."
     hidden = max(1, round(config.hidden_factor * config.d_align))
-    first = [Standardize(width)] if config.standardize else []
-    return nn.Sequential(*first, nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.d_align))
+    return nn.Sequential(*[Standardize(width)] * config.standardize, nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.d_align))
 
 # %% ../nbs/30_alignment.ipynb #04d602d5
 class VisionTextAligner(nn.Module):
@@ -137,7 +137,7 @@ class VisionTextAligner(nn.Module):
         z = there.new_zeros(len(there), self.towers[m].dim, dtype=torch.float)
         return z.index_copy(0, there.nonzero()[:, 0], self.towers[m](**inputs)) if inputs else z
 
-# %% ../nbs/30_alignment.ipynb #bcef1538
+# %% ../nbs/30_alignment.ipynb #dc9752b3
 @patch
 @torch.no_grad()
 def encode(
@@ -151,8 +151,7 @@ def encode(
     if isinstance(items, (str, dict)) or not hasattr(items, '__len__'): raise UserError(f'items is a {type(items).__name__}; expected a list of one or more')
     if not len(items): return torch.zeros(0, self.config.d_align)
     tower, head = self.towers[modality], self.adapters[modality]
-    training = head.training
-    head.eval()
+    training, _ = head.training, head.eval()
     z = [head(tower(**tower.prepare([*items[at:at + batch_size]]))).float().cpu() for at in range(0, len(items), batch_size)]
     head.train(training)
     return torch.cat(z)
@@ -224,7 +223,7 @@ class AlignmentEvaluation:
             scores |= rank_table(x, y, (a, b)) | matryoshka_table(x, y, self.dims, (a, b)) | {k if k.endswith('uniformity') or (a, b) == ('image', 'text') else f'{a}_{b}_{k}': v for k, v in more.items()}
         return scores
 
-# %% ../nbs/30_alignment.ipynb #d41a138e
+# %% ../nbs/30_alignment.ipynb #95f557b7
 def open_pairs(
     model: VisionTextAligner, # whose towers see the records
     dataset: ImageTextDataset, # raw records
@@ -244,7 +243,7 @@ def open_pairs(
     usable = FeatureSet(features, train, dataset.name)
     if not live: return usable, FeatureSet(features, held)
     others = FeatureSet({m: f for m, f in features.items() if m != 'image'}, train)
-    return LiveSet(dataset, model.towers['image'].prepare, others, train, dataset.name), FeatureSet(features, held)
+    return LiveSet(dataset, model.towers['image'].prepare, others, train, dataset.name, num_workers, say), FeatureSet(features, held)
 
 @torch.no_grad()
 def standardize(
@@ -256,7 +255,7 @@ def standardize(
     for m, head in model.adapters.items():
         held = records.features if isinstance(records, FeatureSet) else records.others.features
         if m in held: x = held[m][some[held[m].there[some]]]
-        else: x = torch.cat([model.towers[m](**_prepared(records.dataset, records.tower, part.tolist())[0]) for part in some[:1000].split(64)])
+        else: x = torch.cat([torch.zeros(0, model.towers[m].dim, device=model.device), *(model.towers[m](**seen) for part in some[:1000].split(64) if (seen := _prepared(records.dataset, records.tower, part.tolist())[0]))])
         if len(x) > 1: head[0].fit(x.to(model.device))
 
 def new_folder(
@@ -267,9 +266,18 @@ def new_folder(
     while (found := path if n == 1 else path.with_name(f'{path.name}-{n}')).exists(): n += 1
     return found
 
-# %% ../nbs/30_alignment.ipynb #59276170
+# %% ../nbs/30_alignment.ipynb #da4b579f
 ALIGN_COLUMNS = 'epoch loss_total loss_mrl loss_clip logit_scale image_to_text_r1 text_to_image_r1 image_to_text_r10 text_to_image_r10 images_per_s seconds'.split()
 
+def _how(cfg: AlignmentConfig, folder: Path, size: int, resume: bool, options: dict) -> TrainConfig:
+    "Settings of training; what is wrong with them is said before any feature is computed."
+    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
+    if size * world_size() < 2: raise UserError(f'batch_size is {size}; expected 2 or more: a contrastive loss needs others to tell a pair from')
+    config = TrainConfig(**{**dict(epochs=cfg.num_epochs, lr=cfg.lr, weight_decay=cfg.weight_decay, warmup=cfg.warmup, clip_norm=cfg.clip_norm, seed=cfg.seed), **options})
+    choose_precision(config.precision, get_device())
+    return config
+
+# %% ../nbs/30_alignment.ipynb #2727283e
 def train_alignment(
     model: VisionTextAligner, # trained in place
     train_loader, # of `create_dataloader`; its dataset, batch size, seed and workers are used
@@ -281,32 +289,31 @@ def train_alignment(
     cache: bool = True, # False: run the vision tower in every epoch
     augmentation: AugmentConfig | None = None, # of images; needs `cache=False`
     resume: bool = False, # continue the run in `output_dir`
+    finish: Callable | None = None, # called at the end, on the first rank, with the parts of `open_pairs` and the table
     **options, # further fields of `TrainConfig`
 ): # DataFrame of epochs; None on ranks other than the first
     "Train the adapters on pairs; the table of epochs."
-    cfg, dataset, size = model.config, train_loader.dataset, train_loader.batch_size
-    folder = Path(output_dir) if output_dir else new_folder('runs/alignment')
+    cfg = model.config if num_epochs is None else replace(model.config, num_epochs=num_epochs)
+    dataset, size, folder = train_loader.dataset, train_loader.batch_size, Path(output_dir) if output_dir else new_folder('runs/alignment')
     if augmentation and cache: raise UserError('augmentation varies the images of each epoch, cached features do not; expected cache=False')
-    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
+    config, log = _how(cfg, folder, size, resume, options), RunLog(folder/'training.log')
     model.to(get_device())
-    if size * world_size() < 2: raise UserError(f'batch_size is {size}; expected 2 or more: a contrastive loss needs others to tell a pair from')
-    log = RunLog(folder/'training.log')
     if val_rows is None: val_rows = torch.from_numpy(split_rows(len(dataset), val_split, cfg.seed)[1])
     train, held = open_pairs(model, dataset, val_rows, cache_dir, not cache, size, train_loader.num_workers, log)
     if len(train) < 2: raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records are pairs for these towers ({", ".join(model.towers)}) and not held out; expected 2 or more')
     loader = image_loader(train, min(size, len(train) // world_size()), shuffle=True, seed=train_loader.sampler.seed, drop_last=True, num_workers=0 if cache else train_loader.num_workers)
-    config = TrainConfig(**{**dict(epochs=num_epochs or cfg.num_epochs, lr=cfg.lr, weight_decay=cfg.weight_decay, warmup=cfg.warmup, clip_norm=cfg.clip_norm, seed=cfg.seed), **options})
     settings = {'alignment': asdict(cfg), 'towers': {m: t.fingerprint for m, t in model.towers.items()}, 'train': vars(config), 'data': {m: f.fingerprint for m, f in held.features.items()}, 'held_out': weights_digest([('rows', val_rows)]), 'batch_size': size, 'processes': world_size(), 'augmentation': augmentation and asdict(augmentation)}
     transform = LiveTransform(augmentation, model.towers['image'].normalization) if augmentation else None
-    evaluation = AlignmentEvaluation(held, cfg.mrl_dims)
     if cfg.standardize: standardize(model, train)
-    table = fit(model, AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight), loader, config, folder, transform, evaluation, 'image_to_text_r1', resume, settings, ALIGN_COLUMNS)
+    table = fit(model, AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight), loader, config, folder, transform, AlignmentEvaluation(held, cfg.mrl_dims), 'image_to_text_r1', resume, settings, ALIGN_COLUMNS)
     if not is_main(): return None
     save_aligner(model, folder/'aligner')
     log(f'aligner: {folder/"aligner"}')
+    with alone():
+        if finish: finish((train, held), table) # the other ranks have left
     return table
 
-# %% ../nbs/30_alignment.ipynb #ed942254
+# %% ../nbs/30_alignment.ipynb #063ae4fb
 def save_aligner(
     model: VisionTextAligner,
     folder: str | Path, # written whole or not at all
@@ -317,6 +324,11 @@ def save_aligner(
         temp.mkdir()
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temp/'adapters.safetensors')
         (temp/'config.json').write_text(json.dumps({'alignment': asdict(model.config), 'towers': towers}, indent=1))
+
+def _tower_again(m: str, name: str, folder: Path) -> Tower:
+    "A tower of a saved aligner."
+    try: return _LOADERS[m](name)
+    except UserError as e: raise UserError(f"{folder}: its {m} tower can't be loaded: {e}; if it lies elsewhere by now, say where: --{dict(image='vision').get(m, m)}_model_name, or names={{'{m}': ...}}") from e
 
 def load_aligner(
     folder: str | Path, # written by `save_aligner`, or the folder of a run
@@ -331,7 +343,8 @@ def load_aligner(
         about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'adapters.safetensors')
         config, wanted = AlignmentConfig(**about['alignment']), {m: {k: w[k] for k in ('name', 'fingerprint')} for m, w in about['towers'].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e: raise UserError(f'{folder}: the aligner cannot be read ({str(e).splitlines()[0]})') from e
-    towers = towers or {m: _LOADERS[m]((names or {}).get(m, w['name'])) for m, w in wanted.items()}
+    if odd := (names or {}).keys() - wanted.keys(): raise UserError(f'{folder}: the aligner has {", ".join(wanted)}; expected no name of a tower for {min(odd)}')
+    towers = towers or {m: _tower_again(m, (names or {}).get(m, w['name']), folder) for m, w in wanted.items()}
     for m in sorted(wanted.keys() | towers.keys()):
         if m not in towers or m not in wanted: raise UserError(f'{folder}: the aligner has {", ".join(wanted)}; {m} is not in both it and the towers given')
         if towers[m].fingerprint != wanted[m]['fingerprint']:
@@ -340,8 +353,10 @@ def load_aligner(
     load_weights(model, weights, folder)
     return model.eval()
 
-# %% ../nbs/30_alignment.ipynb #1e942a39
-def _unit(z: Tensor, dim: int | None) -> Tensor: return normalize(z[:, :dim].float(), dim=-1)
+# %% ../nbs/30_alignment.ipynb #fb4ef945
+def _unit(z: Tensor, dim: int | None) -> Tensor:
+    if dim is not None and not 1 <= dim <= z.shape[1]: raise UserError(f'dim is {dim}; expected a width from 1 to {z.shape[1]}')
+    return normalize(z[:, :dim].float(), dim=-1)
 
 def zero_shot(
     model: VisionTextAligner,

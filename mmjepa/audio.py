@@ -5,20 +5,17 @@
 # %% auto #0
 __all__ = ['retrieve_table']
 
-# %% ../nbs/32_audio.ipynb #8443754c
+# %% ../nbs/32_audio.ipynb #bf552d65
 from itertools import permutations
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from .alignment import VisionTextAligner
 from .core import UserError
-from .image_text import MODALITIES, ImageTextDataset, create_dataloader
+from .pair_scores import nearest_rows
 
-# %% ../nbs/32_audio.ipynb #0661dd4b
+# %% ../nbs/32_audio.ipynb #2fb90b20
 @torch.no_grad()
 def retrieve_table(
     embeddings: dict[str, Float[Tensor, 'n d']], # by modality, row i of each belongs to record i
@@ -27,10 +24,9 @@ def retrieve_table(
     "Label accuracy of the nearest item of another record, between any two modalities."
     import pandas as pd
     if any(len(z) != len(labels) for z in embeddings.values()): raise UserError(f'{[len(z) for z in embeddings.values()]} embeddings for {len(labels)} labels; expected as many')
-    codes = torch.tensor([sorted({*labels}).index(x) for x in labels])
-    unit, out = {m: normalize(z.float(), dim=1) for m, z in embeddings.items()}, {}
-    for a, b in permutations(unit, 2):
-        similar = unit[a] @ unit[b].T
-        similar.fill_diagonal_(-2) # its own partner is too easy
-        out.setdefault(b, {})[a] = (codes[similar.argmax(1)] == codes).float().mean().item()
-    return pd.DataFrame(out).reindex(index=[*unit], columns=[*unit])
+    number, out = {x: i for i, x in enumerate({*labels})}, {}
+    codes = torch.tensor([number[x] for x in labels])
+    for a, b in permutations(embeddings, 2):
+        found = nearest_rows(embeddings[a], embeddings[b], others=True).cpu() # its own partner is too easy
+        out.setdefault(b, {})[a] = (codes[found] == codes).float().mean().item()
+    return pd.DataFrame(out).reindex(index=[*embeddings], columns=[*embeddings])

@@ -6,7 +6,7 @@
 __all__ = ['caption_scores', 'small_language_model', 'caption_figure', 'examples', 'write_caption_report', 'run_captioning',
            'main']
 
-# %% ../nbs/31a_caption.ipynb #e7178d68
+# %% ../nbs/31a_caption.ipynb #e1ff5bc6
 import re, textwrap
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from .align import open_records
 from .alignment import VisionTextAligner, load_aligner
-from .captioning import CaptionEvaluation, LLMConfig, MultimodalLLM, caption_objective, caption_rows, split_prompt, train_captioning
+from .captioning import CaptionEvaluation, LLMConfig, MultimodalLLM, caption_objective, caption_rows, split_prompt, train_captioning, _checked
 from .core import UserError, atomic_path, command, get_device, is_main, main_first, seed_everything, start_ranks, write_text
 from .data import record_text
 from .image_text import ImageTextDataset
@@ -96,7 +96,7 @@ def small_language_model(
             for part in (llm, tokenizer): part.save_pretrained(temp)
     return folder/'model'
 
-# %% ../nbs/31a_caption.ipynb #92938f80
+# %% ../nbs/31a_caption.ipynb #7622f2b8
 def caption_figure(
     images: list, # raw images
     written: list[str], # what was said of them
@@ -123,7 +123,7 @@ def examples(
     n: int = 12, # of each kind at most
 ) -> list[int]: # positions, right ones first
     "Right and wrong captions, each spread evenly over the set."
-    right = torch.tensor([a == b.strip() for a, b in zip(written, true)])
+    right = torch.tensor([a == b.strip() for a, b in zip(written, true)], dtype=torch.bool)
     spread = lambda rows: rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).long()].tolist() if len(rows) else []
     return spread(right.nonzero()[:, 0]) + spread((~right).nonzero()[:, 0])
 
@@ -156,7 +156,7 @@ def write_caption_report(
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'
 
-# %% ../nbs/31a_caption.ipynb #6ce04aee
+# %% ../nbs/31a_caption.ipynb #3fed7dd0
 def run_captioning(
     records: tuple, # dataset, and which rows are held out, as of `mmjepa.align.open_records`
     aligner: VisionTextAligner, # with a vision tower
@@ -170,6 +170,7 @@ def run_captioning(
     "Train, caption what was held out, write a report."
     from dataclasses import replace
     folder, (dataset, held), seed = Path(output), records, options.get('seed', 0)
+    _checked(folder, batch_size, resume, options) # a mistake costs no training of a small model
     if config.model_name == 'small':
         kept = sorted({*range(len(dataset))} - {*held.tolist()})
         texts = [record_text(f) for f in map(dataset.fields, kept) if f.get('text') is not None]
@@ -181,7 +182,7 @@ def run_captioning(
     RunLog(folder/'training.log')(f'report and pictures: {write_caption_report(model, dataset, evaluation, table, folder)}')
     return table
 
-# %% ../nbs/31a_caption.ipynb #bf9b33ac
+# %% ../nbs/31a_caption.ipynb #980b235f
 @command
 def main(
     aligner:str='', # folder that mmjepa_align wrote
@@ -201,6 +202,9 @@ def main(
     batch_size:int=32, # pairs a step, on each process
     lr:float=1e-3, # largest learning rate
     val_split:float=.1, # share of JSON lines held out
+    vision_model_name:str='', # where the aligner's vision tower lies by now, if not where it lay
+    text_model_name:str='', # where its text tower lies, likewise
+    audio_model_name:str='', # where its audio tower lies, likewise
     cache_dir:str='', # of the tower's features (~/.cache/mmjepa/features)
     on_error:str='raise', # at a bad record: raise or skip
     max_steps:int=0, # stop after so many steps
@@ -216,5 +220,6 @@ def main(
     start_ranks()
     config = LLMConfig(model_name, prefix_from, n_prefix, not train_llm, {'r': lora_rank} if lora_rank else None, prompt, max_text)
     records = open_records(json_data, images, template, data_dir, val_split, seed, on_error)
+    names = {m: n for m, n in (('image', vision_model_name), ('text', text_model_name), ('audio', audio_model_name)) if n}
     options = dict(epochs=epochs, lr=lr, max_steps=max_steps, eval_every=eval_every, seed=seed, precision=precision, tracker=tracker, save_every=save_every)
-    run_captioning(records, load_aligner(aligner), config, output, cache_dir or None, batch_size, resume, **options)
+    run_captioning(records, load_aligner(aligner, names), config, output, cache_dir or None, batch_size, resume, **options)

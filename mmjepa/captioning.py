@@ -7,13 +7,13 @@ __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'Pref
            'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'train_captioning', 'fingerprint', 'save_captioner',
            'load_captioner']
 
-# %% ../nbs/31_captioning.ipynb #79e7579c
+# %% ../nbs/31_captioning.ipynb #b64fcbe1
 import json, math, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterator
 
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
@@ -24,14 +24,14 @@ from torch.utils.data import Dataset
 
 from .alignment import VisionTextAligner, load_aligner, new_folder, save_aligner
 from .checkpoint import keep_trained, list_checkpoints, load_weights
-from .core import UserError, atomic_path, global_mean, is_main, world_size
+from .core import UserError, atomic_path, get_device, global_mean, is_main, world_size
 from .data import record_text, split_rows
-from .features import Features, cached_features
+from .features import Features, FeatureSet, cached_features
 from .image_text import ImageTextDataset
 from .images import image_loader
 from .tiny_models import quiet_transformers
 from .towers import load_whole, load_words, weights_digest, words_digest
-from .training import RunLog, TrainConfig, fit
+from .training import RunLog, TrainConfig, choose_precision, fit
 
 # %% ../nbs/31_captioning.ipynb #5944594a
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def caption_rows(
     real = torch.arange(width) < torch.tensor([len(r) for r in rows])[:, None]
     return torch.tensor([r + [tokenizer.eos_token_id] * (width - len(r)) for r in rows]), real, sum(len(known[t]) >= longest for t in texts)
 
-# %% ../nbs/31_captioning.ipynb #0ebd2fac
+# %% ../nbs/31_captioning.ipynb #d21c26a2
 class PrefixProjector(nn.Module):
     "One vector to `n` vectors in the space of word embeddings: `(..., d)` to `(..., n, d_llm)`."
     def __init__(self,
@@ -102,8 +102,7 @@ class PrefixProjector(nn.Module):
         self.n, self.norm, self.first, self.second = n, nn.LayerNorm(d), nn.Linear(d, n * d_llm), nn.Linear(d_llm, d_llm)
         nn.init.normal_(self.second.weight, std=scale * d_llm**-.5 / .4); nn.init.zeros_(self.second.bias) # gelu of a vector like the first layer's has squares of .16 or so
 
-    def forward(self, x: Float[Tensor, '... d']) -> Float[Tensor, '... n e']:
-        return self.second(F.gelu(self.first(self.norm(x)).unflatten(-1, (self.n, -1))))
+    def forward(self, x: Float[Tensor, '... d']) -> Float[Tensor, '... n e']: return self.second(F.gelu(self.first(self.norm(x)).unflatten(-1, (self.n, -1))))
 
 def _language_model(config: LLMConfig):
     "Model and tokenizer, frozen or with adapters as `config` says."
@@ -127,7 +126,7 @@ def _frozen_copy(aligner: VisionTextAligner) -> VisionTextAligner:
     copy.load_state_dict(aligner.state_dict())
     return copy.to(aligner.device).requires_grad_(False)
 
-# %% ../nbs/31_captioning.ipynb #0581530d
+# %% ../nbs/31_captioning.ipynb #43c77bd8
 class MultimodalLLM(nn.Module):
     "A frozen aligner, a projector and a language model. Its `state_dict` holds what trains."
     def __init__(self,
@@ -140,15 +139,11 @@ class MultimodalLLM(nn.Module):
         self.words = words_digest(self.tokenizer)
         table = self.llm.get_input_embeddings().weight
         patches = config.prefix_from == 'patches'
-        d = aligner.towers['image'].states(**self.blank())[0].shape[-1] if patches else aligner.config.d_align
+        eye = aligner.towers['image']
+        d = eye.states(**eye.prepare([np.zeros((32, 32), np.uint8)]))[0].shape[-1] if patches else aligner.config.d_align
         self.projector = PrefixProjector(d, table.shape[1], 1 if patches else config.n_prefix, table.detach().float().std().item())
         self.prompt = split_prompt(self.tokenizer, config.prompt)
         keep_trained(self).train().to(aligner.device)
-
-    def blank(self) -> dict[str, Tensor]:
-        "Inputs of the vision tower for an empty image."
-        from PIL import Image
-        return self.aligner.towers['image'].prepare([Image.new('RGB', (32, 32))])
 
     def train(self, mode: bool = True):
         "Training mode for what trains; the aligner, and a language model that is frozen as a whole, evaluate."
@@ -198,7 +193,7 @@ def caption_objective(
     loss = global_mean(F.cross_entropy(logits, ids, reduction='none'))
     return loss, {'loss_caption': loss.detach(), 'token_acc': global_mean((logits.detach().argmax(1) == ids).float())}
 
-# %% ../nbs/31_captioning.ipynb #9974b8ef
+# %% ../nbs/31_captioning.ipynb #807c8789
 def _left_padded(rows: list[Float[Tensor, 'n e']]) -> tuple[Float[Tensor, 'b n e'], Int[Tensor, 'b n']]:
     "Rows of different lengths as one batch that ends evenly, and its mask."
     width = max(len(r) for r in rows)
@@ -213,6 +208,16 @@ def _start(self: MultimodalLLM, features: Tensor, prompts: list[str], options: d
     rows = [torch.cat([self.embed(halves[p][0]), image.to(self.embed([0]).dtype), self.embed(halves[p][1])]) for p, image in zip(prompts, self.prefix(features))]
     x, mask = _left_padded(rows)
     return {'inputs_embeds': x, 'attention_mask': mask, 'do_sample': False, 'max_new_tokens': self.config.max_text, 'pad_token_id': self.tokenizer.eos_token_id, 'eos_token_id': self.tokenizer.eos_token_id, **options}
+
+# %% ../nbs/31_captioning.ipynb #c28f7941
+_OURS = ('inputs_embeds', 'input_ids', 'attention_mask', 'streamer', 'return_dict_in_generate') # what `generate` decides itself
+
+@patch
+@torch.no_grad()
+def _ask(self: MultimodalLLM, arguments: dict) -> Tensor:
+    "Token ids that transformers' `generate` makes; what is wrong with its options as a `UserError`."
+    try: return self.llm.generate(**arguments)
+    except (ValueError, TypeError) as e: raise UserError(f"generate: {(str(e).splitlines() or ['unknown'])[0]:.300}; expected options of transformers' generate") from e
 
 @patch
 def see(self: MultimodalLLM, images: list) -> Tensor:
@@ -230,13 +235,12 @@ def write(
     **options, # of transformers' `generate`
 ) -> list[str]:
     "Texts for features of images."
-    training = self.training
-    self.eval()
-    try: ids = self.llm.generate(**self._start(features.to(self.device), prompts, options))
+    training, _ = self.training, self.eval()
+    try: ids = self._ask(self._start(features.to(self.device), prompts, options))
     finally: self.train(training)
     return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-# %% ../nbs/31_captioning.ipynb #b21f5b29
+# %% ../nbs/31_captioning.ipynb #5cb22703
 @patch
 def generate(
     self: MultimodalLLM,
@@ -248,7 +252,9 @@ def generate(
 ) -> list[str] | Iterator[str]: # as many strings as images
     "What the language model says of each image; greedy unless options say otherwise."
     if not isinstance(images, (list, tuple)): raise UserError(f'images is a {type(images).__name__}; expected a list of images')
-    prompts = [prompt or self.config.prompt] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
+    prompts = [self.config.prompt if prompt is None else prompt] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
+    if odd := [k for k in _OURS if k in options]: raise UserError(f'generate has an option {odd[0]}; expected options that change how texts are chosen')
+    if options.get('num_return_sequences', 1) != 1: raise UserError(f"num_return_sequences is {options['num_return_sequences']}; expected 1: as many texts as images are returned")
     if len(prompts) != len(images): raise UserError(f'{len(prompts)} prompts for {len(images)} images; expected one prompt, or one for each image')
     if stream and len(images) != 1: raise UserError(f'stream with {len(images)} images; expected one')
     if stream: return self._stream(self.see(images), prompts, options)
@@ -260,18 +266,17 @@ def _stream(self: MultimodalLLM, features: Tensor, prompts: list[str], options: 
     from threading import Thread
     from transformers import TextIteratorStreamer
     streamer, faults = TextIteratorStreamer(self.tokenizer, skip_special_tokens=True), []
-    arguments = self.eval()._start(features.to(self.device), prompts, options)
+    training, arguments = self.training, {**self.eval()._start(features.to(self.device), prompts, options), 'streamer': streamer}
     def work():
-        try:
-            with torch.no_grad(): self.llm.generate(**arguments, streamer=streamer)
+        try: self._ask(arguments)
         except Exception as e: faults.append(e); streamer.end()
     thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from (piece for piece in streamer if piece)
-    thread.join()
+    try: yield from (piece for piece in streamer if piece)
+    finally: thread.join(); self.train(training) # also where nobody reads to the end
     if faults: raise faults[0]
 
-# %% ../nbs/31_captioning.ipynb #ebdc9f53
+# %% ../nbs/31_captioning.ipynb #6cb6ce64
 class CaptionSet(Dataset):
     "Features of images with the tokens of their captions, fetched a batch at a time."
     def __init__(self,
@@ -287,12 +292,9 @@ class CaptionSet(Dataset):
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         "`index`, `image_features`, `caption`, `caption_mask` of some rows."
         return {'index': rows, 'image_features': self.features[rows], 'caption': self.caption[rows], 'caption_mask': self.caption_mask[rows]}
-    @staticmethod
-    def collate(batch):
-        "The batch as it was fetched."
-        return batch
+    collate = staticmethod(FeatureSet.collate)
 
-# %% ../nbs/31_captioning.ipynb #4b71fbed
+# %% ../nbs/31_captioning.ipynb #5b899c8c
 class CaptionEvaluation:
     "Scores on held-out pairs, as columns of `metrics.csv`; the texts of the last call are kept."
     def __init__(self,
@@ -310,16 +312,25 @@ class CaptionEvaluation:
             loss, logs = caption_objective(model(batch), batch)
             n = batch['caption_mask'].sum().item()
             sums += torch.tensor([loss.item() * n, logs['token_acc'].item() * n, n], dtype=torch.float64)
-        spread = torch.linspace(0, len(self.held) - 1, min(self.limit, len(self.held))).long()
-        self.rows = self.held.rows if last else self.held.rows[spread]
+        self.rows = self.held.rows if last else self.held.rows[torch.linspace(0, len(self.held) - 1, min(self.limit, len(self.held))).long()]
         self.written = [t for part in self.rows.split(256) for t in model.write(self.held.features[part], [model.config.prompt] * len(part))]
         right = sum(a == b.strip() for a, b in zip(self.written, (self.texts[i] for i in self.rows.tolist())))
         loss, acc = (sums[:2] / sums[2]).tolist()
         return {'val_loss_caption': loss, 'val_token_acc': acc, 'perplexity': math.exp(min(loss, 700)), 'exact_match': right / len(self.rows), 'written': len(self.rows)}
 
-# %% ../nbs/31_captioning.ipynb #f2147b93
+# %% ../nbs/31_captioning.ipynb #37418ea2
 CAPTION_COLUMNS = 'epoch loss_total token_acc val_loss_caption val_token_acc perplexity exact_match written images_per_s seconds'.split()
 
+def _checked(folder: Path, batch_size: int, resume: bool, options: dict) -> TrainConfig:
+    "Settings of training; what is wrong with them is said before any feature is computed."
+    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
+    if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
+    config = TrainConfig(**{**dict(epochs=3, lr=1e-3), **options})
+    if not 0 <= config.warmup < 1: raise UserError(f'warmup is {config.warmup}; expected 0 or more and less than 1')
+    choose_precision(config.precision, get_device())
+    return config
+
+# %% ../nbs/31_captioning.ipynb #dba05dfa
 def train_captioning(
     model: MultimodalLLM, # trained in place
     dataset: ImageTextDataset, # images with captions
@@ -333,33 +344,30 @@ def train_captioning(
 ) -> tuple: # DataFrame of epochs (None on ranks other than the first), and the `CaptionEvaluation`
     "Train projector, adapters or all of the language model on captions."
     folder, cfg = Path(output_dir) if output_dir else new_folder('runs/captioning'), model.config
+    config = _checked(folder, batch_size, resume, options)
     log, tower = RunLog(folder/'training.log'), model.aligner.towers['image']
-    config = TrainConfig(**{**dict(epochs=3, lr=1e-3), **options})
     features = cached_features(tower, dataset, cache_dir, 'states' if cfg.prefix_from == 'patches' else 'pooled', say=log)
-    caption = lambda fields: record_text(fields) if fields.get('text') is not None else ''
-    texts = [caption(dataset.fields(i)) if there else '' for i, there in enumerate(features.there.tolist())]
+    texts = [record_text(f) if there and (f := dataset.fields(i)).get('text') is not None else '' for i, there in enumerate(features.there.tolist())]
     if lonely := sum(not t for t in texts): log(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
     ids, real, cut = caption_rows(model.tokenizer, texts, cfg.max_text)
     real[[not t for t in texts]] = False
     if cut: log(f'{dataset.name}: {cut:,} of {len(texts):,} captions cut to {cfg.max_text} tokens')
     if val_rows is None: train, held = (torch.from_numpy(r) for r in split_rows(len(dataset), val_split, config.seed))
     else: held, train = val_rows, torch.tensor(sorted({*range(len(dataset))} - {*val_rows.tolist()}))
-    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
     make = lambda rows: CaptionSet(features, ids, real, rows, dataset.name)
+    if len(make(train)) < world_size(): raise UserError(f'{dataset.name}: {len(make(train))} of {len(dataset)} records have an image and a caption and are not held out; expected one or more on each process')
     loader = image_loader(make(train), min(batch_size, len(make(train)) // world_size()), shuffle=True, seed=config.seed, drop_last=True)
-    lm = {'llm': fingerprint(model), 'towers': {m: t.fingerprint for m, t in model.aligner.towers.items()}}
     evaluation = CaptionEvaluation(make(held), texts)
-    table = fit(model, caption_objective, loader, config, folder, None, evaluation, 'exact_match', resume, {'captioning': asdict(cfg), 'train': vars(config), 'data': weights_digest([('captions', ids), ('held', held)], features.fingerprint), 'batch_size': batch_size, 'processes': world_size(), **lm}, CAPTION_COLUMNS)
+    settings = {'captioning': asdict(cfg), 'train': vars(config), 'data': weights_digest([('captions', ids), ('held', held)], features.fingerprint), 'batch_size': batch_size, 'processes': world_size(), 'llm': fingerprint(model), 'towers': {m: t.fingerprint for m, t in model.aligner.towers.items()}}
+    table = fit(model, caption_objective, loader, config, folder, None, evaluation, 'exact_match', resume, settings, CAPTION_COLUMNS)
     if not is_main(): return None, evaluation
     if not evaluation.written: evaluation(model) # a finished run that was resumed
     save_captioner(model, folder/'captioner')
     log(f'captioner: {folder/"captioner"}')
     return table, evaluation
 
-# %% ../nbs/31_captioning.ipynb #02dd8848
-def fingerprint(
-    model: MultimodalLLM,
-) -> str: # hex digest
+# %% ../nbs/31_captioning.ipynb #5ebe85e4
+def fingerprint(model: MultimodalLLM) -> str: # hex digest
     "What of the language model is frozen, and so must be the same when a captioner is loaded."
     plain = lambda k: k.replace('.base_layer', '').removeprefix('base_model.model.') # as it is called without LoRA
     return weights_digest(((plain(k), p) for k, p in model.llm.named_parameters() if not p.requires_grad), model.words)
@@ -372,7 +380,9 @@ def save_captioner(
     with atomic_path(folder) as temp:
         temp.mkdir()
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}, temp/'trained.safetensors')
-        (temp/'config.json').write_text(json.dumps({'captioning': asdict(model.config), 'llm': fingerprint(model)}, indent=1))
+        name = model.config.model_name
+        about = asdict(model.config) | {'model_name': str(Path(name).resolve()) if Path(name).is_dir() else name} # to be read from any folder
+        (temp/'config.json').write_text(json.dumps({'captioning': about, 'llm': fingerprint(model)}, indent=1))
         save_aligner(model.aligner, temp/'aligner')
 
 def load_captioner(
@@ -388,7 +398,9 @@ def load_captioner(
         about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'trained.safetensors')
         config, known = LLMConfig(**about['captioning']), about['llm']
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e: raise UserError(f'{folder}: the captioner cannot be read ({str(e).splitlines()[0]})') from e
-    model = MultimodalLLM(load_aligner(folder/'aligner', names), replace(config, model_name=model_name) if model_name else config)
+    aligner = load_aligner(folder/'aligner', names)
+    try: model = MultimodalLLM(aligner, replace(config, model_name=model_name) if model_name else config)
+    except UserError as e: raise UserError(f'{folder}: {e}; if the language model lies elsewhere by now, say where: model_name=...') from e
     if (found := fingerprint(model)) != known:
         raise UserError(f"{folder}: the language model '{model.config.model_name}' ({found[:8]}) is not the one of this captioner, '{config.model_name}' ({known[:8]}); expected the model it was trained with")
     load_weights(model, weights, folder)

@@ -7,7 +7,7 @@ __all__ = ['CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTrans
            'build_curriculum', 'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings',
            'print_plan', 'main']
 
-# %% ../nbs/42_curriculum.ipynb #bb6645cd
+# %% ../nbs/42_curriculum.ipynb #bb5afc60
 import math, re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ from .curriculum_config import CurriculumConfig, Stage, learning_rate_at, load_c
 from .hybrid import JointMasks, VLJEPAObjective
 from .images import to_float
 from .masking import JEPAMasking
-from .packing import JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
+from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
 from .runs import RunLog, whole
+from .scaling import DEVICES, count_parameters, plan_cost
 from .text import Tokenizer, load_tokenizer
 from .training import TrainConfig, fit
 from .vl_jepa import VLJEPA, following
@@ -129,7 +130,7 @@ def load_state_dict(
     if state['stage'] >= 0: self._begin(state['stage'])
     self.mixture.load_state_dict(state['mixture'])
 
-# %% ../nbs/42_curriculum.ipynb #609b2187
+# %% ../nbs/42_curriculum.ipynb #5bfd0f8f
 def open_sources(
     config: CurriculumConfig, # of `load_curriculum`
     tokenizer: Tokenizer, # of texts
@@ -142,7 +143,7 @@ def open_sources(
     found, length = {}, config.training.lm.context_length
     for name, s in config.sources.items():
         if s.path is None: continue
-        size, own = config.model.vision.image_size if s.topic == 'vision' else 0, dict(val_split=.05, held_out=held_out, where=s.where, fields=s.fields)
+        size, own = config.model.vision.image_size if s.topic == 'vision' else 0, dict(val_split=HELD_OUT, held_out=held_out, where=s.where, fields=s.fields)
         path = Path(root)/s.path
         if s.kind == 'json': found[name] = JsonSource(path, tokenizer, size, seed, length, **own); continue
         start = shard_stream(s.path if re.match('[a-z]{2,}:', s.path) else str(path), seed) if s.kind == 'shards' else hub_stream(str(path) if path.exists() else s.path, seed)
@@ -300,7 +301,7 @@ def write_curriculum_report(
     write_text(folder/'report.md', '\n'.join([*lines, '', '![curves](curves.png)', '']))
     return folder/'report.md'
 
-# %% ../nbs/42_curriculum.ipynb #ad628260
+# %% ../nbs/42_curriculum.ipynb #55122a32
 def without_embeddings(
     config: CurriculumConfig, # of `load_curriculum`
 ) -> CurriculumConfig: # alpha 0 and beta 1 in each stage
@@ -318,6 +319,8 @@ def print_plan(
     plot_plan(config, ax)
     print(plan_table(config).to_string(index=False))
     for s in config.stages: print(f'{s.name}: ' + ', '.join(f'{k} {w:.3g}' for k, w in stage_mixture(config, s).items()))
+    size, cost = sum(count_parameters(to_model(config)).values()), plan_cost(config, DEVICES['h200'])
+    print(f'cost: {size:,} weights, {cost.flops.sum():.3g} operations, of which a processor of 1 TFLOP/s makes 40% in {cost.flops.sum() / .4e12 / 3600:.3g} hours; mmjepa_plan tells memory, and days on a cluster')
     print(f'the curve of the learning rate: {save_figure(fig, folder/"plan.png")}')
 
 # %% ../nbs/42_curriculum.ipynb #d99140aa

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Features', 'default_cache', 'cached_features', 'FeatureSet', 'LiveSet', 'LiveTransform']
 
-# %% ../nbs/06h_features.ipynb #bcff0762
+# %% ../nbs/06h_features.ipynb #84e8e60e
 import hashlib, json, os, time
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .core import UserError, atomic_path, is_main, rank, world_size
-from .image_text import ImageTextDataset
+from .image_text import ImageTextDataset, _named
 from .images import AugmentConfig, augment
 from .towers import Tower
 
@@ -60,7 +60,7 @@ class Features:
             if p >= 0: out[here] = self.parts[p][u[here] - p * self.part].float()
         return out
 
-# %% ../nbs/06h_features.ipynb #a4ea31a3
+# %% ../nbs/06h_features.ipynb #784e748b
 def default_cache() -> Path:
     "The user's cache folder of features."
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mmjepa'/'features'
@@ -70,30 +70,35 @@ def _digest(path: Path, values: Tensor, ok: Tensor) -> str:
     for x in (values, ok): h.update(x.contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-def _write_part(path: Path, values: Tensor, ok: Tensor, reasons: dict[str, str]):
-    with atomic_path(path) as temp: save_file({'values': values, 'ok': ok}, temp, {'digest': _digest(path, values, ok), 'reasons': json.dumps(reasons)})
+def _write_part(path: Path, values: Tensor, ok: Tensor, reasons: dict[str, str], cut: int):
+    with atomic_path(path) as temp: save_file({'values': values, 'ok': ok}, temp, {'digest': _digest(path, values, ok), 'reasons': json.dumps(reasons), 'cut': str(cut)})
 
-def _read_part(path: Path, rows: int) -> tuple[Tensor, Tensor, dict] | None:
-    "A part, memory-mapped; None if it is damaged."
+def _read_part(path: Path, rows: int) -> tuple[Tensor, Tensor, dict, int] | None:
+    "A part, memory-mapped, as `_make_part` made it; None if it is damaged."
     try:
         with safe_open(path, 'pt') as f: values, ok, about = f.get_tensor('values'), f.get_tensor('ok'), f.metadata()
-        return (values, ok, json.loads(about['reasons'])) if len(values) == len(ok) == rows and _digest(path, values, ok) == about['digest'] else None
+        return (values, ok, json.loads(about['reasons']), int(about['cut'])) if len(values) == len(ok) == rows and _digest(path, values, ok) == about['digest'] else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError): return None
 
-# %% ../nbs/06h_features.ipynb #dbf41c50
+# %% ../nbs/06h_features.ipynb #ce0aaaa5
 def _prepared(dataset: ImageTextDataset, tower: Tower, rows: list[int]) -> tuple[dict, Tensor, dict, int]:
     "Inputs of the rows that can be read, which those are, why the others can't, and how many were cut."
-    items, reasons = [], {}
+    items, reasons, read = [], {}, getattr(tower.prepare, 'read', None)
     for i in rows:
+        item = None
         try:
             fields = dataset.fields(i)
-            items.append(None if fields.get(tower.modality) is None else dataset.item(fields, tower.modality))
-        except UserError as e:
-            if dataset.on_error == 'raise': raise
-            reasons[dataset.place(i)] = str(e); items.append(None)
+            if fields.get(tower.modality) is not None: item = dataset.item(fields, tower.modality)
+            if read and item is not None: item = _named(fields, partial(read, item))
+        except UserError as e: reasons[dataset.place(i)], item = str(e), None # raised, if at all, by the main process: torch adds a worker's traceback to the message
+        items.append(item)
     ok, cut = torch.tensor([x is not None for x in items]), getattr(tower.prepare, 'cut', 0)
     inputs = tower.prepare([x for x in items if x is not None]) if ok.any() else {}
     return inputs, ok, reasons, getattr(tower.prepare, 'cut', 0) - cut
+
+def _refuse(dataset: ImageTextDataset, reasons: dict[str, str]):
+    "Raise the first of the reasons, unless bad records are to be skipped."
+    if reasons and dataset.on_error == 'raise': raise UserError(next(iter(reasons.values())))
 
 def _vectors(tower: Tower, kind: str, inputs: dict) -> Tensor:
     return tower(**inputs).cpu() if kind == 'pooled' else tower.states(**inputs)[0].half().cpu()
@@ -102,6 +107,7 @@ def _make_part(tower: Tower, dataset: ImageTextDataset, rows: list[int], kind: s
     "Vectors of some rows, computed."
     found, oks, reasons, cut, at = [], [], {}, 0, 0
     for inputs, ok, bad, n in DataLoader(rows, batch_size, num_workers=num_workers, collate_fn=partial(_prepared, dataset, tower)):
+        _refuse(dataset, bad)
         if inputs:
             z = _vectors(tower, kind, inputs)
             found.append(z.new_zeros(len(ok), *z.shape[1:]).index_copy(0, ok.nonzero()[:, 0], z))
@@ -110,7 +116,7 @@ def _make_part(tower: Tower, dataset: ImageTextDataset, rows: list[int], kind: s
     like = next((z for z in found if isinstance(z, Tensor)), torch.zeros(1, 1))
     return torch.cat([z if isinstance(z, Tensor) else like.new_zeros(z, *like.shape[1:]) for z in found]), torch.cat(oks), reasons, cut
 
-# %% ../nbs/06h_features.ipynb #ade93dd3
+# %% ../nbs/06h_features.ipynb #912cb23b
 def _identify(dataset: ImageTextDataset, modality: str, rows) -> tuple[list[int], Tensor, list[bytes], dict]:
     "First row of each different item, item of each row (-1: none), the items' keys, and why rows can't be used."
     first, index, known, reasons = [], torch.full((len(dataset),), -1), {}, {}
@@ -120,31 +126,30 @@ def _identify(dataset: ImageTextDataset, modality: str, rows) -> tuple[list[int]
             if fields.get(modality) is None: continue
             key = dataset.key(fields, modality)
         except UserError as e:
-            if dataset.on_error == 'raise': raise
             reasons[dataset.place(i)] = str(e)
+            _refuse(dataset, reasons)
             continue
         if key not in known: known[key] = len(first); first.append(i)
         index[i] = known[key]
     return first, index, [*known], reasons
 
-def _parts(tower, dataset, first, folder: Path, kind, batch_size, num_workers, part: int, say) -> tuple[list, int, int]:
-    "All parts, computed where they are missing; how many items were computed, and how many texts or sounds were cut."
+def _parts(tower, dataset, first, folder: Path, kind, batch_size, num_workers, part: int, say) -> tuple[list, int]:
+    "All parts, computed where they are missing, and how many items were computed."
     jobs = [(folder/f'part-{p:05}.safetensors', first[at:at + part]) for p, at in enumerate(range(0, len(first), part))]
-    made, cut, loaded = 0, 0, {}
+    made, loaded = 0, {}
     with tqdm(total=len(first), unit=tower.modality, desc=f'{tower.modality} features', disable=not is_main() or all(path.exists() for path, _ in jobs), mininterval=1, leave=False) as bar:
         for mine in (True, False): # its own share first, then what no other rank has made
             for p, (path, rows) in enumerate(jobs):
                 if p in loaded or (mine and p % world_size() != rank()): continue
                 if path.exists() and (found := _read_part(path, len(rows))): loaded[p] = found; bar.update(len(rows)); continue
                 if path.exists(): say(f'{path}: damaged; computed again')
-                *what, n = _make_part(tower, dataset, rows, kind, batch_size, num_workers, bar)
-                _write_part(path, *what)
+                _write_part(path, *_make_part(tower, dataset, rows, kind, batch_size, num_workers, bar))
                 loaded[p] = _read_part(path, len(rows))
-                made += len(rows); cut += n
+                made += len(rows)
             if world_size() > 1: dist.barrier()
-    return [loaded[p] for p in range(len(jobs))], made, cut
+    return [loaded[p] for p in range(len(jobs))], made
 
-# %% ../nbs/06h_features.ipynb #cdb5b194
+# %% ../nbs/06h_features.ipynb #2de159e0
 def cached_features(
     tower: Tower, # frozen encoder, on any device
     dataset: ImageTextDataset, # records
@@ -164,9 +169,12 @@ def cached_features(
     if not first: return Features([torch.zeros(0, tower.dim)], index)
     name = hashlib.blake2b(json.dumps([tower.fingerprint, kind, part, len(keys)]).encode() + b''.join(keys), digest_size=16).hexdigest()
     folder = Path(cache_dir or default_cache()).expanduser()/f'{tower.modality}-{name}'
-    parts, made, cut = _parts(tower, dataset, first, folder, kind, batch_size, num_workers, part, say)
-    for _, _, bad in parts: reasons |= bad
-    if reasons and dataset.on_error == 'raise': raise UserError(next(iter(reasons.values()))) # a run that skipped has left the part
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UserError(f'{folder}: the folder of features cannot be made ({e.strerror}); expected a --cache_dir that can be written') from e
+    parts, made = _parts(tower, dataset, first, folder, kind, batch_size, num_workers, part, say)
+    for x in parts: reasons |= x[2]
+    _refuse(dataset, reasons) # a run that skipped has left the part
+    cut = sum(x[3] for x in parts)
     ok = torch.cat([x[1] for x in parts])
     index[(index >= 0) & ~ok[index]] = -1
     notes = [f'{made:,} of {len(first):,} computed in {time.perf_counter() - start:.1f} s' if made else f'{len(first):,} read']
@@ -197,22 +205,39 @@ class FeatureSet(Dataset):
         "The batch as it was fetched."
         return batch
 
-# %% ../nbs/06h_features.ipynb #f9efa7e4
+# %% ../nbs/06h_features.ipynb #86601849
+def _nothing(items: list) -> dict: return {}
+
+def _readable(dataset: ImageTextDataset, rows: Tensor, num_workers: int, say: Callable) -> tuple[Bool[Tensor, 'n'], set[str]]:
+    "Which rows have an image that can be read, and the places of those that have one that can't; these are counted."
+    oks, reasons = [torch.zeros(0, dtype=torch.bool)], {}
+    for _, ok, bad, _ in DataLoader(rows.tolist(), 64, num_workers=num_workers, collate_fn=partial(_prepared, dataset, _Preparing(_nothing))):
+        _refuse(dataset, bad)
+        oks.append(ok); reasons |= bad
+    if reasons and is_main(): say(f'images: {len(reasons):,} bad records skipped, such as {next(iter(reasons.values()))}')
+    return torch.cat(oks), {*reasons}
+
+# %% ../nbs/06h_features.ipynb #3cbc48b8
 class LiveSet(Dataset):
-    "Rows whose images go through the tower in every epoch; other modalities come from features."
+    "Rows with a partner whose images go through the tower in every epoch; other modalities come from features."
     def __init__(self,
         dataset: ImageTextDataset, # raw records
         prepare: Callable[[list], dict], # of the vision tower
         others: FeatureSet, # features of the other modalities
         rows: Int[Tensor, 'n'], # of the dataset
         name: str = 'records', # what errors call it
+        num_workers: int = 0, # processes that decode all images once, to see which can be read
+        say: Callable[[str], None] = print, # gets one line of what was skipped
     ):
-        self.dataset, self.tower, self.others, self.rows, self.name = dataset, _Preparing(prepare), others, rows, name
+        self.dataset, self.tower, self.others, self.name = dataset, _Preparing(prepare), others, name
+        ok, self.bad = _readable(dataset, rows, num_workers, say)
+        self.rows = rows[torch.stack([ok, *(f.there[rows] for f in others.features.values())]).sum(0) >= 2]
 
     def __len__(self): return len(self.rows)
     def __getitems__(self, positions):
         rows = self.rows[torch.as_tensor(positions)]
-        inputs, there, _, _ = _prepared(self.dataset, self.tower, rows.tolist())
+        inputs, there, bad, _ = _prepared(self.dataset, self.tower, rows.tolist())
+        if new := bad.keys() - self.bad: raise UserError(f'{bad[min(new)]}; when the run began, it could be read')
         return {**self.others.batch(rows), **{f'image.{k}': v for k, v in inputs.items()}, 'image_there': there}
     collate = staticmethod(FeatureSet.collate)
 
@@ -222,6 +247,7 @@ class _Preparing:
     prepare: Callable
     modality: str = 'image'
 
+# %% ../nbs/06h_features.ipynb #2c426489
 @dataclass(frozen=True)
 class LiveTransform:
     "Images of a live batch, varied on the device."

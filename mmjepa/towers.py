@@ -7,9 +7,9 @@ __all__ = ['weights_digest', 'read_json', 'Tower', 'read_image', 'load_whole', '
            'read_wave', 'SoundPreparation', 'OwnTextPreparation', 'load_vision_tower', 'load_text_tower',
            'load_audio_tower']
 
-# %% ../nbs/06f_towers.ipynb #04590495
-import hashlib, json
-from functools import cached_property, partial
+# %% ../nbs/06f_towers.ipynb #2f375d22
+import contextlib, hashlib, json
+from functools import cached_property, partial, reduce
 from io import BytesIO
 from pathlib import Path
 from typing import Callable, Iterable
@@ -30,7 +30,7 @@ from .sound import read_sound
 from .text import load_tokenizer
 from .tiny_models import quiet_transformers
 
-# %% ../nbs/06f_towers.ipynb #8a7cdfea
+# %% ../nbs/06f_towers.ipynb #3eee46ef
 def weights_digest(
     tensors: Iterable[tuple[str, Tensor]], # names and values
     about: object = None, # JSON-able, part of what is digested
@@ -39,7 +39,7 @@ def weights_digest(
     h = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
     for name, x in sorted(tensors, key=lambda pair: pair[0]):
         h.update(f'{name} {x.dtype} {tuple(x.shape)}'.encode())
-        h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        if x.numel(): h.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../nbs/06f_towers.ipynb #1d73ed12
@@ -106,7 +106,7 @@ def states(
     states, real = self.run(self.module, {k: v.to(self.device) for k, v in inputs.items()})[1:]
     return states.float(), torch.ones_like(states[..., 0], dtype=torch.bool) if real is None else real
 
-# %% ../nbs/06f_towers.ipynb #d96c0602
+# %% ../nbs/06f_towers.ipynb #ca2e4efb
 def read_image(
     item, # Pillow image; array or tensor of bytes (c, h, w), (h, w, c) or (h, w); path; or the bytes of a file
 ): # Pillow image in RGB
@@ -123,23 +123,29 @@ def read_image(
     if x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] not in (1, 3, 4): x = x.transpose(1, 2, 0)
     return flat_image(Image.fromarray(x.squeeze(-1) if x.ndim == 3 and x.shape[2] == 1 else np.ascontiguousarray(x)), 'RGB')
 
-def _blank_image():
-    from PIL import Image
-    return Image.new('RGB', (32, 32))
+_BLANK = {'image': lambda: np.zeros((32, 32), np.uint8), 'text': lambda: 'a', 'audio': lambda: {'array': torch.zeros(8000), 'sampling_rate': 16000}} # an item of each kind
 
-_BLANK = {'image': _blank_image, 'text': lambda: 'a', 'audio': lambda: {'array': torch.zeros(8000), 'sampling_rate': 16000}} # an item of each kind
+# %% ../nbs/06f_towers.ipynb #1878370f
+@contextlib.contextmanager
+def _hub(name: str):
+    "In this block the hub's cache is used alone if `name` is no folder and the hub does not answer."
+    import huggingface_hub as hub
+    before = hub.constants.HF_HUB_OFFLINE
+    if not before and not Path(name).is_dir():
+        try: hub.get_session().head(hub.constants.ENDPOINT, timeout=3)
+        except Exception: hub.constants.HF_HUB_OFFLINE = True # of whatever kind: there is no way to it
+    try: yield
+    finally: hub.constants.HF_HUB_OFFLINE = before
 
-# %% ../nbs/06f_towers.ipynb #b51ddb30
 def _load_part(name: str, auto: str, **options):
     "What the Auto class makes of a folder or name."
     import transformers
     try:
-        with quiet_transformers(): return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **options)
+        with _hub(name), quiet_transformers(): return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, ImportError, SafetensorError) as e:
         what = {'AutoImageProcessor': 'its image processor (preprocessor_config.json)', 'AutoFeatureExtractor': 'its feature extractor (preprocessor_config.json)',
                 'AutoTokenizer': 'its tokenizer'}.get(auto, 'the model (config.json, model.safetensors)')
-        lines = str(e).strip().splitlines() or [type(e).__name__]
-        raise UserError(f"model '{name}': {what} can't be loaded ({lines[0]:.200}); expected a whole model folder, or a name of the hub that can be reached") from e
+        raise UserError(f"model '{name}': {what} can't be loaded ({(str(e).strip().splitlines() or [type(e).__name__])[0]:.200}); expected a whole model folder, such as `hf download NAME --local-dir FOLDER` makes of a name of the hub, or a name whose hub can be reached") from e
 
 def load_whole(
     name: str, # folder, or name on the hub
@@ -176,7 +182,7 @@ def _hf_vision(name: str) -> Tower:
     about, mean, std = processor.to_dict(), *(getattr(processor, k, None) for k in ('image_mean', 'image_std'))
     return Tower('image', name, module, partial(_prepare_image, processor), _run_image, _settings(module, processor=about), (mean, std) if mean is not None and std is not None else (0., 1.))
 
-# %% ../nbs/06f_towers.ipynb #4f489edf
+# %% ../nbs/06f_towers.ipynb #46cae902
 def load_words(
     name: str, # folder, or name on the hub
 ): # tokenizer of transformers that pads on the right
@@ -201,8 +207,8 @@ def _declared(folder: Path) -> tuple[str, bool]:
     if not (folder/'modules.json').is_file(): return 'mean', False
     modules = read_json(folder/'modules.json', list)
     pooling, kinds = 'mean', [m['type'].split('.')[-1] for m in modules]
-    for m in modules:
-        if not m['type'].endswith('Pooling'): continue
+    if odd := [k for k in kinds if k not in ('Transformer', 'Pooling', 'Normalize')]: raise UserError(f'{folder}: modules.json has a module {odd[0]}, which is not run here; expected Transformer, Pooling, Normalize')
+    for m in (m for m in modules if m['type'].endswith('Pooling')):
         about = read_json(folder/m['path']/'config.json')
         modes = [about['pooling_mode']] if 'pooling_mode' in about else [k.removeprefix('pooling_mode_').removesuffix('_tokens').removesuffix('_token') for k, v in about.items() if k.startswith('pooling_mode_') and v is True]
         pooling = '+'.join(modes)
@@ -215,7 +221,7 @@ def _run_text(pooling: str, unit: bool, module, inputs):
     pooled = out.pooler_output if pooling in ('pooler', 'end') else _POOL[pooling](out.last_hidden_state, real)
     return normalize(pooled, dim=-1) if unit else pooled, out.last_hidden_state, real
 
-# %% ../nbs/06f_towers.ipynb #495477dd
+# %% ../nbs/06f_towers.ipynb #7e58e600
 class TextPreparation:
     "Texts to token ids and mask with a tokenizer of transformers; `cut` counts texts that were too long."
     def __init__(self,
@@ -241,11 +247,9 @@ def _longest(folder: Path, tokenizer, config) -> int:
 
 def _hf_text(name: str) -> Tower:
     tokenizer, model, folder = load_words(name), load_whole(name), _hub_folder(name)
-    vocabulary = words_digest(tokenizer)
-    dual = hasattr(model, 'text_model') and hasattr(model, 'vision_model')
+    vocabulary, dual = words_digest(tokenizer), hasattr(model, 'text_model') and hasattr(model, 'vision_model')
     module = model.text_model if dual else model.get_encoder() if model.config.is_encoder_decoder else model
-    kind = str(model.config.model_type)
-    pooling, unit = ('end' if 'siglip' in kind else 'pooler', False) if dual else _declared(folder)
+    pooling, unit = ('end' if 'siglip' in str(model.config.model_type) else 'pooler', False) if dual else _declared(folder)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     longest = _longest(folder, tokenizer, module.config)
     return Tower('text', name, module, TextPreparation(tokenizer, longest, pooling == 'end'), partial(_run_text, pooling, unit), _settings(module, pooling=pooling, unit=unit, longest=longest, vocabulary=vocabulary))
@@ -254,11 +258,11 @@ def _hub_folder(name: str) -> Path:
     "Where the files of `name` lie; those of the hub are in its cache after loading."
     if Path(name).is_dir(): return Path(name)
     from huggingface_hub import snapshot_download
-    return Path(snapshot_download(name, allow_patterns=['*.json', '*/config.json']))
+    with _hub(name): return Path(snapshot_download(name, allow_patterns=['*.json', '*/config.json']))
 
-# %% ../nbs/06f_towers.ipynb #733427ea
+# %% ../nbs/06f_towers.ipynb #1adfd930
 def read_wave(
-    item, # dict with `array` (t,) and `sampling_rate` (Hz), as in Hugging Face's datasets; array or tensor (t,) at `rate`; path; or the bytes of a file
+    item, # dict with `array` (t,) and `sampling_rate` (Hz), as in Hugging Face's datasets; array or tensor (t,) at `rate`, of floats, uint8, int16 or int32; path; or the bytes of a file
     rate: int, # wanted sampling rate, Hz
 ) -> Float[np.ndarray, 't']:
     "A sound as a wave."
@@ -266,21 +270,30 @@ def read_wave(
     found = item if isinstance(item, dict) else {'array': item, 'sampling_rate': rate}
     x, own = np.asarray(found.get('array', ())), found.get('sampling_rate')
     if not isinstance(own, (int, np.integer)) or own < 1: raise UserError(f'sound has sampling_rate {own!r}; expected a whole number of Hz beside array')
-    if x.ndim != 1 or not len(x) or x.dtype.kind not in 'fiu' or not np.isfinite(x).all(): raise UserError(f'sound has shape {x.shape} and type {x.dtype}; expected finite numbers (t,), one or more')
+    whole = x.dtype in (np.uint8, np.int16, np.int32)
+    if x.ndim != 1 or not len(x) or not (whole or x.dtype.kind == 'f') or not np.isfinite(x).all(): raise UserError(f'sound has shape {x.shape} and type {x.dtype}; expected finite numbers (t,), one or more, as floats, uint8, int16 or int32')
+    if whole: x = (x.astype(np.float64) - 128 * (x.dtype == np.uint8)) / 2.**(8 * x.itemsize - 1)
     if own == rate: return x.astype(np.float32)
     from scipy.signal import resample_poly
     common = np.gcd(rate, int(own))
     return resample_poly(x.astype(np.float64), rate // common, int(own) // common).astype(np.float32)
 
-# %% ../nbs/06f_towers.ipynb #d2cc71de
+# %% ../nbs/06f_towers.ipynb #83ef96c0
 class SoundPreparation:
     "Sounds to the inputs of an audio tower, with `share`, how much of each is no padding; `cut` counts sounds that were too long."
     def __init__(self,
         extractor, # feature extractor of transformers
-    ): self.extractor, self.cut = extractor, 0
+        shortest: int = 1, # samples of the model's first frame
+    ): self.extractor, self.shortest, self.cut = extractor, shortest, 0
+
+    def read(self, item) -> Float[np.ndarray, 't']:
+        "A sound as the wave that the tower hears."
+        wave, rate = read_wave(item, self.extractor.sampling_rate), self.extractor.sampling_rate
+        if len(wave) < self.shortest: raise UserError(f'sound has {len(wave)} samples at {rate} Hz; expected {self.shortest} or more, one frame of this tower')
+        return wave
 
     def __call__(self, items: list) -> dict[str, Tensor]:
-        waves = [read_wave(x, self.extractor.sampling_rate) for x in items]
+        waves = [self.read(x) for x in items]
         room = getattr(self.extractor, 'n_samples', None) # Whisper's window; others take any length
         self.cut += sum(len(w) > (room or len(w)) for w in waves)
         inputs = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors='pt', **({} if room else {'padding': True}))
@@ -294,19 +307,20 @@ def _run_sound(module, inputs):
         rows = [module(x[i:i + 1, :n]).last_hidden_state[0] for i, n in enumerate(ends)]
         real = torch.arange(max(map(len, rows)), device=x.device) < torch.tensor([len(r) for r in rows], device=x.device)[:, None]
         states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return masked_mean(states, real), states, real
-    states = module(**inputs).last_hidden_state
-    real = torch.arange(states.shape[1], device=states.device) < (share * states.shape[1]).ceil().clamp(min=1)[:, None]
+    else:
+        states = module(**inputs).last_hidden_state
+        real = torch.arange(states.shape[1], device=states.device) < (share * states.shape[1]).ceil().clamp(min=1)[:, None]
     return masked_mean(states, real), states, real
 
 def _hf_audio(name: str) -> Tower:
     extractor, model = _load_part(name, 'AutoFeatureExtractor'), load_whole(name)
     if not hasattr(extractor, 'sampling_rate'): raise UserError(f"model '{name}': its processor is a {type(extractor).__name__}; expected the feature extractor of an audio model")
     module = model.get_encoder() if model.config.is_encoder_decoder else model
-    about = {k: v for k, v in extractor.to_dict().items() if k != 'mel_filters'}
-    return Tower('audio', name, module, SoundPreparation(extractor), _run_sound, _settings(module, processor=about))
+    about, convolutions = {k: v for k, v in extractor.to_dict().items() if k != 'mel_filters'}, zip(*(getattr(module.config, k, ()) for k in ('conv_kernel', 'conv_stride')))
+    shortest = reduce(lambda n, conv: (n - 1) * conv[1] + conv[0], [*convolutions][::-1], 1) # what a stack of them needs for one frame
+    return Tower('audio', name, module, SoundPreparation(extractor, shortest), _run_sound, _settings(module, processor=about))
 
-# %% ../nbs/06f_towers.ipynb #07e43b44
+# %% ../nbs/06f_towers.ipynb #fabc1f46
 def _is_timm(name: str) -> bool:
     "Whether `name` is a timm folder, a timm repository on the hub or a model of timm's registry."
     import timm
@@ -325,13 +339,14 @@ def _prepare_timm(transform, items): return {'pixel_values': torch.stack([transf
 def _timm_vision(name: str) -> Tower:
     import timm
     where = f'local-dir:{name}' if Path(name).is_dir() else f'hf-hub:{name}' if name.startswith('timm/') else name
-    try: module = timm.create_model(where, pretrained=True, num_classes=0)
+    try:
+        with _hub(name): module = timm.create_model(where, pretrained=True, num_classes=0)
     except Exception as e: raise UserError(f"model '{name}': timm can't load it ({(str(e).splitlines() or [type(e).__name__])[0]:.200}); expected a folder of timm, or a name whose weights can be fetched") from e
     about = timm.data.resolve_model_data_config(module)
     transform = timm.data.create_transform(**about, is_training=False)
     return Tower('image', name, module, partial(_prepare_timm, transform), _run_timm, {'timm': name if not Path(name).is_dir() else type(module).__name__, 'data': about}, (about['mean'], about['std']))
 
-# %% ../nbs/06f_towers.ipynb #1a0a084e
+# %% ../nbs/06f_towers.ipynb #d9c88b86
 def _own_config(name: str) -> tuple[Path, dict, str] | None:
     "Folder, encoder shape and prefix of the weights, if `name` holds a model of this library or is a run of one."
     for folder in (Path(name), Path(name)/'encoder', Path(name)/'model'):
@@ -350,16 +365,14 @@ def _own_encoder(name: str, modality: str) -> tuple[Path, MultimodalEncoder]:
     return folder, encoder
 
 def _run_own(modality, module, inputs):
-    real = inputs.get(f'{modality}_mask')
-    states = module(**inputs)
+    real, states = inputs.get(f'{modality}_mask'), module(**inputs)
     return masked_mean(states, real), states, real
 
 def _own_image(mode, size, items): return {'image': to_float(torch.stack([torch.from_numpy(square_pixels(read_image(x), mode, size).transpose(2, 0, 1).copy()) for x in items]))}
 
 def _own_vision(name: str) -> Tower:
     _, encoder = _own_encoder(name, 'image')
-    cfg = encoder.cfg
-    return Tower('image', name, encoder, partial(_own_image, 'L' if cfg.in_chans == 1 else 'RGB', cfg.image_size), partial(_run_own, 'image'), {'mmjepa': vars(cfg)})
+    return Tower('image', name, encoder, partial(_own_image, 'L' if encoder.cfg.in_chans == 1 else 'RGB', encoder.cfg.image_size), partial(_run_own, 'image'), {'mmjepa': vars(encoder.cfg)})
 
 # %% ../nbs/06f_towers.ipynb #5a281ac8
 class OwnTextPreparation:
@@ -379,10 +392,11 @@ def _own_text(name: str) -> Tower:
     tokenizer = load_tokenizer(folder)
     return Tower('text', name, encoder, OwnTextPreparation(tokenizer, encoder.cfg.context), partial(_run_own, 'text'), {'mmjepa': vars(encoder.cfg), 'tokenizer': tokenizer.fingerprint})
 
-# %% ../nbs/06f_towers.ipynb #2a24edbe
+# %% ../nbs/06f_towers.ipynb #76845345
 def _existing(name: str | Path, what: str) -> str:
     "`name`, if it can be the name of a model; a path must be there."
     name = str(Path(name).expanduser()) if str(name).startswith('~') else str(name)
+    if Path(name).is_dir() and name: name = str(Path(name).resolve()) # a checkpoint keeps it, to be read from any folder
     if not name: raise UserError(f'{what} has no name; expected a model folder or a name')
     if Path(name).is_dir() and not any(Path(name, sub, 'config.json').is_file() for sub in ('', 'encoder', 'model')): raise UserError(f"{what} '{name}': the folder has no config.json; expected a whole model folder")
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith('.') or name.count('/') > 1): raise UserError(f"{what} '{name}': no such folder; expected a model folder or a name of the hub")

@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint, load_weights, prune_checkpoints, save_checkp
 from .core import LostRank, UserError, alone, get_device, is_main, make_generator, rank, seed_everything, world_size
 from .runs import Progress, RunLog, StopFlag, check_finite, open_run, shared, whole, write_table
 
-# %% ../nbs/08_training.ipynb #63aa1fe5
+# %% ../nbs/08_training.ipynb #77f84cd7
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; the same for every stage."
@@ -48,6 +48,7 @@ class TrainConfig:
     def __post_init__(self):
         for name, low in dict(epochs=1, max_steps=0, accumulate=1, eval_every=1, save_every=0, keep=1, seed=0, weight_decay=0, clip_norm=0).items():
             if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
+        if not 0 <= self.warmup <= 1: raise UserError(f'warmup is {self.warmup}; expected 0 to 1, a share of the steps')
         if not self.lr > 0: raise UserError(f'lr is {self.lr}; expected more than 0')
         for name, known in dict(precision=('auto', 'fp32', 'bf16', 'fp16'), tracker=('', 'tensorboard', 'wandb')).items():
             if getattr(self, name) not in known: raise UserError(f'{name} is {getattr(self, name)!r}; expected one of {known}')

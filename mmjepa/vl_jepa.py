@@ -95,7 +95,13 @@ def document_positions(
     first[:, 1:] = document[:, 1:] != document[:, :-1]
     return i - torch.where(first, i, 0).cummax(1).values
 
-# %% ../nbs/40_vl_jepa.ipynb #20204c88
+# %% ../nbs/40_vl_jepa.ipynb #5cd0a54e
+def _score_bias(allowed: Bool[Tensor, 'b s s'], like: Tensor) -> Float[Tensor, 'b 1 s s']:
+    "0 where a token is seen, else minus infinity, in the type in which attention to `like` computes."
+    kind = like.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, float('-inf'))[:, None]
+
 class Fusion(nn.Module):
     "Blocks in which text attends to an image and to earlier text."
     def __init__(self,
@@ -115,7 +121,7 @@ class Fusion(nn.Module):
         allowed: Bool[Tensor, 'b s s'], # of `prefix_mask`, s = n + t
     ) -> Float[Tensor, 'b s d']: # image states first
         x = text if image is None else torch.cat([self.image_in(image), text], 1)
-        bias = torch.zeros_like(allowed, dtype=x.dtype).masked_fill(~allowed, float('-inf'))[:, None]
+        bias = _score_bias(allowed, x)
         for block in self.blocks: x = block(x, attn_mask=bias)
         return self.norm(x)
 
@@ -158,7 +164,7 @@ def rollout_pairs(
     a, b = slice(0, r), slice(len(row) - r, None)
     return (row[a] == row[b]) & (document[a] == document[b])
 
-# %% ../nbs/40_vl_jepa.ipynb #b8c22689
+# %% ../nbs/40_vl_jepa.ipynb #81341fab
 def _image_states(model, batch: dict[str, Tensor], hide: bool) -> Float[Tensor, 'b n w'] | None:
     "States of the images; zeros in rows without one."
     if 'image' not in batch: return None
@@ -183,7 +189,7 @@ def fused_states(
     words = model.language_encoder.embed_tokens(text)
     if hide: words = torch.where(batch['text_hidden'][..., None], model.jepa_head.text_mask.to(words.dtype), words)
     plain = real is None and document is None # then the encoder's own causal mask does, and is faster
-    x = model.language_encoder(inputs_embeds=words, attention_mask=None if plain else allowed[:, None, n:, n:],
+    x = model.language_encoder(inputs_embeds=words, attention_mask=None if plain else _score_bias(allowed[:, n:, n:], words),
                                position_ids=None if document is None else document_positions(document), use_cache=False)
     return model.cross_modal_fusion(image, x.last_hidden_state, allowed)
 

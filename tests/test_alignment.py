@@ -1,9 +1,7 @@
 """Alignment and captions as processes: two ranks, kill and resume in the middle of features and of training, one-line errors, and a real text tower."""
-import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,18 +14,24 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from mmjepa.align import main as align
-from mmjepa.alignment import AlignmentConfig, AlignmentObjective, VisionTextAligner, load_aligner, save_aligner
+from mmjepa.alignment import AlignmentConfig, AlignmentObjective, VisionTextAligner, load_aligner, save_aligner, train_alignment
 from mmjepa.caption import main as caption
 from mmjepa.captioning import LLMConfig, MultimodalLLM, caption_objective, caption_rows, load_captioner
 from mmjepa.checkpoint import list_checkpoints
-from mmjepa.core import run_command, seed_everything
+from mmjepa.core import UserError, run_command, seed_everything
 from mmjepa.data import digit_pairs
-from mmjepa.image_text import MODALITIES, ImageTextDataset
+from mmjepa.features import cached_features
+from mmjepa.image_text import MODALITIES, ImageTextDataset, create_dataloader
 from mmjepa.tiny_models import tiny_model
-from mmjepa.towers import load_text_tower
+from mmjepa.towers import load_audio_tower, load_text_tower, load_vision_tower
+import forked
+from forked import finish, launch, start
 from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
+
+forked.LOADED += ['mmjepa.captioning', 'mmjepa.data', 'peft', 'sklearn.linear_model', 'torch._dynamo', *(f'transformers.models.{m}' for m in ('clip.modeling_clip', 'clip.processing_clip', 'bert.modeling_bert', 'qwen2.modeling_qwen2'))]
+CPU = {'ACCELERATE_USE_CPU': '1'}
 
 
 @pytest.fixture(scope='module')
@@ -74,17 +78,23 @@ def aligned(rank, world, models, first, silent):
     return gradients(model, AlignmentObjective((8, 32)), batch, rank, world)
 
 
-@pytest.mark.parametrize('first, silent', [(5, False), (3, False), (5, True)])
-def test_alignment_gradients_add_up(models, first, silent):
-    whole = aligned(0, 1, str(models), first, silent)
+ALIGNED = [(5, False), (3, False), (5, True)]
+
+
+@pytest.mark.parametrize('case', ALIGNED)
+def test_alignment_gradients_add_up(models, two_ranks, case):
+    whole = aligned(0, 1, str(models), *case)
     assert all(whole[k].isfinite().all() for k in whole)
-    for part in on_ranks(aligned, 2, str(models), first, silent): assert_close(part, whole, rtol=1e-4, atol=1e-6)
+    for part in two_ranks: assert_close(part[str(case)], whole, rtol=1e-4, atol=1e-6)
+
+
+CAPTIONED = {'projector': {}, 'all': dict(freeze_llm=False), 'lora': dict(lora={'r': 2, 'init_lora_weights': False})}  # random, for zeros would give half of them no gradient
 
 
 def captioned(rank, world, models, mode):
     seed_everything(0)
     models = Path(models)
-    lm = LLMConfig(str(models/'qwen2'), n_prefix=3, **{'projector': {}, 'all': dict(freeze_llm=False)}[mode])
+    lm = LLMConfig(str(models/'qwen2'), n_prefix=3, **CAPTIONED[mode])
     model = MultimodalLLM(VisionTextAligner(config(models)), lm).train()
     ids, real, _ = caption_rows(model.tokenizer, ['a thin two', 'a bold seven and more', 'x', 'a plain nine'], 16)
     g = torch.Generator().manual_seed(0)
@@ -93,28 +103,31 @@ def captioned(rank, world, models, mode):
     return gradients(model, caption_objective, {k: v[share] for k, v in batch.items()}, rank, world)
 
 
-@pytest.mark.parametrize('mode', ['projector', 'all'])
-def test_caption_gradients_add_up(models, mode):
+@pytest.mark.parametrize('mode', CAPTIONED)
+def test_caption_gradients_add_up(models, two_ranks, mode):
     whole = captioned(0, 1, str(models), mode)
-    for part in on_ranks(captioned, 2, str(models), mode): assert_close(part, whole, rtol=1e-4, atol=1e-6)
+    assert all(v.abs().sum() > 0 for k, v in whole.items() if 'lora' in k) and any('lora' in k for k in whole) == (mode == 'lora')
+    for part in two_ranks: assert_close(part[mode], whole, rtol=1e-4, atol=1e-6)
+
+
+def all_cases(rank, world, models):
+    return {**{str(case): aligned(rank, world, models, *case) for case in ALIGNED}, **{mode: captioned(rank, world, models, mode) for mode in CAPTIONED}}
+
+
+@pytest.fixture(scope='module')
+def two_ranks(models): return on_ranks(all_cases, 2, str(models))
 
 
 # Processes
 
-def start(module, *flags, ranks=1):
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(ranks)] if ranks > 1 else []
-    env = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen([sys.executable, *launch, '-m', module, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-
-
-def finish(process):
-    out, _ = process.communicate(timeout=300)
-    return process.returncode, out
+def fresh(module, *flags):
+    "The command in an interpreter of its own."
+    return subprocess.run([sys.executable, '-m', module, *map(str, flags)], capture_output=True, text=True, env={**os.environ, **CPU}, timeout=300)
 
 
 def align_flags(models, folder, *more):
-    return ['--json_data', models/'pairs.jsonl', '--vision_model_name', models/'clip', '--text_model_name', models/'bert', '--d_align', 32, '--mrl_dims', '8,32', '--num_epochs', 40, '--lr', 1e-3,
-            '--save_every', 1, '--eval_every', 20, '--cache_dir', folder.parent/'cache', '--output', folder, *more]
+    return ['--json_data', models/'pairs.jsonl', '--vision_model_name', models/'clip', '--text_model_name', models/'bert', '--d_align', 32, '--mrl_dims', '8,32', '--num_epochs', 20, '--lr', 1e-3,
+            '--save_every', 1, '--eval_every', 10, '--cache_dir', folder.parent/'cache', '--output', folder, *more]
 
 
 def result(folder, name): return load_file(folder/name), pd.read_csv(folder/'metrics.csv').drop(columns=CLOCK)
@@ -125,22 +138,23 @@ def same(a, b):
     pd.testing.assert_frame_equal(a[1], b[1], check_exact=True)
 
 
-def kill_and_resume(module, flags, folder):
-    "SIGKILL in training, then the rest."
-    process = start(module, *flags)
-    while process.poll() is None and len(list_checkpoints(folder/'checkpoints')) < 2: time.sleep(.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder/'report.md').exists(), 'it ended before it was killed'
-    code, out = finish(start(module, *flags, '--resume'))
-    assert code == 0, out
+def kill_and_resume(module, flags, folder, anew):
+    "SIGKILL in training, then the rest; if `anew`, in a fresh interpreter, where the order of sets is another."
+    process = start(module, flags, **CPU)
+    while process.is_alive() and len(list_checkpoints(folder/'checkpoints')) < 2: time.sleep(.005)
+    process.kill()
+    killed = finish(process)
+    assert not (folder/'report.md').exists(), f'it ended before it was killed: {killed}'
+    done = fresh(module, *flags, '--resume') if anew else finish(start(module, [*flags, '--resume'], **CPU))
+    assert done.returncode == 0, done
+    out = done.stdout
     assert 'resumed at step' in out and str(folder/'report.md') in out
 
 
 def test_a_killed_alignment_goes_on(models, tmp_path):
-    code, out = finish(start('mmjepa.align', *align_flags(models, tmp_path/'whole')))
-    assert code == 0, out
-    kill_and_resume('mmjepa.align', align_flags(models, tmp_path/'run'), tmp_path/'run')
+    whole = start('mmjepa.align', align_flags(models, tmp_path/'whole'), **CPU)
+    kill_and_resume('mmjepa.align', align_flags(models, tmp_path/'run'), tmp_path/'run', anew=True)
+    assert (done := finish(whole)).returncode == 0, done
     same(*(result(tmp_path/name, 'aligner/adapters.safetensors') for name in ('run', 'whole')))
 
 
@@ -149,45 +163,120 @@ def test_a_killed_captioner_goes_on(models, tmp_path, mode):
     save_aligner(VisionTextAligner(config(models)), tmp_path/'aligner')
     flags = lambda name: ['--aligner', tmp_path/'aligner', '--json_data', models/'pairs.jsonl', '--model_name', models/'qwen2', '--n_prefix', 2, '--max_text', 8, '--epochs', 6, '--lr', 3e-3, '--save_every', 1,
                           '--eval_every', 6, '--cache_dir', tmp_path/'cache', '--output', tmp_path/name, *mode]
-    code, out = finish(start('mmjepa.caption', *flags('whole')))
-    assert code == 0, out
-    kill_and_resume('mmjepa.caption', flags('run'), tmp_path/'run')
+    whole = start('mmjepa.caption', flags('whole'), **CPU)
+    kill_and_resume('mmjepa.caption', flags('run'), tmp_path/'run', anew='--lora_rank' in mode)
+    assert (done := finish(whole)).returncode == 0, done
     same(*(result(tmp_path/name, 'captioner/trained.safetensors') for name in ('run', 'whole')))
     pairs = ImageTextDataset(models/'pairs.jsonl')
     images = [pairs[i]['image'] for i in range(4)]
     assert load_captioner(tmp_path/'run').generate(images) == load_captioner(tmp_path/'whole').generate(images)
 
 
+def features(models, folder):
+    cached_features(load_vision_tower(models/'clip'), ImageTextDataset(models/'pairs.jsonl'), folder, batch_size=2, part=2, say=(folder/'said').write_text)
+
+
 def test_features_are_computed_where_a_killed_run_left_off(models, tmp_path):
     "Parts that are whole stay; the rest is computed."
-    program = f'''
-import sys
-from mmjepa.features import cached_features
-from mmjepa.image_text import ImageTextDataset
-from mmjepa.towers import load_vision_tower
-cached_features(load_vision_tower({str(models/'clip')!r}), ImageTextDataset({str(models/'pairs.jsonl')!r}), {str(tmp_path)!r}, batch_size=4, part=4)
-'''
-    run = lambda: subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    def run():
+        process = forked.server().Process(target=features, args=(models, tmp_path))
+        process.start()
+        return process
     process = run()
-    while process.poll() is None and len([*tmp_path.glob('*/part-*')]) < 3: time.sleep(.002)
-    process.kill(); process.communicate()
+    while process.is_alive() and len([*tmp_path.glob('*/part-*')]) < 3: time.sleep(.002)
+    process.kill(); process.join()
     kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob('*/part-*')}
-    assert 3 <= len(kept) < 30, 'it ended before it was killed'
-    code, out = finish(run())
-    assert code == 0 and f'{120 - 4 * len(kept)} of 120 computed' in out, out
+    assert 3 <= len(kept) < 60, 'it ended before it was killed'
+    process = run()
+    process.join(300)
+    assert process.exitcode == 0 and f'{120 - 2 * len(kept)} of 120 computed' in (tmp_path/'said').read_text()
     assert all(p.stat().st_mtime_ns == kept[p.name] for p in tmp_path.glob('*/part-*') if p.name in kept)
 
 
 def test_two_ranks_align_like_one(models, tmp_path):
     "Same global batch: equal losses; one cache, filled by both."
     common = ['--json_data', models/'pairs.jsonl', '--vision_model_name', models/'clip', '--text_model_name', models/'bert', '--d_align', 32, '--mrl_dims', '8,32', '--num_epochs', 2, '--dropout', 0., '--cache_dir', tmp_path/'cache']
-    code, out = finish(start('mmjepa.align', *common, '--batch_size', 8, '--output', tmp_path/'two', ranks=2))
-    assert code == 0, out
-    code, out = finish(start('mmjepa.align', *common, '--batch_size', 16, '--output', tmp_path/'one'))
-    assert code == 0 and '120 read' in out, out
+    for done in launch('mmjepa.align', *common, '--batch_size', 8, '--output', tmp_path/'two', **CPU): assert done.returncode == 0, done
+    done = finish(start('mmjepa.align', [*common, '--batch_size', 16, '--output', tmp_path/'one'], **CPU))
+    assert done.returncode == 0 and '120 read' in done.stdout, done
+    assert json.loads((tmp_path/'two/config.json').read_text())['processes'] == 2
     two, one = (pd.read_csv(tmp_path/name/'metrics.csv').drop(columns=CLOCK) for name in ('two', 'one'))
     pd.testing.assert_frame_equal(two, one, check_exact=False, rtol=1e-3, atol=1e-3)
 
+
+# Live images, nothing held out, other folders
+
+def test_live_images_are_those_of_the_cache(models, tmp_path, capsys):
+    "Records that lack something or are damaged: the same are used, the same are counted."
+    root = shutil.copytree(models/'png', tmp_path/'png').parent
+    lines = [json.loads(line) for line in (models/'pairs.jsonl').read_text().splitlines()][:60]
+    sound = {'array': torch.sin(torch.arange(4000) / 7), 'sampling_rate': 16000}
+    records = [{'image': root/line['image'], 'text': line['text']} for line in lines]
+    for i in (3, 17): records[i]['image'].write_bytes(b'no picture')
+    for i, without in ((5, 'image'), (6, 'text'), (17, None), (31, 'text')):          # 17 has a partner without its image
+        records[i]['audio'] = sound
+        records[i].pop(without, None)
+    towers = {'image': load_vision_tower(models/'clip'), 'text': load_text_tower(models/'bert'), 'audio': load_audio_tower(models/'whisper')}
+    def table(name, **options):
+        seed_everything(0)
+        model = VisionTextAligner(config(models, audio_model_name=str(models/'whisper'), standardize=True), towers)
+        loader = create_dataloader(ImageTextDataset(records, on_error='skip'), 16)
+        return train_alignment(model, loader, 2, tmp_path/name, val_rows=torch.arange(50, 60), cache_dir=tmp_path/f'cache-{name}', **options).drop(columns=CLOCK), capsys.readouterr().out
+    (cached, said), (live, told) = table('cached'), table('live', cache=False)
+    pd.testing.assert_frame_equal(live, cached, check_exact=False, rtol=1e-3, atol=1e-3)
+    for words in (said, told): assert '2 bad records skipped, such as record 3: image: not an image that can be read' in words
+    with pytest.raises(UserError, match='record 3: image: not an image that can be read'):
+        train_alignment(VisionTextAligner(config(models), {m: towers[m] for m in ('image', 'text')}), create_dataloader(ImageTextDataset([r for r in records if r.get('text') and r.get('image')]), 16), 1, tmp_path/'strict', cache_dir=tmp_path/'cache-strict', cache=False, val_rows=torch.tensor([0, 1]))
+
+
+def rows_on_disk(cache, modality): return sum(len(load_file(p)['values']) for p in cache.glob(f'{modality}-*/part-*'))
+
+
+def test_a_live_run_stores_no_image_that_it_trains_on(models, tmp_path):
+    run_command(align.__wrapped__, [*map(str, align_flags(models, tmp_path/'run', '--no_cache', '--augment', 1., '--max_steps', 2))])
+    assert rows_on_disk(tmp_path/'cache', 'image') == 12                             # the held-out tenth of 120
+    report = (tmp_path/'run/report.md').read_text()
+    assert '| image_to_text_r1 |' in report and 'not computed' in report
+
+
+def test_from_another_folder(models, tmp_path, capsys, monkeypatch):
+    "Towers and a language model that were named relative to one folder are found from others; nothing is held out."
+    home, away = shutil.copytree(models, tmp_path/'home'), tmp_path/'away'
+    away.mkdir()
+    monkeypatch.chdir(home)
+    flags = ['--val_split', 0, '--max_steps', 2, '--cache_dir', tmp_path/'cache']
+    run_command(align.__wrapped__, [*map(str, ['--json_data', 'pairs.jsonl', '--vision_model_name', 'clip', '--text_model_name', 'bert', '--d_align', 32, '--mrl_dims', '8,32', '--output', tmp_path/'run', *flags])])
+    table = pd.read_csv(tmp_path/'run/metrics.csv')
+    assert table.loss_total.notna().all() and table.image_to_text_r1.isna().all() and '0 held out' in (tmp_path/'run/report.md').read_text()
+    monkeypatch.chdir(away)
+    captions = ['--aligner', '../run', '--json_data', '../home/pairs.jsonl', '--model_name', '../home/qwen2', '--n_prefix', 2, '--max_text', 4, *flags]
+    run_command(caption.__wrapped__, [*map(str, captions), '--output', '../captions'])
+    assert '| loss_total |' in (tmp_path/'run/report.md').read_text() and (tmp_path/'captions/report.md').exists()
+    monkeypatch.chdir(tmp_path/'run')
+    pairs = ImageTextDataset('../home/pairs.jsonl')
+    images = [pairs[i]['image'] for i in range(2)]
+    wrote = load_captioner('../captions').generate(images)
+    (home/'clip').rename(home/'eyes'); (home/'qwen2').rename(home/'words')
+    monkeypatch.chdir(away)
+    line = complaint(capsys, caption, *captions, '--output', '../other')
+    assert f"its image tower can't be loaded: vision tower '{home.resolve()/'clip'}': no such folder" in line and 'say where: --vision_model_name' in line
+    run_command(caption.__wrapped__, [*map(str, captions), '--model_name', '../home/words', '--output', '../other', '--vision_model_name', '../home/eyes'])
+    with pytest.raises(UserError, match='say where: model_name='): load_captioner('../captions', names={'image': '../home/eyes'})
+    assert load_captioner('../captions', '../home/words', {'image': '../home/eyes'}).generate(images) == wrote
+
+
+def test_a_name_that_no_hub_answers_for_is_said_at_once(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}')
+    monkeypatch.setattr(time, 'sleep', lambda seconds: pytest.fail('it waits to try again'))
+    digit_pairs(tmp_path, 9)
+    for name in ('nobody/nothing', 'timm/nothing'):
+        line = complaint(capsys, align, '--json_data', tmp_path/'pairs.jsonl', '--vision_model_name', name, '--output', tmp_path/'run')
+        assert f"model '{name}'" in line and 'expected a' in line
+
+
+# What a user sees
 
 def complaint(capsys, command, *argv):
     "The one line that a command prints."
@@ -214,6 +303,10 @@ def test_what_a_user_can_get_wrong(models, tmp_path, capsys):
     (tmp_path/'lonely.jsonl').write_text(json.dumps({'image': 'png/0000.png'}) + '\n' + json.dumps({'text': 'a'}) + '\n' + json.dumps({'text': 'b'}) + '\n')
     assert "has ['image']; expected two or more of image, text, audio" in say('--json_data', tmp_path/'lonely.jsonl')
     assert 'expected a file of JSON lines (--json_data), or a set of labelled images' in complaint(capsys, align)
+    assert 'max_steps is -1' in say('--max_steps', -1) and 'weight_decay' not in say('--num_epochs', 0)
+    (tmp_path/'taken').touch()
+    assert 'the folder of features cannot be made' in say('--cache_dir', tmp_path/'taken')
+    assert not (tmp_path/'cache').exists()                                           # all said before a feature is computed
     assert '--aligner is missing' in complaint(capsys, caption)
     assert 'no aligner there; expected a folder written by mmjepa_align' in complaint(capsys, caption, '--aligner', tmp_path, '--images', 'digits')
 

@@ -80,7 +80,7 @@ def test_killed_in_every_stage(material, whole, tmp_path):
 def test_a_plan_runs_nothing(material, tmp_path, capsys):
     run_command(main.__wrapped__, [str(material/'curriculum.yaml'), '--plan', '--total_tokens', '2M', '--output', str(tmp_path)])
     out = capsys.readouterr().out
-    assert 'JEPA pretraining' in out and '800000' in out and (tmp_path/'plan.png').exists() and [p.name for p in tmp_path.iterdir()] == ['plan.png']
+    assert 'JEPA pretraining' in out and '800000' in out and 'operations' in out and (tmp_path/'plan.png').exists() and [p.name for p in tmp_path.iterdir()] == ['plan.png']
 
 
 @pytest.mark.parametrize('change, words', [({'training': {'batch': 3}}, "unknown key 'batch'"), ({'training': {'batch_size': 7}}, 'batch_size is 7'), ({'total_tokens': 'many'}, 'total_tokens')])

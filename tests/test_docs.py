@@ -14,12 +14,15 @@ from PIL import Image
 
 from tree import NOTEBOOKS, NUMBERED, ROOT, directives, exported, settings
 
-# What `nbdev_docs` does before it calls Quarto; one process, so that torch is imported once.
+# What `nbdev_docs` does before it calls Quarto. Its two workers are forked, as nbdev does in a notebook, so that what most pages import is loaded once; and they end
+# at once: the shells of sixty pages take as long to be torn down as to be run.
 PROCESS = '''
+import torch, timm, transformers, seaborn
+import nbdev.serve
 from nbdev.quarto import refresh_quarto_yml
-from nbdev.serve import proc_nbs
 refresh_quarto_yml()
-proc_nbs(n_workers=0)
+nbdev.serve.IN_NOTEBOOK = True
+nbdev.serve.proc_nbs(n_workers=2)
 '''
 
 

@@ -1,7 +1,5 @@
 """Shards on real processes: ranks that share uneven shards, the command both ways, damaged files in a training command."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch.distributed as dist
 from mmjepa.data import digit_pairs
 from mmjepa.shards import get_shard_loader, write_shards
 from mmjepa.tars import ShardRecords
+from forked import command
 from ranks import on_ranks
 
 SIZES, BATCH = (70, 11, 40), 8
@@ -52,9 +51,6 @@ def test_two_ranks_end_together_and_lose_nothing_silently(tmp_path, workers):
         assert len(set(seen)) == len(seen)                       # no row twice
         left.append(frozenset(range(sum(SIZES))) - set(seen))
     assert {len(x) for x in left} == {dropped} and len(set(left)) > 1  # others sit out in another epoch
-
-
-def command(*args): return subprocess.run([sys.executable, '-m', *map(str, args)], capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_both_ways(tmp_path):
