@@ -181,7 +181,7 @@ def score_problems(
     say(f'running {samples * len(problems):,} programs in the sandbox')
     return evaluate_humaneval(problems, completions, tuple(k for k in (1, 10, 100) if k <= samples), True)
 
-# %% ../nbs/43a_evaluate.ipynb #37a38689
+# %% ../nbs/43a_evaluate.ipynb #1229bde5
 def flat_scores(
     scores: dict, # of dicts of numbers
     name: str = '', # of `scores` itself
@@ -208,7 +208,7 @@ def _report_pairs(scores: dict) -> list[str]:
     r, t, c = scores['retrieval'], scores['text_of_picture'], scores.get('image_to_code', {})
     ways = [{'from': way.replace('_', ' '), 'embeddings': kind or 'as they are', **{k: r[f'{prefix}{way}_{k}'] for k in ('r1', 'r5', 'r10', 'median_rank')}} for prefix, kind in (('', ''), ('centred_', 'centred')) for way in ('image_to_text', 'text_to_image')]
     lines = ['## Pictures', '', f"Perplexity of a picture's text: {t['perplexity']:.4g}; of the same text without its picture: {t['without_the_picture']:.4g}.", '']
-    if c: lines += ['### Code from pictures', '', *_table([{'kind': k, **row} for k, row in c.items()], ['kind', 'pairs', 'exact', 'edit_similarity', 'parses', 'charts_run', 'draws_same']), '![pictures with true and written code](code.png)', '']
+    if c: lines += ['### Code from pictures', '', *_table([{'kind': k, **row} for k, row in c.items()], ['kind', 'pairs', 'exact', 'edit_similarity', 'parses', 'charts_tried', 'draws_same']), '![pictures with true and written code](code.png)', '']
     return [*lines, '### Retrieval', '', f"Among {r['pairs']:,} pairs, by the mean embedding of image tokens and of text tokens, each without the other; chance has a median rank of {(r['pairs'] + 1) / 2:g}.", '', *_table(ways, ['from', 'embeddings', 'r1', 'r5', 'r10', 'median_rank']), '![pictures and the texts nearest to them](retrieval.png)', '']
 
 # %% ../nbs/43a_evaluate.ipynb #3364c30c

@@ -202,7 +202,7 @@ def multimodal_retrieval(
     "Ranks in both directions, as they are and without the mean of each kind."
     return {'pairs': len(a), **rank_table(a, b), **{f'centred_{k}': v for k, v in rank_table(a - a.mean(0), b - b.mean(0)).items()}}
 
-# %% ../nbs/43_evaluation.ipynb #8c42df71
+# %% ../nbs/43_evaluation.ipynb #46ad3b46
 @dataclass(frozen=True)
 class WrittenCode:
     "What a model wrote of a picture."
@@ -215,7 +215,7 @@ def _code_scores(written: list[WrittenCode]) -> dict:
     row = code_table([w.text for w in written], [w.record.text for w in written])
     if not any(parses(w.record.text) for w in written): row['parses'] = None
     drawn = [w.chart.status for w in written if w.chart]
-    return {**row, 'charts_run': len(drawn), 'draws_same': drawn.count('same') / len(drawn) if drawn else None}
+    return {**row, 'charts_tried': len(drawn), 'draws_same': drawn.count('same') / len(drawn) if drawn else None}
 
 def image_to_code(
     model: VLJEPA, # trained
@@ -226,7 +226,7 @@ def image_to_code(
     batch_size: int = 16, # records at a time
     tolerance: float = .001, # of `draws_same`
     num_workers: int = 2, # programs at one time
-) -> tuple[dict[str, dict], list[WrittenCode]]: # by domain, and for `all`: `pairs`, `exact`, `edit_similarity`, `parses`, `charts_run`, `draws_same`; and the texts
+) -> tuple[dict[str, dict], list[WrittenCode]]: # by domain, and for `all`: `pairs`, `exact`, `edit_similarity`, `parses`, `charts_tried`, `draws_same`; and the texts
     "What the model reads in pictures, greedily, against what is in them."
     texts = generate(model, tokenizer, [r.prompt for r in records], [r.image for r in records], max_new_tokens, batch_size=batch_size)
     run = lambda r, t: draws_same(t, r.image, tolerance, allow_code_execution) if r.domain == 'chart' and allow_code_execution else None

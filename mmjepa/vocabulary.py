@@ -17,28 +17,32 @@ from .core import UserError, atomic_path, command
 from .data import JsonRecords, record_text
 from .text import SentencePieceTokenizer
 
-# %% ../nbs/06a_vocabulary.ipynb #fa1f59de
+# %% ../nbs/06a_vocabulary.ipynb #da379bc2
 _LIMITS = {r'too high \(\d+\)\. Please set it to a value <= (\d+)': 'more than there are pieces in these texts; expected {} or less', # what SentencePiece says
            r'smaller than required_chars\. \d+ vs (\d+)': 'too few for the bytes, special ids and characters of these texts; expected {} or more'}
 
-def _lines(texts: Iterable[str], failed: list[UserError]) -> Iterator[str]:
-    "The texts in lines of 20 words; an error of theirs is kept, because SentencePiece makes another one of it."
+_CODE = dict(normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False, allow_whitespace_only_pieces=True) # every character counts
+
+def _lines(texts: Iterable[str], failed: list[UserError], code: bool) -> Iterator[str]:
+    "The texts in lines of 20 words, of code as they are; an error of theirs is kept, because SentencePiece makes another one of it."
     try:
         for text in texts:
-            words = re.findall(r'\S{1,200}', text)
+            if code: yield from re.findall(r'[^\n]{1,400}\n?|\n', text)
+            words = [] if code else re.findall(r'\S{1,200}', text)
             for i in range(0, len(words), 20): yield ' '.join(words[i:i+20])
     except UserError as e: failed.append(e)
 
 def train_vocabulary(
     texts: Iterable[str], # read once
     vocab_size: int = 8000, # pieces, special ids and 256 bytes included
+    code: bool = False, # keep line ends and every space, which mean something in programs
 ) -> bytes: # content of a SentencePiece file; the same for the same texts
     "A unigram model of `texts` with a fallback to bytes and ids for padding, begin, end and mask."
     from sentencepiece import SentencePieceTrainer
     out, failed = BytesIO(), []
     if vocab_size < 1: raise UserError(f'vocab_size is {vocab_size}; expected 1 or more')
-    try: SentencePieceTrainer.train(sentence_iterator=_lines(texts, failed), model_writer=out, vocab_size=vocab_size, model_type='unigram', byte_fallback=True, num_threads=1,
-                                    pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=['<mask>'], max_sentence_length=1 << 20, minloglevel=2)
+    try: SentencePieceTrainer.train(sentence_iterator=_lines(texts, failed, code), model_writer=out, vocab_size=vocab_size, model_type='unigram', byte_fallback=True, num_threads=1,
+                                    pad_id=0, unk_id=1, bos_id=2, eos_id=3, control_symbols=['<mask>'], max_sentence_length=1 << 20, minloglevel=2, **(_CODE if code else {}))
     except RuntimeError as e:
         for pattern, words in _LIMITS.items():
             if not failed and (found := re.search(pattern, str(e))): raise UserError(f'vocab_size is {vocab_size}, {words.format(found[1])}') from e
@@ -46,26 +50,27 @@ def train_vocabulary(
     if failed: raise failed[0]
     return out.getvalue()
 
-# %% ../nbs/06a_vocabulary.ipynb #5afac7bf
+# %% ../nbs/06a_vocabulary.ipynb #f811e64a
 def train_tokenizer(
     data: str | Path, # JSON lines with `text`
     output: str | Path, # SentencePiece file to write, whole or not at all
     vocab_size: int = 8000, # pieces, special ids and 256 bytes included
     max_texts: int = 1_000_000, # texts to learn from; of more an even sample is taken
     on_error: str = 'raise', # at a bad record: 'raise', or 'skip' and count
+    code: bool = False, # keep line ends and every space, which mean something in programs
 ) -> SentencePieceTokenizer: # as read back from `output`
     "A tokenizer of the texts of `data`, written to `output`; prints what was used."
     if max_texts < 1: raise UserError(f'max_texts is {max_texts}; expected 1 or more')
     if Path(output).suffix not in ('.spm', '.model'): raise UserError(f'output is {output}; expected a name that ends in .spm or .model')
     records = JsonRecords(data, on_error)
     rows = np.linspace(0, len(records) - 1, min(len(records), max_texts)).astype(np.int64)
-    content = train_vocabulary(records.each(record_text, rows), vocab_size)
+    content = train_vocabulary(records.each(record_text, rows), vocab_size, code)
     with atomic_path(output) as temp: temp.write_bytes(content)
     if records.skipped: print(f'{data}: {len(records.skipped):,} bad records skipped, such as {next(iter(records.skipped.values()))}')
     print(f'{output}: {vocab_size:,} ids from {len(rows) - len(records.skipped):,} of {len(records):,} texts of {data}')
     return SentencePieceTokenizer(output)
 
-# %% ../nbs/06a_vocabulary.ipynb #5a6ad4ae
+# %% ../nbs/06a_vocabulary.ipynb #cb37cea6
 @command
 def main(
     data:str, # JSON lines with a field `text`
@@ -73,6 +78,7 @@ def main(
     output:str='tokenizer.spm', # SentencePiece file to write
     max_texts:int=1_000_000, # texts to learn from; of more an even sample is taken
     on_error:str='raise', # at a bad record: raise or skip
+    code:bool=False, # keep line ends and every space, which mean something in programs
 ):
     "Train a SentencePiece tokenizer on the texts of a JSON file."
-    train_tokenizer(data, output, vocab_size, max_texts, on_error)
+    train_tokenizer(data, output, vocab_size, max_texts, on_error, code)

@@ -50,7 +50,7 @@ def test_nothing_runs_unless_it_is_asked_for(material, tmp_path):
     found = json.loads((tmp_path/'plain/scores.json').read_text())
     scores, report = found['scores'], (tmp_path/'plain/report.md').read_text()
     assert found['about']['texts'] == '1 of 1 records of text.jsonl, those held out from training' and found['about']['pairs'].startswith('2 of 2 records')
-    assert scores['humaneval'] == {'problems': 2, 'completions': 4} and scores['image_to_code']['all']['charts_run'] == 0
+    assert scores['humaneval'] == {'problems': 2, 'completions': 4} and scores['image_to_code']['all']['charts_tried'] == 0
     held = [f'x = {i}' for i in split_rows(40, .05, 0)[1]]
     assert [json.loads(line)['text'] for line in (tmp_path/'plain/written.jsonl').read_text().splitlines()] == held
     assert 100 < scores['perplexity']['perplexity'] < 600 and scores['perplexity']['windows'] > 1  # it knows nothing of 260 words
@@ -67,7 +67,7 @@ def test_what_may_run_runs(material, tmp_path, capsys, monkeypatch):
     run_command(main.__wrapped__, flags(material, tmp_path/'run', '--data', material/'pairs.jsonl', '--allow_code_execution', '--limit', 4))
     out, found = capsys.readouterr().out, json.loads((tmp_path/'run/scores.json').read_text())
     scores = found['scores']
-    assert scores['image_to_code']['chart']['charts_run'] == scores['image_to_code']['chart']['pairs'] > 0 and scores['image_to_code']['all']['draws_same'] == 0
+    assert scores['image_to_code']['chart']['charts_tried'] == scores['image_to_code']['chart']['pairs'] > 0 and scores['image_to_code']['all']['draws_same'] == 0
     assert (scores['humaneval']['pass@1'], sum(scores['humaneval']['statuses'].values())) == (0, 2)
     assert not found['left_out'] and 'Left out' not in (tmp_path/'run/report.md').read_text() and 'running 2 programs' in out
 
