@@ -54,12 +54,13 @@ def test_runs_that_are_stopped_leave_no_set(tmp_path):
     ways, runs = (signal.SIGINT, signal.SIGKILL), []
     for how in ways:
         (tmp_path/how.name).mkdir()
-        with open(tmp_path/f'{how.name}.txt', 'w') as err: runs.append(subprocess.Popen([*COMMAND, '--output', tmp_path/how.name/'set', '--kind', 'statement', '--n', '100000', '--num_workers', '1'], stderr=err))
+        with open(tmp_path/f'{how.name}.txt', 'w') as err: runs.append(subprocess.Popen([*COMMAND, '--output', tmp_path/how.name/'set', '--kind', 'statement', '--n', '100000', '--num_workers', '1'], stderr=err, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))) # it may be ignored where the tests run
     for how, p in zip(ways, runs):
         end = time.monotonic() + 120
         while len(list((tmp_path/how.name).rglob('*.png'))) < 10 and p.poll() is None and time.monotonic() < end: time.sleep(.05)
         p.send_signal(how)
-    assert [p.wait(60) for p in runs] == [130, -signal.SIGKILL]
+    try: assert [p.wait(60) for p in runs] == [130, -signal.SIGKILL]
+    finally: [p.kill() for p in runs]
     assert not any((tmp_path/'SIGINT').iterdir()) and 'Traceback' not in (tmp_path/'SIGINT.txt').read_text()
     assert all(f.name.startswith('.tmp-') for f in (tmp_path/'SIGKILL').iterdir())  # nothing that has the name of a set
     assert len(JsonRecords(make_pairs(tmp_path/'SIGKILL/set', 'statement', n=2, say=str)/'pairs.jsonl')) == 2
