@@ -6,7 +6,7 @@
 __all__ = ['alignment_curves', 'found_pictures', 'neighbour_baseline', 'write_alignment_report', 'open_records', 'widths',
            'run_alignment', 'main']
 
-# %% ../nbs/30a_align.ipynb #62fed8f9
+# %% ../nbs/30a_align.ipynb #cd097889
 import re, textwrap
 from itertools import combinations, permutations
 from pathlib import Path
@@ -23,8 +23,8 @@ from .features import FeatureSet
 from .image_text import MODALITIES, ImageTextDataset, create_dataloader, labelled_pairs
 from .images import AugmentConfig, load_images
 from .pair_scores import nearest_rows, plot_widths, rank_table
+from .runs import RunLog
 from .towers import read_image
-from .training import RunLog
 
 # %% ../nbs/30a_align.ipynb #b69bc081
 def alignment_curves(

@@ -7,7 +7,7 @@ __all__ = ['CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTrans
            'build_curriculum', 'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings',
            'print_plan', 'main']
 
-# %% ../nbs/42_curriculum.ipynb #bb5afc60
+# %% ../nbs/42_curriculum.ipynb #b74d02b6
 import math, re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -22,9 +22,8 @@ from torch import Tensor
 from .checkpoint import load_weights, written
 from .core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks, world_size, write_text
 from .curriculum_config import CurriculumConfig, Stage, learning_rate_at, load_curriculum, plan_table, plot_plan, stage_mixture, step_counts, step_tokens, to_model
-from .hybrid import JointMasks, VLJEPAObjective
+from .hybrid import VLJEPAObjective, joint_masks
 from .images import to_float
-from .masking import JEPAMasking
 from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
 from .runs import RunLog, whole
 from .scaling import DEVICES, count_parameters, plan_cost
@@ -32,7 +31,7 @@ from .text import Tokenizer, load_tokenizer
 from .training import TrainConfig, fit
 from .vl_jepa import VLJEPA, following
 
-# %% ../nbs/42_curriculum.ipynb #bed1b05c
+# %% ../nbs/42_curriculum.ipynb #676bb217
 class CurriculumLoader:
     "Micro-batches of this rank, stage after stage; epochs are the spans between two evaluations."
     endless = True # an epoch goes on where the last one ended
@@ -41,12 +40,11 @@ class CurriculumLoader:
         config: CurriculumConfig, # of `load_curriculum`
         mixture: TokenMixture, # of all sources
         epoch_steps: int, # optimizer steps of an epoch
-        patches: int = 0, # of an image, in a square
         seed: int = 0, # of what is hidden
         shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     ):
         t = config.training
-        self.masks, self.seed = JointMasks(JEPAMasking(t.jepa.mask_ratio, span=8), patches), seed
+        self.masks, self.seed = joint_masks(to_model(config)), seed
         self.config, self.mixture, self.epoch_steps, self.shard = config, mixture, epoch_steps, shard or (rank(), world_size())
         self.micro, self.groups, self.starts = t.micro_batch_size, t.gradient_accumulation_steps, [0, *accumulate(step_counts(config))]
         if self.micro * self.groups * self.shard[1] != t.batch_size: raise UserError(f'batch_size is {t.batch_size}; expected {self.micro} x {self.groups} x {self.shard[1]} ranks')
@@ -165,7 +163,7 @@ class StageTransform:
         for part in (self.model, self.objective): part.alpha, part.beta = stage.alpha, stage.beta
         return {**batch, 'image': to_float(batch['image'])} if 'image' in batch else batch
 
-# %% ../nbs/42_curriculum.ipynb #ece14a51
+# %% ../nbs/42_curriculum.ipynb #489742eb
 def unigram_loss(
     counts: Tensor, # of each token in training text
     labels: Tensor, # tokens to predict, -100 ignored
@@ -187,20 +185,20 @@ class CurriculumEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: VLJEPA, last: bool = True) -> dict[str, float]:
-        before, sums = (model.alpha, model.beta), torch.zeros(5, dtype=torch.float64)
+        before, sums = (model.alpha, model.beta), torch.zeros(4, dtype=torch.float64)
         model.alpha = model.beta = 1.
-        masks, device = JointMasks(JEPAMasking(model.config.mask_ratio, span=8), model.patches), model.step_weights.device
+        masks, device = joint_masks(model.config), model.step_weights.device
         for i, b in enumerate(self.batches):
             b = {k: v.to(device) for k, v in b.items()}
             out = model(masks({**b, 'image': to_float(b['image'])} if 'image' in b else b, make_generator('held out', i)))
             n, z = (b['labels'] != -100).sum().item(), out['targets'][0].double()
             error = (out['predictions'][0].double() - z).square()
-            sums += torch.tensor([out['lm'].item() * n, n, error.sum(), (z - z.mean(0)).square().sum(), 1], dtype=torch.float64)
+            sums += torch.tensor([out['lm'].item() * n, n, error.sum(), (z - z.mean(0)).square().sum()], dtype=torch.float64)
         model.alpha, model.beta = before
         loss = (sums[0] / sums[1]).item()
         return {'val_loss_lm': loss, 'perplexity': math.exp(min(loss, 700)), 'unigram_perplexity': math.exp(self.unigram), 'embedding_error': (sums[2] / sums[3]).item()}
 
-# %% ../nbs/42_curriculum.ipynb #6d784283
+# %% ../nbs/42_curriculum.ipynb #3a76a7e9
 CURRICULUM_COLUMNS = 'epoch stage tokens_seen loss_total loss_jepa loss_lm loss_sigreg val_loss_lm perplexity unigram_perplexity embedding_error images_per_s seconds'.split()
 
 def build_curriculum(
@@ -218,7 +216,7 @@ def build_curriculum(
     length, size = config.training.lm.context_length, config.model.vision.image_size
     weights = {k: s.weight for k, s in config.sources.items()}
     rows = lambda s: TokenMixture(s, {k: weights[k] or 1 for k in s}, length, tokenizer.pad_id, size)
-    loader = CurriculumLoader(config, rows(sources), max(1, -(-sum(step_counts(config)) // epochs)), model.patches, seed)
+    loader = CurriculumLoader(config, rows(sources), max(1, -(-sum(step_counts(config)) // epochs)), seed)
     sample, test = rows(sources), rows(held)
     counts = sum(r['text'][r['text_mask']].bincount(minlength=tokenizer.vocab_size) for r in (sample.row() for _ in range(200)))
     sample = [[test.row() for _ in range(8)] for _ in range(8)]

@@ -6,7 +6,7 @@
 __all__ = ['load_evaluated', 'unigram_bound', 'score_texts', 'code_figure', 'retrieval_figure', 'of_each_kind', 'score_pairs',
            'score_problems', 'flat_scores', 'write_evaluation', 'evaluate_model', 'read_fields', 'main']
 
-# %% ../nbs/43a_evaluate.ipynb #c309a9f3
+# %% ../nbs/43a_evaluate.ipynb #38b0ed8d
 import contextlib, io, json, math, textwrap
 from collections import Counter
 from dataclasses import replace
@@ -21,9 +21,9 @@ from torch.nn.functional import normalize
 from .code_scores import CodeProblem, evaluate_humaneval, exact_match, read_humaneval, token_edit_similarity
 from .core import UserError, command, get_device, write_text
 from .evaluation import EvalRecord, WrittenCode, embedding_mse, image_to_code, modal_embeddings, perplexity, random_rows, read_eval_records, record_batches, multimodal_retrieval, write_completions
+from .runs import RunLog
 from .sandbox import refusal
 from .text import Tokenizer, load_tokenizer
-from .training import RunLog
 from .vl_jepa import VLJEPA, load_vl_jepa
 
 # %% ../nbs/43a_evaluate.ipynb #2147d580
@@ -39,13 +39,13 @@ def load_evaluated(
     if model.config.vocab_size < tokenizer.vocab_size: raise UserError(f'{folder}: the model knows {model.config.vocab_size} words and the tokenizer {tokenizer.vocab_size}; expected the tokenizer that it was trained with')
     return model, tokenizer
 
-# %% ../nbs/43a_evaluate.ipynb #1a00f3d8
+# %% ../nbs/43a_evaluate.ipynb #7b28da4f
 def unigram_bound(
     tokenizer: Tokenizer, # of the model
     records: list[EvalRecord], # texts, with their ends
 ) -> float: # perplexity
     "The lowest perplexity of a model that knows how frequent tokens are in these texts, and nothing else."
-    counts = Counter(i for r in records for i in r.ids(tokenizer)[0][r.ids(tokenizer)[1]:])
+    counts = Counter(i for r in records for ids, first in [r.ids(tokenizer)] for i in ids[first:])
     n = sum(counts.values())
     return math.exp(-sum(c / n * math.log(c / n) for c in counts.values()))
 

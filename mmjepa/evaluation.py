@@ -7,7 +7,7 @@ __all__ = ['EvalRecord', 'random_rows', 'read_eval_records', 'eval_windows', 'pe
            'modal_embeddings', 'multimodal_retrieval', 'WrittenCode', 'image_to_code', 'cut_completion',
            'write_completions']
 
-# %% ../nbs/43_evaluation.ipynb #c50d0b5e
+# %% ../nbs/43_evaluation.ipynb #952f2b2d
 import json, math, re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +24,9 @@ from .code_scores import ChartResult, CodeProblem, code_table, draws_same, evalu
 from .core import UserError, make_generator, write_text
 from .data import JsonRecords, record_bytes, record_text, split_rows
 from .generation import generate, model_images
-from .hybrid import JointMasks
+from .hybrid import joint_masks
 from .images import to_float
 from .language_loss import lm_loss
-from .masking import JEPAMasking
 from .packing import HELD_OUT
 from .pair_scores import rank_table
 from .text import Tokenizer
@@ -138,7 +137,7 @@ def perplexity(
     total = _negative_log_likelihood(model, windows, batch_size)
     return {'nll': total / tokens, 'perplexity': math.exp(min(total / tokens, 700)), 'tokens': tokens, 'bits_per_byte': total / math.log(2) / size, 'bytes': size, 'texts': len(texts), 'windows': len(windows)}
 
-# %% ../nbs/43_evaluation.ipynb #fdfb58bc
+# %% ../nbs/43_evaluation.ipynb #d5fc07bd
 def record_batches(
     model: VLJEPA, # that will read them
     tokenizer: Tokenizer, # of the model
@@ -160,7 +159,7 @@ def embedding_mse(
     seed: int = 0, # of what is hidden
 ) -> dict: # `mse` of a number of an embedding, `relative` (1: no better than their mean), `hidden` positions; `relative_1`, ... of further steps of the rollout
     "Squared error of predicted embeddings over all hidden positions."
-    before, masks, steps = (model.alpha, model.beta), JointMasks(JEPAMasking(model.config.mask_ratio, span=8), model.patches), model.config.prediction_steps
+    before, masks, steps = (model.alpha, model.beta), joint_masks(model.config), model.config.prediction_steps
     sums = [[0, 0., torch.zeros(model.config.embedding_dim, dtype=torch.float64), 0.] for _ in range(steps)]
     model.alpha, model.beta = 1., 0.
     try:
