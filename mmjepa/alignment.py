@@ -7,7 +7,7 @@ __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'Vision
            'AlignmentEvaluation', 'open_pairs', 'standardize', 'new_folder', 'train_alignment', 'save_aligner',
            'load_aligner', 'zero_shot', 'modality_of', 'embed_items', 'retrieve']
 
-# %% ../nbs/30_alignment.ipynb #802d509f
+# %% ../nbs/30_alignment.ipynb #b4705c5b
 import json, math
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -32,8 +32,9 @@ from .image_text import MODALITIES, ImageTextDataset, create_dataloader
 from .images import AugmentConfig, image_loader
 from .matryoshka import mrl_loss
 from .pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
+from .runs import RunLog
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
-from .training import RunLog, TrainConfig, choose_precision, fit
+from .training import TrainConfig, choose_precision, fit
 
 # %% ../nbs/30_alignment.ipynb #7de4dcad
 @dataclass(frozen=True)

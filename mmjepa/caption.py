@@ -6,7 +6,7 @@
 __all__ = ['caption_scores', 'small_language_model', 'caption_figure', 'examples', 'write_caption_report', 'run_captioning',
            'main']
 
-# %% ../nbs/31a_caption.ipynb #e1ff5bc6
+# %% ../nbs/31a_caption.ipynb #39057a1d
 import re, textwrap
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from .core import UserError, atomic_path, command, get_device, is_main, main_fir
 from .data import record_text
 from .image_text import ImageTextDataset
 from .images import image_loader
+from .runs import RunLog
 from .tiny_models import quiet_transformers, tiny_tokenizer
 from .towers import read_image
-from .training import RunLog, TrainConfig, fit
+from .training import TrainConfig, fit
 
 # %% ../nbs/31a_caption.ipynb #cfa2bc52
 def caption_scores(

@@ -7,7 +7,7 @@ __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'Pref
            'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'train_captioning', 'fingerprint', 'save_captioner',
            'load_captioner']
 
-# %% ../nbs/31_captioning.ipynb #b64fcbe1
+# %% ../nbs/31_captioning.ipynb #ea83e29e
 import json, math, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,9 +29,10 @@ from .data import record_text, split_rows
 from .features import Features, FeatureSet, cached_features
 from .image_text import ImageTextDataset
 from .images import image_loader
+from .runs import RunLog
 from .tiny_models import quiet_transformers
 from .towers import load_whole, load_words, weights_digest, words_digest
-from .training import RunLog, TrainConfig, choose_precision, fit
+from .training import TrainConfig, choose_precision, fit
 
 # %% ../nbs/31_captioning.ipynb #5944594a
 @dataclass(frozen=True)

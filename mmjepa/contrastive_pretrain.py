@@ -7,7 +7,7 @@ __all__ = ['PAIR_COLUMNS', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel
            'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'save_pair_model',
            'load_pair_model', 'run_contrastive', 'found_figure', 'pair_curves', 'write_pair_report', 'main']
 
-# %% ../nbs/21_contrastive_pretrain.ipynb #0387f358
+# %% ../nbs/21_contrastive_pretrain.ipynb #eae0e506
 import math, textwrap
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,8 +29,9 @@ from .masked_pretrain import EncoderRun, augmentation, encoder_config, load_enco
 from .masking import TokenCorruption
 from .mixture import open_source
 from .probes import retrieval_table
+from .runs import RunLog
 from .text import load_tokenizer
-from .training import RunLog, TrainConfig, fit
+from .training import TrainConfig, fit
 
 # %% ../nbs/21_contrastive_pretrain.ipynb #7f82bdf1
 @dataclass(frozen=True)

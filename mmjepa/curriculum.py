@@ -7,7 +7,7 @@ __all__ = ['CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTrans
            'build_curriculum', 'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings',
            'print_plan', 'main']
 
-# %% ../nbs/42_curriculum.ipynb #b74d02b6
+# %% ../nbs/42_curriculum.ipynb #a75ad0ee
 import math, re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from torch import Tensor
 from .checkpoint import load_weights, written
 from .core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks, world_size, write_text
 from .curriculum_config import CurriculumConfig, Stage, learning_rate_at, load_curriculum, plan_table, plot_plan, stage_mixture, step_counts, step_tokens, to_model
-from .hybrid import VLJEPAObjective, joint_masks
+from .hybrid import EmbeddingError, VLJEPAObjective, joint_masks
 from .images import to_float
 from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
 from .runs import RunLog, whole
@@ -163,7 +163,7 @@ class StageTransform:
         for part in (self.model, self.objective): part.alpha, part.beta = stage.alpha, stage.beta
         return {**batch, 'image': to_float(batch['image'])} if 'image' in batch else batch
 
-# %% ../nbs/42_curriculum.ipynb #489742eb
+# %% ../nbs/42_curriculum.ipynb #d8ecdd72
 def unigram_loss(
     counts: Tensor, # of each token in training text
     labels: Tensor, # tokens to predict, -100 ignored
@@ -185,18 +185,17 @@ class CurriculumEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: VLJEPA, last: bool = True) -> dict[str, float]:
-        before, sums = (model.alpha, model.beta), torch.zeros(4, dtype=torch.float64)
+        before, loss, n, error = (model.alpha, model.beta), 0., 0, EmbeddingError()
         model.alpha = model.beta = 1.
         masks, device = joint_masks(model.config), model.step_weights.device
         for i, b in enumerate(self.batches):
             b = {k: v.to(device) for k, v in b.items()}
             out = model(masks({**b, 'image': to_float(b['image'])} if 'image' in b else b, make_generator('held out', i)))
-            n, z = (b['labels'] != -100).sum().item(), out['targets'][0].double()
-            error = (out['predictions'][0].double() - z).square()
-            sums += torch.tensor([out['lm'].item() * n, n, error.sum(), (z - z.mean(0)).square().sum()], dtype=torch.float64)
+            tokens = (b['labels'] != -100).sum().item()
+            loss, n = loss + out['lm'].item() * tokens, n + tokens
+            error.add(out['predictions'][0], out['targets'][0])
         model.alpha, model.beta = before
-        loss = (sums[0] / sums[1]).item()
-        return {'val_loss_lm': loss, 'perplexity': math.exp(min(loss, 700)), 'unigram_perplexity': math.exp(self.unigram), 'embedding_error': (sums[2] / sums[3]).item()}
+        return {'val_loss_lm': loss / n, 'perplexity': math.exp(min(loss / n, 700)), 'unigram_perplexity': math.exp(self.unigram), 'embedding_error': error.relative}
 
 # %% ../nbs/42_curriculum.ipynb #3a76a7e9
 CURRICULUM_COLUMNS = 'epoch stage tokens_seen loss_total loss_jepa loss_lm loss_sigreg val_loss_lm perplexity unigram_perplexity embedding_error images_per_s seconds'.split()

@@ -7,7 +7,7 @@ __all__ = ['EvalRecord', 'random_rows', 'read_eval_records', 'eval_windows', 'pe
            'modal_embeddings', 'multimodal_retrieval', 'WrittenCode', 'image_to_code', 'cut_completion',
            'write_completions']
 
-# %% ../nbs/43_evaluation.ipynb #952f2b2d
+# %% ../nbs/43_evaluation.ipynb #7f66ec89
 import json, math, re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .code_scores import ChartResult, CodeProblem, code_table, draws_same, evalu
 from .core import UserError, make_generator, write_text
 from .data import JsonRecords, record_bytes, record_text, split_rows
 from .generation import generate, model_images
-from .hybrid import joint_masks
+from .hybrid import EmbeddingError, joint_masks
 from .images import to_float
 from .language_loss import lm_loss
 from .packing import HELD_OUT
@@ -137,7 +137,7 @@ def perplexity(
     total = _negative_log_likelihood(model, windows, batch_size)
     return {'nll': total / tokens, 'perplexity': math.exp(min(total / tokens, 700)), 'tokens': tokens, 'bits_per_byte': total / math.log(2) / size, 'bytes': size, 'texts': len(texts), 'windows': len(windows)}
 
-# %% ../nbs/43_evaluation.ipynb #d5fc07bd
+# %% ../nbs/43_evaluation.ipynb #000784f0
 def record_batches(
     model: VLJEPA, # that will read them
     tokenizer: Tokenizer, # of the model
@@ -147,11 +147,6 @@ def record_batches(
     "Records as batches, one document a row."
     for part in _chunks(records, batch_size): yield _batch(model, [r.ids(tokenizer)[0][:model.config.context_length] for r in part], [r.image for r in part])
 
-def _relative(n: int, error: float, total: Tensor, squares: float) -> float:
-    "Squared error over that of the mean; NaN where all targets are one."
-    spread = squares - total.square().sum().item() / max(n, 1)
-    return error / spread if spread > 1e-12 * squares else math.nan
-
 @torch.no_grad()
 def embedding_mse(
     model: VLJEPA, # in evaluation mode
@@ -159,21 +154,18 @@ def embedding_mse(
     seed: int = 0, # of what is hidden
 ) -> dict: # `mse` of a number of an embedding, `relative` (1: no better than their mean), `hidden` positions; `relative_1`, ... of further steps of the rollout
     "Squared error of predicted embeddings over all hidden positions."
-    before, masks, steps = (model.alpha, model.beta), joint_masks(model.config), model.config.prediction_steps
-    sums = [[0, 0., torch.zeros(model.config.embedding_dim, dtype=torch.float64), 0.] for _ in range(steps)]
+    before, masks = (model.alpha, model.beta), joint_masks(model.config)
+    errors = [EmbeddingError() for _ in range(model.config.prediction_steps)]
     model.alpha, model.beta = 1., 0.
     try:
         for i, b in enumerate(tqdm(batches, desc='embeddings', unit='batch', disable=None)):
             b = {k: v.to(model.step_weights.device) for k, v in b.items()}
             if 'image' in b and b['image'].dtype == torch.uint8: b['image'] = to_float(b['image'])
             out = model(masks(b, make_generator('evaluation', seed, i)))
-            for s, p, z in zip(sums, out['predictions'], out['targets']):
-                p, z = p.double().cpu(), z.double().cpu()
-                s[:] = s[0] + len(z), s[1] + (p - z).square().sum().item(), s[2] + z.sum(0), s[3] + z.square().sum().item()
+            for e, p, z in zip(errors, out['predictions'], out['targets']): e.add(p, z)
     finally: model.alpha, model.beta = before
-    n, error = sums[0][:2]
-    if not n: raise UserError('nothing was hidden; expected longer texts, or pictures')
-    return {'mse': error / n / model.config.embedding_dim, 'relative': _relative(*sums[0]), 'hidden': n} | {f'relative_{k}': _relative(*s) for k, s in enumerate(sums) if k}
+    if not errors[0].n: raise UserError('nothing was hidden; expected longer texts, or pictures')
+    return {'mse': errors[0].mse, 'relative': errors[0].relative, 'hidden': errors[0].n} | {f'relative_{k}': e.relative for k, e in enumerate(errors) if k}
 
 # %% ../nbs/43_evaluation.ipynb #35d4c930
 @torch.no_grad()

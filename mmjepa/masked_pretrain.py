@@ -8,7 +8,7 @@ __all__ = ['MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', '
            'encoder_config', 'augmentation', 'run_settings', 'build_masked', 'open_masked', 'run_masked',
            'write_masked_report', 'main']
 
-# %% ../nbs/20_masked_pretrain.ipynb #c2f34414
+# %% ../nbs/20_masked_pretrain.ipynb #2ccd2c77
 import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,8 +25,9 @@ from .images import AugmentConfig, augment, to_float
 from .losses import masked_patch_loss, masked_token_loss, patch_pixels, unpatch
 from .masking import TokenCorruption, block_mask
 from .mixture import UnpairedLoader, open_source
+from .runs import RunLog
 from .text import load_tokenizer
-from .training import RunLog, TrainConfig, fit
+from .training import TrainConfig, fit
 
 # %% ../nbs/20_masked_pretrain.ipynb #158243f2
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'COLUMNS', 'Experiment', 'complete', 'features', 'subset', 'Evaluation', 'attention_pictures',
            'write_pictures', 'write_report', 'build', 'run_experiment', 'main']
 
-# %% ../nbs/13_mnist.ipynb #a1b23f2a
+# %% ../nbs/13_mnist.ipynb #40325eaf
 import os, platform, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from .encoders import EncoderConfig, attention_maps, attention_rollout
 from .images import AugmentConfig, ImageSet, image_loader, load_images, make_views, to_float
 from .lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from .retrieval import LabelRetrieval
-from .training import RunLog, TrainConfig, fit
+from .runs import RunLog
+from .training import TrainConfig, fit
 
 # %% ../nbs/13_mnist.ipynb #a228733e
 @dataclass(frozen=True)
