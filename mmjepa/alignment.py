@@ -101,7 +101,7 @@ def adapter(
     hidden = max(1, round(config.hidden_factor * config.d_align))
     return nn.Sequential(*[Standardize(width)] * config.standardize, nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.d_align))
 
-# %% ../nbs/30_alignment.ipynb #04d602d5
+# %% ../nbs/30_alignment.ipynb #67bdef11
 class VisionTextAligner(nn.Module):
     "Frozen towers, each with an adapter into one space. Its `state_dict` holds the adapters only."
     def __init__(self,
@@ -123,8 +123,7 @@ class VisionTextAligner(nn.Module):
         batch: dict[str, Tensor], # for each modality `<modality>_there` (b,), and `<modality>_features` (b, d) or a tower's inputs as `<modality>.<name>`
     ) -> dict[str, Tensor]: # for each modality its embeddings (b, d_align), not normalized, and `<modality>_there`; `logit_scale` ()
         "Embeddings of what a batch has."
-        if self.training:
-            with torch.no_grad(): self.log_scale.clamp_(max=self.scale_limit)
+        if self.training: self.log_scale.data.clamp_(max=self.scale_limit)
         out = {'logit_scale': self.log_scale.exp()}
         for m in self.towers:
             if f'{m}_there' not in batch: continue

@@ -34,7 +34,7 @@ from .tiny_models import quiet_transformers
 from .towers import load_whole, load_words, weights_digest, words_digest
 from .training import TrainConfig, choose_precision, fit
 
-# %% ../nbs/31_captioning.ipynb #5944594a
+# %% ../nbs/31_captioning.ipynb #de9d3198
 @dataclass(frozen=True)
 class LLMConfig:
     "Language model, projector, and what of them trains."
@@ -48,8 +48,7 @@ class LLMConfig:
 
     def __post_init__(self):
         if self.prefix_from not in ('embedding', 'patches'): raise UserError(f'prefix_from is {self.prefix_from!r}; expected embedding or patches')
-        for name in ('n_prefix', 'max_text'):
-            if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
+        if small := [n for n in ('n_prefix', 'max_text') if getattr(self, n) < 1]: raise UserError(f'{small[0]} is {getattr(self, small[0])}; expected 1 or more')
         if self.lora is not None and not self.freeze_llm: raise UserError('lora with freeze_llm=False; expected one of both: low-rank adapters leave the model as it is')
         if self.lora is not None: object.__setattr__(self, 'lora', _lora_fields(self.lora))
 

@@ -31,7 +31,7 @@ from .text import Tokenizer, load_tokenizer
 from .training import TrainConfig, fit
 from .vl_jepa import VLJEPA, following
 
-# %% ../nbs/42_curriculum.ipynb #676bb217
+# %% ../nbs/42_curriculum.ipynb #4559a838
 class CurriculumLoader:
     "Micro-batches of this rank, stage after stage; epochs are the spans between two evaluations."
     endless = True # an epoch goes on where the last one ended
@@ -47,6 +47,7 @@ class CurriculumLoader:
         self.masks, self.seed = joint_masks(to_model(config)), seed
         self.config, self.mixture, self.epoch_steps, self.shard = config, mixture, epoch_steps, shard or (rank(), world_size())
         self.micro, self.groups, self.starts = t.micro_batch_size, t.gradient_accumulation_steps, [0, *accumulate(step_counts(config))]
+        self.weights = [_present(config, s, mixture.sources) for s in config.stages]
         if self.micro * self.groups * self.shard[1] != t.batch_size: raise UserError(f'batch_size is {t.batch_size}; expected {self.micro} x {self.groups} x {self.shard[1]} ranks')
         self.sampler, self.epoch, self.step, self.stage, self.tokens = self, 1, 0, -1, {}
 
@@ -78,7 +79,7 @@ def tokens_at(self: CurriculumLoader, step: int) -> int: # steps done
     stage, i = self.place(step)
     return sum(s.tokens for s in self.config.stages[:stage]) + min(i * step_tokens(self.config), self.config.stages[stage].tokens)
 
-# %% ../nbs/42_curriculum.ipynb #fff0f5e6
+# %% ../nbs/42_curriculum.ipynb #e2b1ea0c
 @patch
 def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
     while self.step < min(self.epoch * self.epoch_steps, self.steps):
@@ -95,11 +96,26 @@ def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
 @patch
 def _begin(self: CurriculumLoader, stage: int):
     "Turn the mixture to the shares of a stage, among the sources that are there."
-    s = self.config.stages[stage]
-    weights = {k: w for k, w in stage_mixture(self.config, s).items() if k in self.mixture.sources}
-    if not weights: raise UserError(f'stage {s.name} has none of its sources ({", ".join(stage_mixture(self.config, s))}); expected a path of one of them')
-    self.mixture.turn(weights, s.answers_only)
+    self.mixture.turn(self.weights[stage], self.config.stages[stage].answers_only)
     self.stage = stage
+
+def _present(config: CurriculumConfig, stage: Stage, sources: dict) -> dict[str, float]:
+    "Shares of a stage among the sources that are there."
+    asked = stage_mixture(config, stage)
+    found = {k: w for k, w in asked.items() if k in sources}
+    if not found: raise UserError(f'stage {stage.name} has none of its sources ({", ".join(asked)}); expected a path of one of them')
+    return {k: w / sum(found.values()) for k, w in found.items()}
+
+@patch
+def notes(self: CurriculumLoader) -> list[str]: # at the end of a run
+    "What the stream could not do as it was asked."
+    lines, sources = [], self.mixture.sources
+    for k, s in enumerate(self.config.stages):
+        got = {name: self.tokens.get(f'{k} {name}', 0) for name in self.weights[k]}
+        if empty := s.tokens - sum(got.values()): lines.append(f'stage {s.name} has read {s.tokens - empty:,} of {s.tokens:,} tokens: all of its sources have pictures, of which a row takes one, and nothing fills the rest; expected a source of text beside them')
+        lines += [f'stage {s.name} has {n / s.tokens:.0%} of {name}, and {self.weights[k][name]:.0%} were asked: a row takes one picture' for name, n in got.items()
+                  if not empty and n < .9 * self.weights[k][name] * s.tokens and sources[name].has_images]
+    return lines + [f'{name}: {s.cut:,} texts of pictures were longer than a row and have lost their ends' for name, s in sources.items() if s.cut]
 
 # %% ../nbs/42_curriculum.ipynb #bd12ffd1
 @patch
@@ -197,7 +213,7 @@ class CurriculumEvaluation:
         model.alpha, model.beta = before
         return {'val_loss_lm': loss / n, 'perplexity': math.exp(min(loss / n, 700)), 'unigram_perplexity': math.exp(self.unigram), 'embedding_error': error.relative}
 
-# %% ../nbs/42_curriculum.ipynb #3a76a7e9
+# %% ../nbs/42_curriculum.ipynb #8e71bc40
 CURRICULUM_COLUMNS = 'epoch stage tokens_seen loss_total loss_jepa loss_lm loss_sigreg val_loss_lm perplexity unigram_perplexity embedding_error images_per_s seconds'.split()
 
 def build_curriculum(
@@ -209,6 +225,8 @@ def build_curriculum(
     seed: int = 0, # of everything random
 ) -> tuple[VLJEPA, VLJEPAObjective, CurriculumLoader, CurriculumEvaluation]:
     "What a run trains, how, on what, and how it is scored."
+    words = config.training.lm.vocab_size
+    if 'vocab_size' in config.training.lm.model_fields_set and words != tokenizer.vocab_size: raise UserError(f'training.lm.vocab_size is {words}, and the tokenizer has {tokenizer.vocab_size}; expected the same, or no vocab_size')
     seed_everything(seed)
     model = VLJEPA(to_model(config, tokenizer.vocab_size))
     model.has_idle_parts = True # which parts a step uses depends on its stage
@@ -222,7 +240,7 @@ def build_curriculum(
     batches = [{k: torch.stack([r[k] for r in part]) for k in part[0]} for part in sample]
     return model, VLJEPAObjective(seed=seed), loader, CurriculumEvaluation(batches, counts)
 
-# %% ../nbs/42_curriculum.ipynb #6931f54a
+# %% ../nbs/42_curriculum.ipynb #9cb11499
 def run_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
     output: str | Path, # folder of the run
@@ -240,6 +258,7 @@ def run_curriculum(
     model, objective, loader, evaluate = build_curriculum(config, tokenizer, sources, held, epochs, seed)
     train = TrainConfig(epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip,
                         accumulate=loader.groups, seed=seed, precision=precision, save_every=save_every)
+    objective.say = lambda line: RunLog(folder/'training.log')(line)
     settings = {'curriculum': config.model_dump(mode='json'), 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'},
                 'tokenizer': tokenizer.fingerprint, 'sources': {k: s.size for k, s in sources.items()}} # with other ranks, a step has other batches
     def scores(m, last):
@@ -253,11 +272,12 @@ def run_curriculum(
     load_weights(trained, weights)
     save_vl_model(trained, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
+    for line in loader.notes(): say(line)
     say(f'model: {folder/"model"}')
     say(f'report and pictures: {write_curriculum_report(config, loader, table, folder)}')
     return table
 
-# %% ../nbs/42_curriculum.ipynb #bc454fb6
+# %% ../nbs/42_curriculum.ipynb #1ee5bebc
 def save_vl_model(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # of its texts
@@ -291,14 +311,13 @@ def write_curriculum_report(
     last = table.iloc[-1]
     lines = ['# Curriculum', '', f'{int(last.tokens_seen):,} tokens in {len(config.stages)} stages. Held out: perplexity {last.perplexity:.2f} (unigrams {last.unigram_perplexity:.2f}), embedding error {last.embedding_error:.3f} (the mean: 1).', '', '| stage | source | tokens | share | asked |', '|---|---|---|---|---|']
     for k, s in enumerate(config.stages):
-        asked = {n: w for n, w in stage_mixture(config, s).items() if n in loader.mixture.sources}
-        for name, w in asked.items():
+        for name, w in loader.weights[k].items():
             n = loader.tokens.get(f'{k} {name}', 0)
-            lines.append(f'| {s.name} | {name} | {n:,} | {n / s.tokens:.3f} | {w / sum(asked.values()):.3f} |')
-    write_text(folder/'report.md', '\n'.join([*lines, '', '![curves](curves.png)', '']))
+            lines.append(f'| {s.name} | {name} | {n:,} | {n / s.tokens:.3f} | {w:.3f} |')
+    write_text(folder/'report.md', '\n'.join([*lines, '', *(f'* {line}' for line in loader.notes()), '', '![curves](curves.png)', '']))
     return folder/'report.md'
 
-# %% ../nbs/42_curriculum.ipynb #55122a32
+# %% ../nbs/42_curriculum.ipynb #e204bab1
 def without_embeddings(
     config: CurriculumConfig, # of `load_curriculum`
 ) -> CurriculumConfig: # alpha 0 and beta 1 in each stage
@@ -315,6 +334,7 @@ def print_plan(
     fig, ax = plt.subplots(figsize=(8, 3.6), layout='constrained')
     plot_plan(config, ax)
     print(plan_table(config).to_string(index=False))
+    if not math.isclose(total := sum(s.weight for s in config.sources.values()), 1): print(f'weights of the sources sum to {total:g}; they are normalized')
     for s in config.stages: print(f'{s.name}: ' + ', '.join(f'{k} {w:.3g}' for k, w in stage_mixture(config, s).items()))
     size, cost = sum(count_parameters(to_model(config)).values()), plan_cost(config, DEVICES['h200'])
     print(f'cost: {size:,} weights, {cost.flops.sum():.3g} operations, of which a processor of 1 TFLOP/s makes 40% in {cost.flops.sum() / .4e12 / 3600:.3g} hours; mmjepa_plan tells memory, and days on a cluster')

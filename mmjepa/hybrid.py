@@ -64,7 +64,7 @@ def joint_masks(
     "What a model of this shape has to predict, in training and in evaluation."
     return JointMasks(JEPAMasking(config.mask_ratio, span=8), config.vision.grid**2)
 
-# %% ../nbs/40h_hybrid.ipynb #8e6072bb
+# %% ../nbs/40h_hybrid.ipynb #d0e5b936
 _ADVICE = 'the model collapses: raise the weight of SIGReg (or, with a slow copy, its momentum), lower the learning rate, or hide less'
 
 def _other_cosine(z: Float[Tensor, 'n d'], rows: Int[Tensor, 'n']) -> float:
@@ -81,6 +81,7 @@ def collapse_watch(
     min_rank: float = .02, # warn below this share of the largest possible rank, and below 1.5
     max_ratio: float = .5, # warn above this share of the SIGReg ratio of a single point
     max_cosine: float = .9, # warn above
+    first_rank: float = 0., # effective rank of an earlier look; warn below a quarter of it
 ) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`; and a warning, or ''
     "Signs of collapse in the embeddings of this process, and what to do about them."
     if embeddings.ndim != 2 or len(embeddings) < 2 or rows.shape != embeddings.shape[:1]:
@@ -90,7 +91,7 @@ def collapse_watch(
     directions = sigreg.directions(z.shape[1])
     with alone(): value, point = (sigreg_statistic(x, directions).item() / sigreg.expected for x in (z, torch.zeros_like(z)))
     found = {'spread': spread(z).mean().item(), 'rank': rank_me(z), 'sigreg_ratio': value, 'cosine': _other_cosine(z, rows)}
-    least = max(1.5, min_rank * min(z.shape))
+    least = max(1.5, min_rank * min(z.shape), first_rank / 4)
     signs = [f'spread {found["spread"]:.3g} is below {min_spread}'] * (found['spread'] < min_spread) + [f'effective rank {found["rank"]:.3g} is below {least:.3g}'] * (found['rank'] < least)
     signs += [f'SIGReg ratio {value:.3g} is above {max_ratio * point:.3g}'] * (value > max_ratio * point) + [f'cosine of unrelated rows {found["cosine"]:.3g} is above {max_cosine}'] * (found['cosine'] > max_cosine)
     return found, f'{", ".join(signs)}; {_ADVICE}' if signs else ''
@@ -120,7 +121,7 @@ class EmbeddingError:
         spread = self.squares - self.total.square().sum().item() / self.n if self.n else 0
         return self.error / spread if spread > 1e-12 * self.squares else math.nan
 
-# %% ../nbs/40h_hybrid.ipynb #4fd4958f
+# %% ../nbs/40h_hybrid.ipynb #b80d232c
 class VLJEPAObjective(nn.Module):
     "`hybrid_loss`, SIGReg on the embeddings, and the watch; for `fit`."
     def __init__(self,
@@ -137,13 +138,14 @@ class VLJEPAObjective(nn.Module):
         if watch_every < 1: raise UserError(f'watch_every is {watch_every}; expected 1 or more')
         self.alpha, self.beta, self.sigreg_weight, self.watch_every, self.say = alpha, beta, sigreg_weight, watch_every, say
         self.sigreg = SIGReg(num_slices, seed=seed)
-        self.register_buffer('found', torch.zeros(3)) # of the last look
+        self.register_buffer('found', torch.zeros(4)) # of the last look
+        self.register_buffer('first_rank', torch.zeros(())) # of the first one
         self.register_buffer('batches', torch.zeros((), dtype=torch.int64))
 
     def forward(self,
         outputs: dict, # of `VLJEPA`
         batch: dict[str, Tensor], # that they were made of
-    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs `loss_jepa`, `loss_jepa_0`..., `loss_lm`, `loss_sigreg`, `sigreg_ratio`, and of the watch `watch_spread`, `watch_rank`, `watch_cosine`
+    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs `loss_jepa`, `loss_jepa_0`..., `loss_lm`, `loss_sigreg`, `sigreg_ratio` (with a slow copy that of the last look), and of the watch `watch_spread`, `watch_rank`, `watch_cosine`
         "Loss of one batch."
         total, jepa, lm = hybrid_loss(outputs, batch, self.alpha, self.beta)
         logs = {'loss_lm': lm} if self.beta else {}
@@ -152,23 +154,25 @@ class VLJEPAObjective(nn.Module):
             if 'embeddings' in outputs:
                 sigreg = self._sigreg(outputs['embeddings'])
                 total, logs = total + self.alpha * self.sigreg_weight * sigreg, logs | {'loss_sigreg': sigreg, 'sigreg_ratio': sigreg / self.sigreg.expected}
-            logs |= self._watch(outputs)
+            logs = self._watch(outputs) | logs
         return total, {k: x.detach() for k, x in logs.items()}
 
     def _sigreg(self, z: Float[Tensor, 'm e']) -> Float[Tensor, '']:
         "The statistic over all ranks; 0 where fewer than two tokens are hidden."
         return self.sigreg(z) if all_reduce_sum(torch.tensor(float(len(z)), device=z.device)) > 1 else 0 * z.float().sum()
 
-# %% ../nbs/40h_hybrid.ipynb #2db36f39
-_WATCHED = ('spread', 'rank', 'cosine')
+# %% ../nbs/40h_hybrid.ipynb #2ec237e4
+_WATCHED = {'spread': 'watch_spread', 'rank': 'watch_rank', 'sigreg_ratio': 'sigreg_ratio', 'cosine': 'watch_cosine'} # column of each
 
 @patch
 def _watch(self: VLJEPAObjective, outputs: dict) -> dict[str, Tensor]:
     "What the last look has found; 0 where it found nothing."
     z = outputs['targets'][0]
     if self.batches % self.watch_every == 0 and len(z) > 1:
-        found, warning = collapse_watch(z, outputs['rows'])
+        limit = {} if 'embeddings' in outputs else {'max_ratio': math.inf} # nothing asks the targets of a slow copy to be Gaussian
+        found, warning = collapse_watch(z, outputs['rows'], first_rank=self.first_rank.item(), **limit)
         self.found.copy_(torch.tensor([found[k] for k in _WATCHED]).nan_to_num()) # a NaN would end the run
-        if warning and self.batches and is_main(): self.say(f'batch {int(self.batches)}: {warning}')
+        if not self.batches: self.first_rank.fill_(found['rank'])
+        elif warning and is_main(): self.say(f'batch {int(self.batches)}: {warning}')
     self.batches += 1
-    return {f'watch_{k}': x.clone() for k, x in zip(_WATCHED, self.found)}
+    return {column: x.clone() for column, x in zip(_WATCHED.values(), self.found)}

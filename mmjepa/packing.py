@@ -33,7 +33,7 @@ class Document:
     learn: np.ndarray # (n,) bool; True for tokens of the answer, all of them where there is no prompt
     image: Tensor | None = None # uint8 (3, s, s), of the document's first row
 
-# %% ../nbs/41b_packing.ipynb #006e95fc
+# %% ../nbs/41b_packing.ipynb #d86b7e05
 class JsonSource:
     "Documents of a file of JSON lines, in an order that depends on the seed and the pass."
     def __init__(self,
@@ -52,7 +52,7 @@ class JsonSource:
         self.rows = split_rows(len(self.records), val_split, 0)[int(held_out)] if val_split else np.arange(len(self.records))
         if where: self.rows = np.array([i for i in self.rows if self._wanted(self.records.fields(int(i)))], int)
         if not len(self.rows): raise EmptySource(f'{path}: no record{f" with {where}" if where else ""} among those {"held out" if held_out else "to learn from"}; expected one or more')
-        self.has_images = bool(image_size) and self.names.get('image', 'image') in self.records[int(self.rows[0])]
+        self.has_images = bool(image_size) # which records have one is known when they are read
 
     def _wanted(self, record: dict) -> bool: return all(record.get(k) == v for k, v in self.where.items())
 

@@ -30,8 +30,9 @@ from .shards import write_shards
 from .sources import check_split, split_of, text_corpus
 from .statements import draw_statement
 
-# %% ../nbs/41_pairs.ipynb #edcedc65
+# %% ../nbs/41_pairs.ipynb #5f9d6ad4
 PAIR_MAKERS = {'code': screenshot, 'chart': chart, 'formula': formula, 'statement': draw_statement, 'mockup': mockup}
+_ASKED = {'code': 'the code shown here', 'chart': 'a program that draws this chart', 'formula': 'the LaTeX of these formulas', 'statement': 'code that holds this table', 'mockup': 'the HTML of this page'}
 
 @lru_cache(1)
 def _browser() -> Chromium:
@@ -47,13 +48,13 @@ def make_pair(
     split: str = 'train', # or 'held_out'
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
     chromium: bool = False, # draw mock-ups by Chromium, else by our own painter
-) -> dict: # `image` (Pillow), `text`, `domain` (the kind), `source`, `split`, and what the maker adds
+) -> dict: # `image` (Pillow), `prompt`, `text`, `domain` (the kind), `source`, `split`, and what the maker adds
     "Record `i` of a kind, the same wherever and whenever it is made on this machine."
     options = {'split': split} if kind == 'code' else {'browser': _browser()} if kind == 'mockup' and chromium else {}
     for attempt in count():
         draft = PAIR_MAKERS[kind](make_generator('pair', kind, seed, split, i, attempt).initial_seed(), image_size, **options)
         if split_of(draft.key) == split and (image := draft.paint()):
-            return {'image': image, 'text': draft.text, 'domain': kind, 'source': draft.source, 'split': split, **draft.details}
+            return {'image': image, 'prompt': f'Write {_ASKED[kind]}:\n', 'text': draft.text, 'domain': kind, 'source': draft.source, 'split': split, **draft.details}
 
 # %% ../nbs/41_pairs.ipynb #81723236
 @dataclass(frozen=True)

@@ -177,14 +177,18 @@ DEVICES = {'h200': Device(989.5e12, 141e9), # NVIDIA H200 SXM data sheet: 1,979 
            'b200': Device(2250e12, 180e9), # NVIDIA HGX B200 data sheet: eight have 36 PFLOPS with sparsity and 1.44 TB
            'mi300x': Device(1307.4e12, 192e9)} # AMD Instinct MI300X data sheet: 1,307.4 TFLOPS without sparsity
 
-# %% ../nbs/41c_scaling.ipynb #859d1944
+# %% ../nbs/41c_scaling.ipynb #2ddda2e4
 def stage_work(
     curriculum: CurriculumConfig, # of `load_curriculum`
+    pair_tokens: int = 256, # of a record with a picture, mean
 ) -> list[Work]: # one a stage
     "What each stage does with a row."
+    if pair_tokens < 1: raise UserError(f'pair_tokens is {pair_tokens}; expected 1 or more')
+    length = curriculum.training.lm.context_length
     vision = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}
-    images = [sum(x for k, x in stage_mixture(curriculum, s).items() if k in vision) for s in curriculum.stages]
-    return [Work(curriculum.training.lm.context_length, s.alpha, s.beta, i) for s, i in zip(curriculum.stages, images)]
+    shares = [sum(x for k, x in stage_mixture(curriculum, s).items() if k in vision) for s in curriculum.stages]
+    images = [min(1., share * length / min(pair_tokens, length)) for share in shares]
+    return [Work(length, s.alpha, s.beta, i) for s, i in zip(curriculum.stages, images)]
 
 def plan_cost(
     curriculum: CurriculumConfig, # of `load_curriculum`
@@ -192,31 +196,33 @@ def plan_cost(
     devices: int = 1, # that train together
     mfu: float = .4, # share of the peak that useful products reach, above 0 to 1
     shard_tokens: int = 100_000_000, # tokens of a shard
+    pair_tokens: int = 256, # of a record with a picture, mean
 ) -> pd.DataFrame: # one row a stage
     "Operations, speed, days and shards of each stage."
     if not 0 < mfu <= 1: raise UserError(f'mfu is {mfu}; expected a share above 0, up to 1')
     if devices < 1: raise UserError(f'devices is {devices}; expected 1 or more')
     if shard_tokens < 1: raise UserError(f'shard_tokens is {shard_tokens}; expected 1 or more')
     model, rows = to_model(curriculum), []
-    for stage, work, steps in zip(curriculum.stages, stage_work(curriculum), step_counts(curriculum)):
+    for stage, work, steps in zip(curriculum.stages, stage_work(curriculum, pair_tokens), step_counts(curriculum)):
         each = sum(count_flops(model, work).values()) / work.text
         speed = devices * device.flops * mfu / each
         rows.append({'stage': stage.name, 'tokens': stage.tokens, 'steps': steps, 'images': work.images, 'flops_per_token': each, 'flops': each * stage.tokens,
                      'tokens_per_s': speed, 'days': stage.tokens / speed / 86400, 'shards': -(-stage.tokens // shard_tokens)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/41c_scaling.ipynb #a1c34665
+# %% ../nbs/41c_scaling.ipynb #f43b9b76
 def plan_memory(
     curriculum: CurriculumConfig, # of `load_curriculum`
     devices: int = 1, # that train together
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
+    pair_tokens: int = 256, # of a record with a picture, mean
 ) -> pd.DataFrame: # bytes, by layout (rows) and by what they are for (columns)
     "Memory of each device in the stage that needs most."
     t, model = curriculum.training, to_model(curriculum)
     if devices < 1: raise UserError(f'devices is {devices}; expected 1 or more')
     if t.batch_size % (t.micro_batch_size * devices): raise UserError(f'batch_size {t.batch_size} over micro_batch_size {t.micro_batch_size} x {devices} devices is {t.batch_size / t.micro_batch_size / devices:g}; expected a whole number of micro-batches a step')
     layouts = {f'{"FSDP" if sharded else "DDP"}{", checkpointing" if again else ""}': (again, sharded) for sharded in (False, True) for again in (False, True)}
-    rows = {name: max((memory(model, w, t.micro_batch_size, half, again, devices, sharded) for w in stage_work(curriculum)), key=lambda m: sum(m.values())) for name, (again, sharded) in layouts.items()}
+    rows = {name: max((memory(model, w, t.micro_batch_size, half, again, devices, sharded) for w in stage_work(curriculum, pair_tokens)), key=lambda m: sum(m.values())) for name, (again, sharded) in layouts.items()}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/41c_scaling.ipynb #6fab891c
@@ -279,7 +285,7 @@ def plan_figure(
     plot_memory(need, limit, axes[0]); plot_days(cost, axes[1])
     return fig
 
-# %% ../nbs/41c_scaling.ipynb #bcc021c5
+# %% ../nbs/41c_scaling.ipynb #732aae40
 @command
 def main(
     config: str, # YAML file of a curriculum
@@ -289,6 +295,7 @@ def main(
     total_tokens: str = '', # scale the curriculum to so many, e.g. 2M; empty: as the file says
     precision: str = 'bf16', # of products: bf16 or fp32; the peak is always that of bf16
     shard_tokens: str = '100M', # tokens of a shard of the data
+    pair_tokens: int = 256, # of a record with a picture, mean
     output: str = 'plan.png', # where the figure goes
 ):
     "Plan a curriculum: parameters, memory, operations, days and shards."
@@ -297,7 +304,7 @@ def main(
     try: shard = int(read_number(shard_tokens))
     except UserError as e: raise UserError(f'--shard_tokens is {shard_tokens!r}; {e}') from e
     curriculum = load_curriculum(config, total_tokens or None, ranks=0)
-    cost = plan_cost(curriculum, DEVICES[device], devices, mfu, shard)
-    need = plan_memory(curriculum, devices, 2 if precision == 'bf16' else 4)
+    cost = plan_cost(curriculum, DEVICES[device], devices, mfu, shard, pair_tokens)
+    need = plan_memory(curriculum, devices, 2 if precision == 'bf16' else 4, pair_tokens)
     print(plan_report(curriculum, device, devices, cost, need))
     print(f'figure: {save_figure(plan_figure(cost, need, DEVICES[device].memory), output)}')

@@ -98,7 +98,7 @@ def parameter_groups(
     return [{'params': [p for n, p in pairs if decays(n, p)], 'weight_decay': weight_decay},
             {'params': [p for n, p in pairs if not decays(n, p)], 'weight_decay': 0.}]
 
-# %% ../nbs/08_training.ipynb #8c35eeea
+# %% ../nbs/08_training.ipynb #6eee3e58
 def _accelerator(cfg: TrainConfig, folder: Path, idle: bool):
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
@@ -117,7 +117,13 @@ def _share_on_cpus(acc):
     acc.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     acc.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP # the first is read from the second at times
 
-# %% ../nbs/08_training.ipynb #cd21a262
+def _check_checkpointing(acc, model: nn.Module):
+    "Blocks that accelerate makes again draw other chances than before: with any, gradients would be wrong."
+    if acc.distributed_type != 'FSDP' or not acc.state.fsdp_plugin.activation_checkpointing: return
+    drops = [name for name, m in model.named_modules() if getattr(m, 'drop_prob', 0) or (isinstance(m, nn.Dropout) and m.p)]
+    if drops: raise UserError(f'fsdp_activation_checkpointing is on, and {drops[0]} drops by chance, by another one when it is made again; expected drop_path 0 and no dropout, or no checkpointing')
+
+# %% ../nbs/08_training.ipynb #a2ca9249
 class Trainer:
     "Model, objective, optimizer and position of one run."
     def __init__(self,
@@ -132,6 +138,7 @@ class Trainer:
     ):
         self.cfg, self.folder, self.loader, self.transform, self.assets = cfg, folder, loader, transform, assets or {}
         self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
+        _check_checkpointing(self.acc, model)
         device = self.acc.device
         self.objective = objective.to(device) if isinstance(objective, nn.Module) else objective
         opt = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=device.type in ('cpu', 'cuda'))

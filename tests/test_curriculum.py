@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mmjepa import training
 from mmjepa.checkpoint import list_checkpoints, load_checkpoint
-from mmjepa.core import run_command
+from mmjepa.core import UserError, run_command
 from mmjepa.curriculum import main, open_sources, run_curriculum
 from mmjepa.curriculum_config import make_curriculum
 from mmjepa.data import digit_pairs
@@ -38,6 +38,10 @@ def material(tmp_path_factory):
                 'total_tokens': '8K', 'sources': {'vision_text': {'path': 'pairs.jsonl'}, 'papers': {'path': 'text.jsonl'}, 'code_text': {'path': 'text.jsonl'}, 'questions_answers': {'path': 'ask.jsonl'}}}
     (root/'curriculum.yaml').write_text(yaml.safe_dump(settings))
     (root/'slow.yaml').write_text(yaml.safe_dump({**settings, 'model': {**settings['model'], 'target': 'ema', 'momentum': .9}}))
+    for name in ('curriculum', 'slow'):
+        drops = yaml.safe_load((root/f'{name}.yaml').read_text())
+        drops['model']['vision'] |= {'drop_path': .3, 'depth': 2}  # the first block drops nothing
+        (root/f'{name}-drops.yaml').write_text(yaml.safe_dump(drops))
     return root
 
 
@@ -55,25 +59,18 @@ def finish(process):
 def result(folder): return load_file(folder/'model/model.safetensors'), pd.read_csv(folder/'metrics.csv').drop(columns=CLOCK)
 
 
-@pytest.fixture(scope='module')
-def whole(material, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('whole')/'run'
-    out = finish(start(material/'slow.yaml', '--output', folder))
-    assert str(folder/'report.md') in out
-    return folder
-
-
-def test_killed_in_every_stage(material, whole, tmp_path):
-    "With a slow copy as target, which is part of what must come back; the ranks below do it without."
-    folder = tmp_path/'run'
-    steps = [10, 35, 53, 60]  # 25, 19, 13 and 7 steps a stage
+@pytest.mark.parametrize('name, steps', [('curriculum-drops', [10, 35, 53, 60]), ('slow-drops', [10, 53])])  # 25, 19, 13 and 7 steps a stage
+def test_killed_in_every_stage(material, tmp_path, name, steps):
+    "Paths that are dropped, SIGReg's directions and a slow copy are part of what must come back."
+    path, folder, whole = material/f'{name}.yaml', tmp_path/'run', tmp_path/'whole'
+    assert str(whole/'report.md') in finish(start(path, '--output', whole))
     for at in steps:
-        process = start(material/'slow.yaml', '--output', folder, '--resume')
+        process = start(path, '--output', folder, '--resume')
         while process.poll() is None and not [p for p in list_checkpoints(folder/'checkpoints') if int(p.name[5:]) >= at]: time.sleep(.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (folder/'report.md').exists(), 'it ended before it was killed'
-    finish(start(material/'slow.yaml', '--output', folder, '--resume'))
+    finish(start(path, '--output', folder, '--resume'))
     (a, x), (b, y) = result(folder), result(whole)
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
     pd.testing.assert_frame_equal(x, y, check_exact=True)
@@ -133,6 +130,8 @@ def train(folder, material, world=1, resume=False, name='curriculum'):
 def train_on_rank(rank, world, folder, material, begun, env, name):
     "A whole run, and the end of one that a single process has begun."
     os.environ.update(env)
+    if 'FSDP_ACTIVATION_CHECKPOINTING' in env:
+        with pytest.raises(UserError, match='fsdp_activation_checkpointing is on, and .*drop_path.* drops by chance'): train(folder.with_name('refused'), material, world, name=f'{name}-drops')
     return train(folder, material, world, name=name), train(begun, material, world, True, name)
 
 
@@ -155,7 +154,7 @@ def slow(material, tmp_path_factory):
     return folder, torch.tensor(train(folder, material, name='slow'))
 
 
-@pytest.mark.parametrize('env, name', [({}, 'curriculum'), (SHARDED, 'curriculum'), (SHARDED, 'slow')], ids=['ddp', 'fsdp', 'fsdp slow copy'])
+@pytest.mark.parametrize('env, name', [({}, 'curriculum'), (SHARDED, 'curriculum'), (SHARDED | {'FSDP_ACTIVATION_CHECKPOINTING': 'true'}, 'slow')], ids=['ddp', 'fsdp', 'fsdp checkpointing slow copy'])
 def test_two_ranks(material, request, tmp_path, env, name):
     "In every stage the losses and weights of one process; what two ranks begin, one ends, and back."
     folder, table = request.getfixturevalue('slow' if name == 'slow' else 'single')

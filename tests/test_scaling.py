@@ -123,18 +123,19 @@ def test_the_slurm_script(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for rank, line in enumerate(lines):
-        for words in ('--num_processes|16|', f'--machine_rank|{rank}|', '--main_process_ip|first|', f'-m|mmjepa.curriculum|my config.yaml|--output|{tmp_path}/out|'): assert words in line
+        for words in ('--num_processes|16|', f'--machine_rank|{rank}|', '--main_process_ip|first|', f'-m|mmjepa.curriculum|my config.yaml|--output|{tmp_path}/out|--save_every|200|'): assert words in line
     assert len(lines) == 2 and '--resume' not in done.stdout
     (tmp_path/'out/checkpoints').mkdir(parents=True)
     assert run().stdout.count('|--resume|') == 2
 
 
 def test_the_slurm_script_passes_the_warning_on(tmp_path):
-    "USR1 reaches the run as SIGTERM; the script waits for its end and has its status."
+    "USR1 reaches the tasks as SIGTERM, by scancel: a TERM of srun itself kills them at once, as SLURM's does. The script waits for their end and has its status."
     (tmp_path/'scontrol').write_text('#!/bin/bash\necho first\n')
-    (tmp_path/'srun').write_text('#!/bin/bash\ntrap "sleep .3; echo stopped; exit 143" TERM\necho started\nfor _ in {1..600}; do sleep .1; done\n')
-    for name in ('scontrol', 'srun'): (tmp_path/name).chmod(0o755)
-    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_NNODES': '1'}
+    (tmp_path/'srun').write_text(f'#!/bin/bash\ntrap "sleep .3; echo stopped; exit 143" USR2\ntrap "exit 1" TERM\necho $$ > {tmp_path}/pid\necho started\nfor _ in {{1..600}}; do sleep .1; done\n')
+    (tmp_path/'scancel').write_text(f'#!/bin/bash\n[ "$*" = "--signal=TERM 77" ] && kill -USR2 $(cat {tmp_path}/pid)\n')  # the tasks are played by srun, which hears of them by USR2
+    for name in ('scontrol', 'srun', 'scancel'): (tmp_path/name).chmod(0o755)
+    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_NNODES': '1', 'SLURM_JOB_ID': '77'}
     p = subprocess.Popen(['bash', EXAMPLES/'slurm.sh', 'c.yaml', tmp_path/'out'], env=env, stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == 'started\n'
     time.sleep(.3)  # the trap is set right after the start
