@@ -121,7 +121,7 @@ class EmbeddingError:
         spread = self.squares - self.total.square().sum().item() / self.n if self.n else 0
         return self.error / spread if spread > 1e-12 * self.squares else math.nan
 
-# %% ../nbs/40h_hybrid.ipynb #b80d232c
+# %% ../nbs/40h_hybrid.ipynb #cb8d5d4f
 class VLJEPAObjective(nn.Module):
     "`hybrid_loss`, SIGReg on the embeddings, and the watch; for `fit`."
     def __init__(self,
@@ -145,7 +145,7 @@ class VLJEPAObjective(nn.Module):
     def forward(self,
         outputs: dict, # of `VLJEPA`
         batch: dict[str, Tensor], # that they were made of
-    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs `loss_jepa`, `loss_jepa_0`..., `loss_lm`, `loss_sigreg`, `sigreg_ratio` (with a slow copy that of the last look), and of the watch `watch_spread`, `watch_rank`, `watch_cosine`
+    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs `loss_jepa`, `loss_jepa_0`..., `loss_lm`, `loss_sigreg`, `sigreg_ratio`, and of the watch, which sees this process alone, `watch_spread`, `watch_rank`, `watch_sigreg_ratio`, `watch_cosine`
         "Loss of one batch."
         total, jepa, lm = hybrid_loss(outputs, batch, self.alpha, self.beta)
         logs = {'loss_lm': lm} if self.beta else {}
@@ -154,15 +154,15 @@ class VLJEPAObjective(nn.Module):
             if 'embeddings' in outputs:
                 sigreg = self._sigreg(outputs['embeddings'])
                 total, logs = total + self.alpha * self.sigreg_weight * sigreg, logs | {'loss_sigreg': sigreg, 'sigreg_ratio': sigreg / self.sigreg.expected}
-            logs = self._watch(outputs) | logs
+            logs |= self._watch(outputs)
         return total, {k: x.detach() for k, x in logs.items()}
 
     def _sigreg(self, z: Float[Tensor, 'm e']) -> Float[Tensor, '']:
         "The statistic over all ranks; 0 where fewer than two tokens are hidden."
         return self.sigreg(z) if all_reduce_sum(torch.tensor(float(len(z)), device=z.device)) > 1 else 0 * z.float().sum()
 
-# %% ../nbs/40h_hybrid.ipynb #2ec237e4
-_WATCHED = {'spread': 'watch_spread', 'rank': 'watch_rank', 'sigreg_ratio': 'sigreg_ratio', 'cosine': 'watch_cosine'} # column of each
+# %% ../nbs/40h_hybrid.ipynb #cf5b0712
+_WATCHED = ('spread', 'rank', 'sigreg_ratio', 'cosine')
 
 @patch
 def _watch(self: VLJEPAObjective, outputs: dict) -> dict[str, Tensor]:
@@ -175,4 +175,4 @@ def _watch(self: VLJEPAObjective, outputs: dict) -> dict[str, Tensor]:
         if not self.batches: self.first_rank.fill_(found['rank'])
         elif warning and is_main(): self.say(f'batch {int(self.batches)}: {warning}')
     self.batches += 1
-    return {column: x.clone() for column, x in zip(_WATCHED.values(), self.found)}
+    return {f'watch_{k}': x.clone() for k, x in zip(_WATCHED, self.found)}
