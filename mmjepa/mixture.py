@@ -55,7 +55,7 @@ def mixture_order(
     places = np.concatenate([(np.arange(m) + torch.rand(m, generator=generator, dtype=torch.float64).numpy()) / m for m in drawn])
     return np.repeat(np.arange(len(w)), drawn)[np.argsort(places, kind='stable')]
 
-# %% ../nbs/06d_mixture.ipynb #afa91a1c
+# %% ../nbs/06d_mixture.ipynb #27f8c0ed
 class MixtureLoader:
     "Batches with samples of several sources, restartable; it is its own `sampler`."
     def __init__(self,
@@ -73,11 +73,16 @@ class MixtureLoader:
         self.weights = normalize_weights(weights, say)
         self.loaders, self.batch_size, self.seed = {name: loaders[name] for name in self.weights}, batch_size, seed
         self.sizes = np.array([len(l) * batch_size for l in self.loaders.values()])
-        self.sampler, self.epoch, self.state = self, 0, None
+        self.epoch, self.state = 0, None
         drawn = np.bincount(self.order(), minlength=len(self.sizes))
         self.n = drawn.sum().item() // batch_size
         if not self.n: raise EmptySource(f'the mixture has {drawn.sum()} samples, less than one batch of {batch_size}; expected more of {[*self.weights][int((self.sizes / [*self.weights.values()]).argmin())]}')
         if len(self.weights) > 1: say('an epoch of the mixture: ' + ', '.join(f'{d:,} of {n:,} samples of {name}' for name, d, n in zip(self.weights, drawn, self.sizes)))
+
+    @property
+    def sampler(self):
+        "Itself, but not held by itself: a cycle would be cleared too late for the workers of its loaders, which are then waited for."
+        return self
 
     def order(self) -> Int[np.ndarray, 'n']:
         "Number of the source of each sample of this epoch."
@@ -144,15 +149,20 @@ def open_mixture(
             loaders[name], weights = (), {**weights, name: 0.}
     return MixtureLoader(loaders, weights, batch_size, seed, say)
 
-# %% ../nbs/06d_mixture.ipynb #d7cd9062
+# %% ../nbs/06d_mixture.ipynb #714b1e57
 class UnpairedLoader:
     "Batches of several loaders side by side, restartable; it is its own `sampler`."
     def __init__(self,
         loaders: dict[str, object], # restartable loaders by name; keys of their batches must differ, but for `index`, `truncated` and `source`, which are left out
     ):
-        self.loaders, self.sampler, self.epoch, self.state = loaders, self, 0, None
+        self.loaders, self.epoch, self.state = loaders, 0, None
         for name, loader in loaders.items():
             if not len(loader): raise UserError(f'the {name} source has no batch; expected as many samples as a batch or more')
+
+    @property
+    def sampler(self):
+        "Itself, as for `MixtureLoader`."
+        return self
 
     def __len__(self): return max(map(len, self.loaders.values()))
     def set_epoch(self, epoch: int):
