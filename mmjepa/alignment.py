@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'VisionTextAligner', 'AlignmentObjective',
-           'AlignmentEvaluation', 'open_pairs', 'standardize', 'new_folder', 'train_alignment', 'save_aligner',
-           'load_aligner', 'zero_shot', 'modality_of', 'embed_items', 'retrieve']
+           'AlignmentEvaluation', 'open_pairs', 'standardize', 'train_alignment', 'save_aligner', 'load_aligner',
+           'zero_shot', 'modality_of', 'embed_items', 'retrieve']
 
-# %% ../nbs/30_alignment.ipynb #b4705c5b
+# %% ../nbs/30_alignment.ipynb #acfad2d6
 import json, math
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -32,7 +32,7 @@ from .image_text import MODALITIES, ImageTextDataset, create_dataloader
 from .images import AugmentConfig, image_loader
 from .matryoshka import mrl_loss
 from .pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
-from .runs import RunLog
+from .runs import RunLog, new_folder
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
 from .training import TrainConfig, choose_precision, fit
 
@@ -101,7 +101,7 @@ def adapter(
     hidden = max(1, round(config.hidden_factor * config.d_align))
     return nn.Sequential(*[Standardize(width)] * config.standardize, nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.d_align))
 
-# %% ../nbs/30_alignment.ipynb #67bdef11
+# %% ../nbs/30_alignment.ipynb #04d602d5
 class VisionTextAligner(nn.Module):
     "Frozen towers, each with an adapter into one space. Its `state_dict` holds the adapters only."
     def __init__(self,
@@ -123,7 +123,8 @@ class VisionTextAligner(nn.Module):
         batch: dict[str, Tensor], # for each modality `<modality>_there` (b,), and `<modality>_features` (b, d) or a tower's inputs as `<modality>.<name>`
     ) -> dict[str, Tensor]: # for each modality its embeddings (b, d_align), not normalized, and `<modality>_there`; `logit_scale` ()
         "Embeddings of what a batch has."
-        if self.training: self.log_scale.data.clamp_(max=self.scale_limit)
+        if self.training:
+            with torch.no_grad(): self.log_scale.clamp_(max=self.scale_limit)
         out = {'logit_scale': self.log_scale.exp()}
         for m in self.towers:
             if f'{m}_there' not in batch: continue
@@ -223,7 +224,7 @@ class AlignmentEvaluation:
             scores |= rank_table(x, y, (a, b)) | matryoshka_table(x, y, self.dims, (a, b)) | {k if k.endswith('uniformity') or (a, b) == ('image', 'text') else f'{a}_{b}_{k}': v for k, v in more.items()}
         return scores
 
-# %% ../nbs/30_alignment.ipynb #95f557b7
+# %% ../nbs/30_alignment.ipynb #0a2f4c31
 def open_pairs(
     model: VisionTextAligner, # whose towers see the records
     dataset: ImageTextDataset, # raw records
@@ -257,14 +258,6 @@ def standardize(
         if m in held: x = held[m][some[held[m].there[some]]]
         else: x = torch.cat([torch.zeros(0, model.towers[m].dim, device=model.device), *(model.towers[m](**seen) for part in some[:1000].split(64) if (seen := _prepared(records.dataset, records.tower, part.tolist())[0]))])
         if len(x) > 1: head[0].fit(x.to(model.device))
-
-def new_folder(
-    path: str | Path, # what it should be called
-) -> Path: # `path`, or `path-2`, `path-3`, ... if it is taken
-    "A folder that does not exist yet."
-    path, n = Path(path), 1
-    while (found := path if n == 1 else path.with_name(f'{path.name}-{n}')).exists(): n += 1
-    return found
 
 # %% ../nbs/30_alignment.ipynb #da4b579f
 ALIGN_COLUMNS = 'epoch loss_total loss_mrl loss_clip logit_scale image_to_text_r1 text_to_image_r1 image_to_text_r10 text_to_image_r10 images_per_s seconds'.split()

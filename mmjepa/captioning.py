@@ -7,7 +7,7 @@ __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'Pref
            'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'train_captioning', 'fingerprint', 'save_captioner',
            'load_captioner']
 
-# %% ../nbs/31_captioning.ipynb #ea83e29e
+# %% ../nbs/31_captioning.ipynb #b8c9e9b1
 import json, math, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,19 +22,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .alignment import VisionTextAligner, load_aligner, new_folder, save_aligner
+from .alignment import VisionTextAligner, load_aligner, save_aligner
 from .checkpoint import keep_trained, list_checkpoints, load_weights
 from .core import UserError, atomic_path, get_device, global_mean, is_main, world_size
 from .data import record_text, split_rows
 from .features import Features, FeatureSet, cached_features
 from .image_text import ImageTextDataset
 from .images import image_loader
-from .runs import RunLog
-from .tiny_models import quiet_transformers
+from .runs import RunLog, new_folder
 from .towers import load_whole, load_words, weights_digest, words_digest
 from .training import TrainConfig, choose_precision, fit
 
-# %% ../nbs/31_captioning.ipynb #de9d3198
+# %% ../nbs/31_captioning.ipynb #5944594a
 @dataclass(frozen=True)
 class LLMConfig:
     "Language model, projector, and what of them trains."
@@ -48,7 +47,8 @@ class LLMConfig:
 
     def __post_init__(self):
         if self.prefix_from not in ('embedding', 'patches'): raise UserError(f'prefix_from is {self.prefix_from!r}; expected embedding or patches')
-        if small := [n for n in ('n_prefix', 'max_text') if getattr(self, n) < 1]: raise UserError(f'{small[0]} is {getattr(self, small[0])}; expected 1 or more')
+        for name in ('n_prefix', 'max_text'):
+            if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
         if self.lora is not None and not self.freeze_llm: raise UserError('lora with freeze_llm=False; expected one of both: low-rank adapters leave the model as it is')
         if self.lora is not None: object.__setattr__(self, 'lora', _lora_fields(self.lora))
 

@@ -31,7 +31,7 @@ from .text import Tokenizer, load_tokenizer
 from .training import TrainConfig, fit
 from .vl_jepa import VLJEPA, following
 
-# %% ../nbs/42_curriculum.ipynb #4559a838
+# %% ../nbs/42_curriculum.ipynb #97f6c15d
 class CurriculumLoader:
     "Micro-batches of this rank, stage after stage; epochs are the spans between two evaluations."
     endless = True # an epoch goes on where the last one ended
@@ -49,7 +49,12 @@ class CurriculumLoader:
         self.micro, self.groups, self.starts = t.micro_batch_size, t.gradient_accumulation_steps, [0, *accumulate(step_counts(config))]
         self.weights = [_present(config, s, mixture.sources) for s in config.stages]
         if self.micro * self.groups * self.shard[1] != t.batch_size: raise UserError(f'batch_size is {t.batch_size}; expected {self.micro} x {self.groups} x {self.shard[1]} ranks')
-        self.sampler, self.epoch, self.step, self.stage, self.tokens = self, 1, 0, -1, {}
+        self.epoch, self.step, self.stage, self.tokens = 1, 0, -1, {}
+
+    @property
+    def sampler(self):
+        "Itself, as for `MixtureLoader`."
+        return self
 
     def __len__(self) -> int: return self.epoch_steps * self.groups
     def set_epoch(self, epoch: int):
@@ -79,7 +84,7 @@ def tokens_at(self: CurriculumLoader, step: int) -> int: # steps done
     stage, i = self.place(step)
     return sum(s.tokens for s in self.config.stages[:stage]) + min(i * step_tokens(self.config), self.config.stages[stage].tokens)
 
-# %% ../nbs/42_curriculum.ipynb #e2b1ea0c
+# %% ../nbs/42_curriculum.ipynb #922705cc
 @patch
 def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
     while self.step < min(self.epoch * self.epoch_steps, self.steps):
@@ -107,11 +112,16 @@ def _present(config: CurriculumConfig, stage: Stage, sources: dict) -> dict[str,
     return {k: w / sum(found.values()) for k, w in found.items()}
 
 @patch
+def tokens_read(self: CurriculumLoader, stage: int) -> dict[str, int]: # from 0
+    "Tokens of each source in a stage."
+    return {name: self.tokens.get(f'{stage} {name}', 0) for name in self.weights[stage]}
+
+@patch
 def notes(self: CurriculumLoader) -> list[str]: # at the end of a run
     "What the stream could not do as it was asked."
     lines, sources = [], self.mixture.sources
     for k, s in enumerate(self.config.stages):
-        got = {name: self.tokens.get(f'{k} {name}', 0) for name in self.weights[k]}
+        got = self.tokens_read(k)
         if empty := s.tokens - sum(got.values()): lines.append(f'stage {s.name} has read {s.tokens - empty:,} of {s.tokens:,} tokens: all of its sources have pictures, of which a row takes one, and nothing fills the rest; expected a source of text beside them')
         lines += [f'stage {s.name} has {n / s.tokens:.0%} of {name}, and {self.weights[k][name]:.0%} were asked: a row takes one picture' for name, n in got.items()
                   if not empty and n < .9 * self.weights[k][name] * s.tokens and sources[name].has_images]
@@ -240,7 +250,7 @@ def build_curriculum(
     batches = [{k: torch.stack([r[k] for r in part]) for k in part[0]} for part in sample]
     return model, VLJEPAObjective(seed=seed), loader, CurriculumEvaluation(batches, counts)
 
-# %% ../nbs/42_curriculum.ipynb #9cb11499
+# %% ../nbs/42_curriculum.ipynb #b565bc91
 def run_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
     output: str | Path, # folder of the run
@@ -258,7 +268,7 @@ def run_curriculum(
     model, objective, loader, evaluate = build_curriculum(config, tokenizer, sources, held, epochs, seed)
     train = TrainConfig(epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip,
                         accumulate=loader.groups, seed=seed, precision=precision, save_every=save_every)
-    objective.say = lambda line: RunLog(folder/'training.log')(line)
+    say = objective.say = RunLog(folder/'training.log')
     settings = {'curriculum': config.model_dump(mode='json'), 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'},
                 'tokenizer': tokenizer.fingerprint, 'sources': {k: s.size for k, s in sources.items()}} # with other ranks, a step has other batches
     def scores(m, last):
@@ -271,13 +281,12 @@ def run_curriculum(
     trained = VLJEPA(model.config)
     load_weights(trained, weights)
     save_vl_model(trained, tokenizer, folder/'model')
-    say = RunLog(folder/'training.log')
     for line in loader.notes(): say(line)
     say(f'model: {folder/"model"}')
     say(f'report and pictures: {write_curriculum_report(config, loader, table, folder)}')
     return table
 
-# %% ../nbs/42_curriculum.ipynb #1ee5bebc
+# %% ../nbs/42_curriculum.ipynb #af359483
 def save_vl_model(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # of its texts
@@ -311,9 +320,7 @@ def write_curriculum_report(
     last = table.iloc[-1]
     lines = ['# Curriculum', '', f'{int(last.tokens_seen):,} tokens in {len(config.stages)} stages. Held out: perplexity {last.perplexity:.2f} (unigrams {last.unigram_perplexity:.2f}), embedding error {last.embedding_error:.3f} (the mean: 1).', '', '| stage | source | tokens | share | asked |', '|---|---|---|---|---|']
     for k, s in enumerate(config.stages):
-        for name, w in loader.weights[k].items():
-            n = loader.tokens.get(f'{k} {name}', 0)
-            lines.append(f'| {s.name} | {name} | {n:,} | {n / s.tokens:.3f} | {w:.3f} |')
+        for name, n in loader.tokens_read(k).items(): lines.append(f'| {s.name} | {name} | {n:,} | {n / s.tokens:.3f} | {loader.weights[k][name]:.3f} |')
     write_text(folder/'report.md', '\n'.join([*lines, '', *(f'* {line}' for line in loader.notes()), '', '![curves](curves.png)', '']))
     return folder/'report.md'
 

@@ -33,7 +33,7 @@ class Document:
     learn: np.ndarray # (n,) bool; True for tokens of the answer, all of them where there is no prompt
     image: Tensor | None = None # uint8 (3, s, s), of the document's first row
 
-# %% ../nbs/41b_packing.ipynb #d86b7e05
+# %% ../nbs/41b_packing.ipynb #88fec093
 class JsonSource:
     "Documents of a file of JSON lines, in an order that depends on the seed and the pass."
     def __init__(self,
@@ -52,7 +52,11 @@ class JsonSource:
         self.rows = split_rows(len(self.records), val_split, 0)[int(held_out)] if val_split else np.arange(len(self.records))
         if where: self.rows = np.array([i for i in self.rows if self._wanted(self.records.fields(int(i)))], int)
         if not len(self.rows): raise EmptySource(f'{path}: no record{f" with {where}" if where else ""} among those {"held out" if held_out else "to learn from"}; expected one or more')
-        self.has_images = bool(image_size) # which records have one is known when they are read
+
+    @property
+    def has_images(self) -> bool:
+        "Whether records may have one; which of them do is known when they are read."
+        return bool(self.image_size)
 
     def _wanted(self, record: dict) -> bool: return all(record.get(k) == v for k, v in self.where.items())
 
@@ -80,7 +84,7 @@ def _make(self: JsonSource, record: dict) -> Document:
     if image is not None and self.longest and len(ids) > self.longest: ids, self.cut = ids[:self.longest], self.cut + 1
     return Document(np.array(ids, np.int64), np.arange(len(ids)) > len(prompt) if prompt else np.ones(len(ids), bool), image)
 
-# %% ../nbs/41b_packing.ipynb #c29f2333
+# %% ../nbs/41b_packing.ipynb #6ee11cc4
 class StreamSource(JsonSource):
     "Documents of anything that can be read from its beginning again and again."
     size = None # nobody has counted them
@@ -97,7 +101,7 @@ class StreamSource(JsonSource):
         fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
     ):
         self.start, self.tokenizer, self.name, self.image_size, self.longest, self.where, self.names = records, tokenizer, name, image_size, longest, where or {}, fields or {}
-        self.split, self.held_out, self.cut, self.has_images, self._at, self._pass = val_split, held_out, 0, bool(image_size), 0, None
+        self.split, self.held_out, self.cut, self._at, self._pass = val_split, held_out, 0, 0, None
         self.records, self.folder = self, None
 
     def document(self, position: int) -> Document:

@@ -17,7 +17,7 @@ from .core import UserError, atomic_path, command
 from .data import JsonRecords, record_text
 from .text import SentencePieceTokenizer
 
-# %% ../nbs/06a_vocabulary.ipynb #da379bc2
+# %% ../nbs/06a_vocabulary.ipynb #e4e3ec09
 _LIMITS = {r'too high \(\d+\)\. Please set it to a value <= (\d+)': 'more than there are pieces in these texts; expected {} or less', # what SentencePiece says
            r'smaller than required_chars\. \d+ vs (\d+)': 'too few for the bytes, special ids and characters of these texts; expected {} or more'}
 
@@ -28,8 +28,9 @@ def _lines(texts: Iterable[str], failed: list[UserError], code: bool) -> Iterato
     try:
         for text in texts:
             if code: yield from re.findall(r'[^\n]{1,400}\n?|\n', text)
-            words = [] if code else re.findall(r'\S{1,200}', text)
-            for i in range(0, len(words), 20): yield ' '.join(words[i:i+20])
+            else:
+                words = re.findall(r'\S{1,200}', text)
+                for i in range(0, len(words), 20): yield ' '.join(words[i:i+20])
     except UserError as e: failed.append(e)
 
 def train_vocabulary(
