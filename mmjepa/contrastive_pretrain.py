@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from .core import UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks, write_text
+from .core import Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks, write_text
 from .contrastive import clip_loss
 from .encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from .images import AugmentConfig, augment, to_float
@@ -348,9 +348,9 @@ def write_pair_report(
 # %% ../nbs/21_contrastive_pretrain.ipynb #0cb5f7ae
 @command
 def main(
-    json_data:str='', # JSON lines with image and text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
-    pair_data:str='', # shards of pairs, such as '/path/{0000..0100}.tar'; several with weights too
-    val_data:str='', # held-out shards or JSON lines
+    json_data:Source='', # JSON lines with image and text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
+    pair_data:Source='', # shards of pairs, such as '/path/{0000..0100}.tar'; several with weights too
+    val_data:Source='', # held-out shards or JSON lines
     encoder:str='', # folder of an encoder of stage one; it brings its tokenizer and its shape
     output:str='runs/contrastive', # folder of everything that the run writes
     tokenizer:str='', # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)

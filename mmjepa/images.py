@@ -181,8 +181,9 @@ def flat_image(
     image, # Pillow image
     mode: str, # 'L' or 'RGB'
 ): # Pillow image of that mode
-    "An image the right way up, transparent parts on white."
+    "An image the right way up, transparent parts on white; its pixels are in memory, so that it outlives its file."
     from PIL import Image, ImageOps
+    image.load() # Pillow decodes some formats (JPEG, BMP, TIFF, PPM, TGA, JPEG 2000) only when they are asked for a pixel
     if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image) # which copies also where there is nothing to turn
     if image.mode == 'F': raise ValueError('pixels are floating-point numbers of unknown range')
     if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))

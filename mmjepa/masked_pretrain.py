@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from .core import UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks, world_size, write_text
+from .core import Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks, world_size, write_text
 from .encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from .images import AugmentConfig, augment, to_float
 from .losses import masked_patch_loss, masked_token_loss, patch_pixels, unpatch
@@ -365,10 +365,10 @@ def write_masked_report(
 # %% ../nbs/20_masked_pretrain.ipynb #966d9be2
 @command
 def main(
-    json_data:str='', # JSON lines with image and/or text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
-    image_data:str='', # shards of images, such as '/path/{0000..0100}.tar'; several with weights too
-    text_data:str='', # shards of texts
-    val_data:str='', # held-out shards or JSON lines with both
+    json_data:Source='', # JSON lines with image and/or text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
+    image_data:Source='', # shards of images, such as '/path/{0000..0100}.tar'; several with weights too
+    text_data:Source='', # shards of texts
+    val_data:Source='', # held-out shards or JSON lines with both
     output:str='runs/masked', # folder of everything that the run writes
     encoder_out:str='', # folder for the shared encoder alone (OUTPUT/encoder)
     tokenizer:str='bytes', # bytes, a *.spm file, or a folder or name of transformers

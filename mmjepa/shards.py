@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch.utils.data import Dataset, Sampler
 from tqdm.auto import tqdm
 
-from .core import UserError, atomic_path, command, is_main, make_generator, rank, sync, world_size, write_text
+from .core import Source, UserError, atomic_path, command, is_main, make_generator, rank, sync, world_size, write_text
 from .data import EmptySource, JsonRecords, RecordLoader, RecordSamples, RecordTransform, record_file
 from .tars import IMAGE_KINDS, ShardRecords, image_kind, numbered_names, read_index, sample_fields
 from .text import ByteTokenizer, Tokenizer
@@ -277,7 +277,7 @@ def read_shards(
 # %% ../nbs/06c_shards.ipynb #4eba261f
 @command
 def main(
-    source:str, # JSON lines to pack, or shards to unpack, such as 'shards/{0000..0100}.tar'
+    source:Source, # JSON lines to pack, or shards to unpack, such as 'shards/{0000..0100}.tar'
     output:str='', # shards to write, such as 'shards/{0000..}.tar', or JSON lines to write; needed
     maxsize:str='1G', # largest size of a shard: bytes, or such as 100M
     on_error:str='raise', # raise at a bad record, or skip and count it

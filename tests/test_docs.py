@@ -65,6 +65,7 @@ def test_the_site_has_its_settings(site):
     assert set(own['format']['html']['theme']) == {'light', 'dark'}
     written = yaml.safe_load((site/'nbdev.yml').read_text(encoding='utf-8'))
     assert written['website']['title'] == cfg['lib_name'] and written['website']['repo-url'] == cfg['git_url']
+    assert own['website']['repo-subdir'] == cfg['nbs_path'], 'where "View source" looks for a page'
     assert any(item.get('href') == cfg['git_url'] for item in own['website']['navbar']['right'])
 
 
@@ -72,6 +73,12 @@ def test_the_site_has_its_settings(site):
 def test_a_page_has_a_title_and_a_description(site, path):
     about = header(page(site, path))
     assert about['title'] and about['description']
+
+
+@each_page
+def test_a_page_keeps_its_introduction(site, path):
+    introduction = nbformat.read(path, as_version=4).cells[1].source
+    assert any(c.source.strip().startswith(introduction.splitlines()[0][:60]) for c in page(site, path).cells if c.cell_type == 'markdown')
 
 
 @each_notebook

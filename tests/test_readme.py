@@ -6,7 +6,7 @@ import pytest
 
 from tree import ROOT
 
-COMMANDS = "pip install -e . && mmjepa_mnist", "pip install -e '.[dev]' && nbdev_test && pytest"
+COMMANDS = "pip install -e . && mmjepa_mnist", "pip install -e '.[dev]' && nbdev_test --do_print && pytest"
 
 
 @pytest.fixture(scope='module')
