@@ -34,7 +34,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
-    package_data={cfg['lib_path']: ['cpp/*']},
+    package_data={cfg['lib_path']: ['vl/cpp/*']},
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
     entry_points={

@@ -8,9 +8,9 @@ import torch
 import transformers
 from PIL import Image
 
-from mmjepa.alignment import AlignmentConfig, VisionTextAligner, train_alignment
-from mmjepa.image_text import ImageTextDataset, create_dataloader
-from mmjepa.tiny_models import quiet_transformers, tiny_model
+from mmjepa.align.aligner import AlignmentConfig, VisionTextAligner, train_alignment
+from mmjepa.align.inputs import ImageTextDataset, create_dataloader
+from mmjepa.align.tiny_models import quiet_transformers, tiny_model
 
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 128
 folder = Path(tempfile.mkdtemp())

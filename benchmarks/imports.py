@@ -1,4 +1,4 @@
-"""What `import mmjepa.lejepa` costs beside `import torch, timm`: `python benchmarks/imports.py`.
+"""What `import mmjepa.label.lejepa` costs beside `import torch, timm`: `python benchmarks/imports.py`.
 
 Each statement runs in fresh processes, in turn, so that a slow moment of the machine hits both; the medians are compared.
 """
@@ -20,7 +20,7 @@ def seconds(statement: str) -> float:
 
 @call_parse
 def main(
-    module: str = 'mmjepa.lejepa', # what to import
+    module: str = 'mmjepa.label.lejepa', # what to import
     repeats: int = 7,              # fresh processes for each of the two statements
     limit: float = 1.3,            # the ratio that should not be exceeded
 ):

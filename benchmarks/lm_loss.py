@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 from torch.nn.functional import cross_entropy
 
 from mmjepa.core import get_device
-from mmjepa.language_loss import lm_loss
+from mmjepa.losses import lm_loss
 
 CHUNK = 256
 VARIANTS = {'plain': lambda h, w, y: cross_entropy((h @ w.T).flatten(0, 1), y.flatten()), 'lm_loss': lambda h, w, y: lm_loss(h, w, y, CHUNK)}

@@ -17,8 +17,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mmjepa.core import data_dir
-from mmjepa.data import JsonRecords, digit_pairs, get_json_loaders
-from mmjepa.images import square_pixels
+from mmjepa.data.records import JsonRecords, digit_pairs
+from mmjepa.data.loaders import get_json_loaders
+from mmjepa.data.images import square_pixels
 
 
 class Bare(Dataset):

@@ -12,7 +12,7 @@ from fastcore.script import call_parse
 from mmjepa.core import get_device, make_generator, seed_everything
 from mmjepa.encoders import EncoderConfig, MultimodalEncoder
 from mmjepa.losses import masked_patch_loss
-from mmjepa.masked_pretrain import MaskedModel, MaskedTransform
+from mmjepa.pretrain.masked import MaskedModel, MaskedTransform
 
 
 @call_parse

@@ -11,7 +11,7 @@ from fastcore.script import call_parse
 
 from mmjepa.contrastive import clip_loss
 from mmjepa.core import get_device
-from mmjepa.matryoshka import mrl_loss
+from mmjepa.contrastive import mrl_loss
 
 
 @call_parse

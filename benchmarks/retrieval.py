@@ -7,8 +7,8 @@ import time
 import torch
 
 from mmjepa.encoders import EncoderConfig
-from mmjepa.lejepa import LeJEPAConfig, MultimodalLeJEPA
-from mmjepa.retrieval import similarities
+from mmjepa.label.lejepa import LeJEPAConfig, MultimodalLeJEPA
+from mmjepa.label.retrieval import similarities
 from mmjepa.training import choose_precision
 from mmjepa.core import get_device
 

@@ -15,9 +15,9 @@ from fastcore.script import call_parse
 
 from loader import bare, images_per_second, photos
 from mmjepa.core import data_dir
-from mmjepa.data import digit_pairs
-from mmjepa.shards import get_shard_loader, write_shards
-from mmjepa.tars import ShardRecords
+from mmjepa.data.records import digit_pairs
+from mmjepa.data.shards import get_shard_loader, write_shards
+from mmjepa.data.tars import ShardRecords
 
 
 def shard_loader(mode):

@@ -10,8 +10,8 @@ import torch
 
 from mmjepa.core import get_device, make_generator
 from mmjepa.encoders import EncoderConfig
-from mmjepa.images import AugmentConfig, make_views
-from mmjepa.lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
+from mmjepa.data.augmentation import AugmentConfig, make_views
+from mmjepa.label.lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from mmjepa.training import choose_precision, parameter_groups
 
 

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmjepa.core import get_device, make_generator
 from mmjepa.encoders import EncoderConfig
-from mmjepa.hybrid import JointMasks, VLJEPAObjective, next_token_labels
+from mmjepa.vl.hybrid import JointMasks, VLJEPAObjective, next_token_labels
 from mmjepa.masking import JEPAMasking
 from mmjepa.training import choose_precision, parameter_groups
-from mmjepa.vl_jepa import VLJEPA, VLJEPAConfig
+from mmjepa.vl.model import VLJEPA, VLJEPAConfig
 
 STAGES = {'JEPA': (1., 0.), 'LM': (0., 1.), 'hybrid': (.3, .7)}  # alpha, beta
 

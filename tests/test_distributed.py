@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from mmjepa.core import global_mean, seed_everything
 from mmjepa.encoders import EncoderConfig, GlobalBatchNorm
-from mmjepa.images import ImageSet, image_loader, to_float
-from mmjepa.lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
+from mmjepa.data.images import ImageSet, to_float
+from mmjepa.data.loaders import image_loader
+from mmjepa.label.lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from mmjepa.losses import invariance_loss
 from mmjepa.training import TrainConfig, fit
 from ranks import on_ranks

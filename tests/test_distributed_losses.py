@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from mmjepa.contrastive import clip_loss, siglip_loss
 from mmjepa.core import gather_rows
 from mmjepa.losses import masked_patch_loss, masked_token_loss
-from mmjepa.matryoshka import mrl_loss
+from mmjepa.contrastive import mrl_loss
 from ranks import on_ranks
 
 ROWS, TOKENS, DIM, VOCABULARY = 12, 6, 5, 7

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tree import NOTEBOOKS, NUMBERED, ROOT, directives, exported, settings
+from tree import NBS, NOTEBOOKS, NUMBERED, ROOT, directives, exported, settings
 
 # What `nbdev_docs` does before it calls Quarto. Its two workers are forked, as nbdev does in a notebook, so that what most pages import is loaded once; and they end
 # at once: the shells of sixty pages take as long to be torn down as to be run.
@@ -37,7 +37,7 @@ def site(tmp_path_factory):
     return root/'_proc'
 
 
-def page(site, path): return nbformat.v4.reads((site/path.name).read_text(encoding='utf-8'))
+def page(site, path): return nbformat.v4.reads((site/path.relative_to(NBS)).read_text(encoding='utf-8'))
 
 def header(nb): return yaml.safe_load(re.match(r'---\n(.*?)\n---', nb.cells[0].source, re.S)[1])
 
@@ -50,7 +50,11 @@ def texts(nb):
 
 def prose(text): return re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
 
-def output_files(site): return {header(page(site, p)).get('output-file', p.with_suffix('.html').name) for p in NOTEBOOKS}
+def address(site, path):
+    "Where a page lies on the site; nbdev takes the number out."
+    return (path.relative_to(NBS).parent/header(page(site, path)).get('output-file', path.with_suffix('.html').name)).as_posix()
+
+def output_files(site): return {address(site, p) for p in NOTEBOOKS}
 
 
 each_page = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
@@ -99,14 +103,14 @@ def test_links_lead_somewhere(site, path):
         for target in re.findall(r'\]\(<?([^)\s>]+)', prose(text)):
             file = target.split('#')[0]
             if target.startswith(base): assert file.removeprefix(base).lstrip('/') in pages, target
-            elif file and not re.match(r'[a-z]+:', file): assert (site/file).exists(), f'{path.name}: {target}'
+            elif file and not re.match(r'[a-z]+:', file): assert (site/path.relative_to(NBS).parent/file).exists(), f'{path.name}: {target}'
 
 
 @each_page
 def test_pictures_are_there_and_show_something(site, path):
     for cell in page(site, path).cells:
         if cell.cell_type == 'markdown':
-            for source in re.findall(r'!\[[^\]]*\]\(([^)\s]+)', prose(cell.source)): assert (site/source).is_file(), source
+            for source in re.findall(r'!\[[^\]]*\]\(([^)\s]+)', prose(cell.source)): assert (site/path.relative_to(NBS).parent/source).is_file(), source
         for output in cell.get('outputs', []):
             png = output.get('data', {}).get('image/png')
             if png is None: continue

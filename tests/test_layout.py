@@ -10,9 +10,9 @@ import pytest
 import yaml
 from fastcore.docments import docments
 
-from tree import MODULES, NOTEBOOKS, NUMBER, NUMBERED, ROOT, cells, directives, exported, our_imports, settings
+from tree import MODULES, NBS, NOTEBOOKS, NUMBER, NUMBERED, ROOT, cells, directives, exported, module_file, name_of, our_imports, settings
 
-CELL_LINES, BODY_LINES, MODULE_LINES, CELLS, NOTEBOOK_BYTES = 42, 40, 350, 64, 2_000_000
+SCREEN, NOTEBOOK_BYTES = 60, 2_000_000  # lines of a function or a cell; bytes
 
 each_notebook = pytest.mark.parametrize('path', NUMBERED, ids=lambda p: p.stem)
 each_page = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
@@ -35,14 +35,28 @@ def methods(cls):
 
 # ---------------------------------------------------------------- order and names
 
+# A wing holds the numbers of its tens, and imports from these wings alone ('' is the core, which lies in none).
+WINGS = {'': range(0, 20), 'data': range(20, 30), 'label': range(30, 40), 'pretrain': range(40, 50), 'align': range(50, 60),
+         'pairs': range(60, 70), 'sandbox': range(70, 80), 'vl': range(80, 90)}
+USES = {'': {''}, 'data': {'', 'data'}, **{w: {'', 'data', w} for w in ('label', 'pretrain', 'align', 'pairs', 'sandbox')},
+        'vl': {'', 'data', 'pairs', 'sandbox', 'vl'}}
+
+
+def wing(name): return name.rpartition('.')[0]
+
+
+def test_numbers_are_unique(): assert len({p.name[:2] for p in NUMBERED}) == len(NUMBERED)
+
+
 @each_notebook
 def test_an_export_imports_only_smaller_numbers(path):
-    number = path.stem.split('_')[0]
+    own = name_of(path)
+    assert NUMBER[own] in WINGS[wing(own)]
     for cell in exported(path):
         for other in our_imports(cell.source):
             assert other in NUMBER, f'mmjepa.{other} has no notebook'
-            assert NUMBER[other] < number, f'{path.name} imports mmjepa.{other}, number {NUMBER[other]}'
-            assert NUMBER[other] < '11' or NUMBER[other][0] == number[0], f'{path.name} imports mmjepa.{other} of another stage'
+            assert NUMBER[other] < NUMBER[own], f'{path.name} imports mmjepa.{other}, number {NUMBER[other]}'
+            assert wing(other) in USES[wing(own)], f'{path.name} imports mmjepa.{other} of another wing'
 
 
 @each_notebook
@@ -55,7 +69,7 @@ def test_imports_are_absolute_and_by_name(path):
 @each_notebook
 def test_a_module_has_the_name_of_its_notebook(path):
     names = [m for c in cells(path, 'code') for m in re.findall(r'(?m)^#\|\s*default_exp\s+(\S+)', c.source)]
-    assert names == [path.stem.split('_', 1)[1]]
+    assert names == [name_of(path)]
 
 
 def test_every_module_has_a_notebook(): assert set(MODULES) == set(NUMBER)
@@ -73,29 +87,22 @@ def test_names_are_unique_in_the_package():
 # ---------------------------------------------------------------- size
 
 @each_notebook
-def test_a_notebook_is_short(path):
-    assert len(cells(path)) <= CELLS
+def test_a_notebook_is_a_page(path):
     assert path.stat().st_size < NOTEBOOK_BYTES
 
 
 @each_notebook
-def test_export_cells_are_short(path):
+def test_an_export_cell_fits_a_screen(path):
     for cell in exported(path):
-        assert len(cell.source.splitlines()) <= CELL_LINES, f'{path.name}: {cell.source[:80]}'
+        assert len(cell.source.splitlines()) <= SCREEN, f'{path.name}: {cell.source[:80]}'
 
 
 @each_module
-def test_a_module_is_short(name):
-    lines = (ROOT/f'mmjepa/{name}.py').read_text(encoding='utf-8').splitlines()
-    assert sum(bool(x.strip()) and not x.lstrip().startswith('#') for x in lines) <= MODULE_LINES
-
-
-@each_module
-def test_functions_are_short(name):
-    tree = ast.parse((ROOT/f'mmjepa/{name}.py').read_text(encoding='utf-8'))
+def test_a_function_fits_a_screen(name):
+    tree = ast.parse(module_file(name).read_text(encoding='utf-8'))
     for f in ast.walk(tree):
         if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert f.end_lineno - f.body[0].lineno < BODY_LINES, f'mmjepa.{name}.{f.name}'
+            assert f.end_lineno - f.body[0].lineno < SCREEN, f'mmjepa.{name}.{f.name}'
 
 
 # ---------------------------------------------------------------- a notebook is a lesson and a test
@@ -150,8 +157,10 @@ def test_the_sidebar_names_every_notebook():
         for item in items: yield from [item] if isinstance(item, str) else pages(item['contents'])
     sidebar = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']
     listed = list(pages(sidebar['contents']))
-    assert sorted(listed) == [p.name for p in NOTEBOOKS]
-    assert listed == ['index.ipynb', *sorted(p.name for p in NUMBERED)], 'the sidebar is not in the order of the numbers'
+    assert sorted(listed) == sorted(p.relative_to(NBS).as_posix() for p in NOTEBOOKS)
+    for section in sidebar['contents'][1:]:
+        numbers = [int(p.rsplit('/')[-1][:2]) for p in pages([section])]
+        assert numbers == sorted(numbers), 'a section is in the order of the numbers'
 
 
 def test_nbdev_finds_the_settings_of_the_site():
@@ -198,7 +207,7 @@ def test_a_module_imports(name): assert module(name).__all__
 
 @each_module
 def test_nothing_is_left_for_later(name):
-    text = (ROOT/f'mmjepa/{name}.py').read_text(encoding='utf-8')
+    text = module_file(name).read_text(encoding='utf-8')
     assert not re.findall(r'NotImplementedError|TODO|FIXME|XXX', text)
 
 

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from tree import MODULES, ROOT, settings
+from tree import MODULES, ROOT, module_file, settings
 
 SOURCES = 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'CHANGELOG.md'
 # Imported where they are used, so that a part of the library costs no more than torch and timm do.
@@ -59,8 +59,8 @@ def same(a, b):
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     ours = {n for n in wheel if '.dist-info/' not in n}
-    assert ours == {p.relative_to(ROOT).as_posix() for p in [*(ROOT/'mmjepa').glob('*.py'), *(ROOT/'mmjepa/cpp').iterdir()]}
-    assert {f'mmjepa/{m}.py' for m in MODULES} <= ours
+    assert ours == {p.relative_to(ROOT).as_posix() for p in [*(ROOT/'mmjepa').rglob('*.py'), *(ROOT/'mmjepa/vl/cpp').iterdir()]}
+    assert {module_file(m).relative_to(ROOT).as_posix() for m in MODULES} <= ours
 
 
 def test_metadata_equals_the_settings(metadata):
@@ -91,7 +91,7 @@ def test_models_import_without_the_heavy_libraries(tmp_path):
     code = '''
 import json, sys, torch, timm
 new, seen = {}, set(sys.modules)
-for name in 'core', 'encoders', 'losses', 'sigreg', 'lejepa':
+for name in 'core', 'encoders', 'losses', 'sigreg', 'label.lejepa':
     __import__(f'mmjepa.{name}')
     new[name] = [m for m in set(sys.modules) - seen if '.' not in m]
     seen |= set(sys.modules)

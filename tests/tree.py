@@ -7,10 +7,27 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
-MODULES = sorted(p.stem for p in (ROOT/'mmjepa').glob('*.py') if not p.stem.startswith('_'))
-NUMBER = {name: number for number, name in (p.stem.split('_', 1) for p in NUMBERED)}  # of a module: its place in the order, such as '06' < '06a' < '07'
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted((p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts), key=lambda p: (p.name, p))
+NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d_', p.name)]
+
+
+def name_of(
+    path: Path,  # a numbered notebook, such as nbs/data/20_images.ipynb
+) -> str:        # such as data.images
+    "The module that a notebook exports, without `mmjepa.`."
+    return '.'.join([*path.relative_to(NBS).parts[:-1], path.stem.split('_', 1)[1]])
+
+
+def module_file(
+    name: str,  # such as data.images
+) -> Path:
+    "The file of a module."
+    return ROOT/'mmjepa'/f'{name.replace(".", "/")}.py'
+
+
+MODULES = sorted('.'.join(p.relative_to(ROOT/'mmjepa').with_suffix('').parts) for p in (ROOT/'mmjepa').rglob('*.py') if not p.stem.startswith('_'))
+NUMBER = {name_of(p): int(p.stem[:2]) for p in NUMBERED}  # of a module: its place in the order
 
 
 def cells(
@@ -37,7 +54,7 @@ def exported(
 
 def our_imports(
     source: str,  # Python code
-) -> set:         # names without `mmjepa.`
+) -> set:         # names without `mmjepa.`, such as data.images
     "The modules of this package that the code imports, at its top or inside a function."
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -45,7 +62,7 @@ def our_imports(
         elif isinstance(node, ast.ImportFrom): names = [node.module or '']
         elif isinstance(node, ast.Import): names = [a.name for a in node.names]
         else: continue
-        found |= {n.split('.')[1] for n in names if n.startswith('mmjepa.')}
+        found |= {n.removeprefix('mmjepa.') for n in names if n.startswith('mmjepa.')}
     return {n for n in found if not n.startswith('_')}
 
 

@@ -1,0 +1,137 @@
+"The vision-language JEPA on two ranks with unequal shares: loss, and gradients after their averaging, are those of one process with the whole batch."
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from mmjepa.core import make_generator
+from mmjepa.encoders import EncoderConfig
+from mmjepa.vl.hybrid import JointMasks, VLJEPAObjective, next_token_labels
+from mmjepa.losses import lm_loss
+from mmjepa.masking import JEPAMasking
+from mmjepa.vl.model import VLJEPA, VLJEPAConfig, following
+from ranks import on_ranks
+
+ROWS, TOKENS, WORDS = 9, 10, 40
+SHARE = 3  # rows of rank 0; the rest are rank 1's
+CONFIG = VLJEPAConfig(EncoderConfig(12, 4, 3, 0, 16, 1, 2, drop_path=0.), WORDS, TOKENS, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
+EMA = replace(CONFIG, target='ema', momentum=.9)
+CASES = {'hybrid': (CONFIG, .3, .7), 'tokens': (CONFIG, 0., 1.), 'embeddings': (CONFIG, 1., 0.), 'tied': (replace(CONFIG, tie_embeddings=True), .3, .7), 'slow copy': (EMA, .3, .7)}
+SHARDED = 'hybrid', 'slow copy'
+
+
+def data(rank=0, world=1, share=SHARE):
+    "Rows of texts and pictures; some lack the picture, one is two packed documents, all on the second rank are padded."
+    g = make_generator('rows')
+    text = torch.randint(WORDS, (ROWS, TOKENS), generator=g)
+    real = torch.arange(TOKENS) < torch.tensor([TOKENS] * SHARE + [TOKENS - 3] * (ROWS - SHARE))[:, None]
+    document = torch.zeros_like(text)
+    document[1, 6:] = 1
+    batch = {'text': text, 'text_mask': real, 'document': document, 'labels': next_token_labels(text, real, document),
+             'image': torch.randn(ROWS, 3, 12, 12, generator=g), 'image_there': torch.arange(ROWS) % 3 != 2}
+    batch = JointMasks(JEPAMasking(.3, span=3, min_size=2), patches=9)(batch, g)
+    return {k: x.split([share, ROWS - share])[rank] if world > 1 else x for k, x in batch.items()}
+
+
+def build(config, alpha, beta):
+    torch.manual_seed(0)
+    model = VLJEPA(config)
+    model.alpha, model.beta = alpha, beta
+    return model
+
+
+def step(name, rank=0, world=1, wrap=None):
+    "Loss, logs that are the same on all ranks, gradients, and the weights of the slow copy after one step."
+    config, alpha, beta = CASES[name]
+    model, batch = build(config, alpha, beta), data(rank, world)
+    wrapped = wrap(model) if wrap else model
+    opt = torch.optim.SGD(model.parameters(), lr=.1)
+    loss, logs = VLJEPAObjective(alpha, beta, sigreg_weight=.1, num_slices=16)(wrapped(batch), batch)
+    loss.backward()
+    grads = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    with following(model): opt.step()
+    copy = {n: whole(p) for n, p in model.named_parameters() if n.startswith('target.')}
+    return loss.detach(), {k: x for k, x in logs.items() if not k.startswith('watch')}, grads, copy
+
+
+def whole(x):
+    "A sharded tensor from all ranks, as a plain one."
+    return (x.full_tensor() if hasattr(x, 'full_tensor') else x).detach().clone()
+
+
+def ddp(model): return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def fsdp(model):
+    "Shards of each layer, and of what is left."
+    for layer in (*model.language_encoder.layers, *model.vision_encoder.blocks, *model.cross_modal_fusion.blocks): fully_shard(layer)
+    return fully_shard(model)
+
+
+def losses(rank, world):
+    "`lm_loss` where rank 0 has 1, all or none of the tokens that count; and where nobody has any."
+    found, g = [], make_generator('states')
+    hidden, weight, targets = torch.randn(4, 6, 5, generator=g), torch.randn(11, 5, generator=g), torch.randint(11, (4, 6), generator=g)
+    for mine, others in ((1, 18), (6, 0), (0, 5), (0, 0)):
+        y = targets.clone()
+        y[:1].view(-1)[mine:] = -100
+        y[1:].view(-1)[others:] = -100
+        h, y = (x.split([1, 3])[rank] if world > 1 else x for x in (hidden, y))
+        layer = nn.Linear(5, 11, bias=False)
+        with torch.no_grad(): layer.weight.copy_(weight)
+        wrapped = DistributedDataParallel(Head(layer)) if world > 1 else Head(layer)
+        value = wrapped(h, y)
+        value.backward()
+        found.append([value.detach(), layer.weight.grad.clone()])
+    return found
+
+
+class Head(nn.Module):
+    "The loss inside of a module, as in the model."
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h, y): return lm_loss(h, self.layer.weight, y, chunk=4)
+
+
+def on_each(rank, world):
+    "All that this file asks of two ranks, because starting them takes longer than the work."
+    return losses(rank, world), {name: step(name, rank, world, ddp) for name in CASES}, {name: step(name, rank, world, fsdp) for name in SHARDED}
+
+
+@pytest.fixture(scope='module')
+def ranks(): return on_ranks(on_each, 2)
+
+
+def test_language_loss_on_two_ranks(ranks):
+    for found, *_ in ranks: assert_close(found, losses(0, 1), rtol=1e-5, atol=1e-6)
+    values = [value.item() for value, _ in losses(0, 1)]
+    assert values[-1] == 0 and min(values[:-1]) > .5
+
+
+@pytest.mark.parametrize('name,kind', [*((name, 'ddp') for name in CASES), *((name, 'fsdp') for name in SHARDED)])
+def test_a_step_on_two_ranks_equals_one_process(ranks, name, kind):
+    loss, logs, grads, copy = step(name)
+    for r in ranks:
+        found = r[1 + (kind == 'fsdp')][name]
+        assert_close(found[0], loss, rtol=1e-4, atol=1e-5)
+        assert_close(found[1], logs, rtol=1e-4, atol=1e-5)
+        assert found[2].keys() >= grads.keys() and not any(found[2][n].any() for n in found[2].keys() - grads.keys())
+        for n, g in grads.items(): assert (found[2][n] - g).norm() < 1e-4 * g.norm() + 1e-6, f'{name}: gradient of {n}'
+        assert found[3].keys() == copy.keys()
+        for n, p in copy.items(): assert_close(found[3][n], p, rtol=1e-4, atol=1e-6)
+
+
+def test_the_comparison_compares_something():
+    for name, (config, alpha, beta) in CASES.items():
+        loss, logs, grads, copy = step(name)
+        parts = {n.split('.')[0] for n, g in grads.items() if g.any()}
+        expected = {'vision_encoder', 'language_encoder', 'cross_modal_fusion'} | ({'jepa_head'} if alpha else set()) | ({'autoregressive_head'} if beta and name != 'tied' else set())
+        assert parts == expected and loss > 0
+        assert bool(copy) == (name == 'slow copy')
+        assert ('loss_sigreg' in logs) == bool(alpha and name != 'slow copy')

@@ -1,0 +1,150 @@
+"The plan as a command, the examples as accelerate, bash and the library read them."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from mmjepa.core import run_command
+from mmjepa.vl.config import load_curriculum, plan_table, to_model
+from mmjepa.vl.scaling import DEVICES, count_parameters, main
+from mmjepa.vl.model import VLJEPA
+from tree import ROOT
+
+EXAMPLES = ROOT/'examples'
+REFERENCE = EXAMPLES.parent.parent/'shared/reference/B-vl-jepa-training.txt'
+TINY = '''
+training: {batch_size: 8, micro_batch_size: 2, gradient_accumulation_steps: 4, lm: {context_length: 64, vocab_size: 300}, jepa: {embedding_dim: 16}}
+model: {hidden_size: 32, num_layers: 2, vision: {image_size: 32, patch_size: 8, width: 24, depth: 1, heads: 2}}
+'''
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    (tmp_path/'tiny.yaml').write_text(TINY)
+    return tmp_path/'tiny.yaml'
+
+
+def test_the_command_plans_as_a_process(tmp_path):
+    args = [sys.executable, '-m', 'mmjepa.vl.scaling', EXAMPLES/'curriculum.yaml', '--device', 'h200', '--devices', '64', '--mfu', '0.4', '--output', tmp_path/'p.png']
+    done = subprocess.run([*map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    for words in ('1,772,310,016 are trained', 'FSDP, checkpointing', 'all: 250,000,000,000 tokens', '2,500 shards', f'figure: {tmp_path}/p.png'): assert words in done.stdout
+    assert (tmp_path/'p.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_small_plan(tiny, tmp_path, capsys):
+    run_command(main, [str(tiny), '--devices', '4', '--device', 'a100', '--total-tokens', '2M', '--precision', 'fp32', '--output', str(tmp_path/'p.png')])
+    said = capsys.readouterr().out
+    assert 'all: 2,000,000 tokens' in said and 'gradients accumulated over 1' in said and 'seconds' not in said
+    config = load_curriculum(tiny, '2M')
+    model = VLJEPA(to_model(config))
+    assert sum(count_parameters(to_model(config)).values()) == sum(p.numel() for p in model.parameters())
+    assert plan_table(config).steps.tolist() == [1563, 1172, 782, 391]
+
+
+@pytest.mark.parametrize('more, says', [
+    (['--device', 'tpu'], "--device is 'tpu'; expected one of h200, h100, a100, b200, mi300x"),
+    (['--precision', 'fp8'], "--precision is 'fp8'; expected one of bf16, fp32"),
+    (['--devices', '3'], 'batch_size 8 over micro_batch_size 2 x 3 devices is 1.33333; expected a whole number'),
+    (['--devices', '0'], 'devices is 0; expected 1 or more'),
+    (['--mfu', '40'], 'mfu is 40.0; expected a share above 0, up to 1'),
+    (['--mfu', 'nan'], 'mfu is nan'),
+    (['--shard_tokens', 'many'], "--shard_tokens is 'many'; expected a number"),
+    (['--total_tokens', '3'], 'has none of 3 tokens'),
+    (['--total_tokens', 'lots'], "total_tokens is 'lots'; expected a number"),
+    (['--output', '/dev/null/p.png'], '/dev/null/p.png: cannot write'),
+])
+def test_bad_input_is_one_line(tiny, tmp_path, capsys, more, says):
+    output = [] if '--output' in more else ['--output', str(tmp_path/'p.png')]
+    with pytest.raises(SystemExit) as e: run_command(main, [str(tiny), *more, *output])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and says in err and err.count('\n') == 1
+    assert not (tmp_path/'p.png').exists()
+
+
+def test_bad_files_are_one_line(tmp_path, capsys):
+    (tmp_path/'bad.yaml').write_text('training: {batchsize: 3}')
+    for name, says in (('bad.yaml', "training: unknown key 'batchsize'"), ('none.yaml', 'cannot be read')):
+        with pytest.raises(SystemExit): run_command(main, [str(tmp_path/name)])
+        err = capsys.readouterr().err
+        assert f'{tmp_path/name}: {says}' in err and err.count('\n') == 1
+
+
+def test_the_example_is_the_reference(tmp_path):
+    "The values of the reference, and the stages and weights that are the defaults."
+    (tmp_path/'empty.yaml').write_text('{}')
+    config, default = load_curriculum(EXAMPLES/'curriculum.yaml', ranks=64), load_curriculum(tmp_path/'empty.yaml')
+    assert config.training.model_copy(update={'gradient_accumulation_steps': 64}) == default.training
+    for a, b in zip(config.stages, default.stages, strict=True): assert a.model_copy(update={'lr': None}) == b.model_copy(update={'lr': None}) and a.lr == pytest.approx(b.lr)
+    assert {k: (s.weight, s.topic, s.instruction) for k, s in config.sources.items()} == {k: (s.weight, s.topic, s.instruction) for k, s in default.sources.items()}
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason='the reference is not beside the repository')
+def test_the_yaml_of_the_reference_loads_as_it_is(tmp_path):
+    (tmp_path/'c.yaml').write_text(REFERENCE.read_text(encoding='utf-8').split('```yaml\n')[1].split('```')[0])
+    assert load_curriculum(tmp_path/'c.yaml').training.jepa.step_weights == (1., .8, .6)
+
+
+@pytest.mark.parametrize('name, processes, kind', [('1gpu', 1, 'NO'), ('8gpu_ddp', 8, 'MULTI_GPU'), ('multinode_fsdp', 64, 'FSDP')])
+def test_accelerate_reads_its_examples(name, processes, kind):
+    "Its own parser refuses keys that it does not know; those of FSDP are flags of `accelerate launch`."
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+    path = EXAMPLES/f'accelerate_{name}.yaml'
+    config = load_config_from_file(str(path))
+    assert (config.num_processes, config.distributed_type.value, config.mixed_precision) == (processes, kind, 'bf16')
+    flags = {a.dest for a in launch_command_parser()._actions}
+    assert set(config.fsdp_config or {}) <= flags
+    assert set(yaml.safe_load(path.read_text())) <= set(vars(config))
+
+
+def test_fsdp_wraps_the_blocks_of_the_model(tiny):
+    "The names in the example are those of the classes that a model is made of."
+    names = yaml.safe_load((EXAMPLES/'accelerate_multinode_fsdp.yaml').read_text())['fsdp_config']['fsdp_transformer_layer_cls_to_wrap'].split(',')
+    found = [type(m).__name__ for m in VLJEPA(to_model(load_curriculum(tiny))).modules()]
+    assert [found.count(n) for n in names] == [2, 1 + 2]  # language layers; vision and fusion blocks
+
+
+def test_the_slurm_script(tmp_path):
+    "Bash parses it, and on every machine accelerate gets that machine's rank; SLURM itself is stood in for by three short scripts."
+    script = EXAMPLES/'slurm.sh'
+    assert subprocess.run(['bash', '-n', script]).returncode == 0
+    for name, text in {'scontrol': 'echo first; echo second', 'srun': 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done', 'accelerate': 'printf "%s|" "$@"; echo'}.items():
+        (tmp_path/name).write_text(f'#!/bin/bash\n{text}\n')
+        (tmp_path/name).chmod(0o755)
+    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_NNODES': '2', 'SLURM_SUBMIT_DIR': str(EXAMPLES.parent)}
+    run = lambda: subprocess.run(['bash', script, 'my config.yaml', tmp_path/'out'], env=env, capture_output=True, text=True)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for rank, line in enumerate(lines):
+        for words in ('--num_processes|16|', f'--machine_rank|{rank}|', '--main_process_ip|first|', f'-m|mmjepa.vl.curriculum|my config.yaml|--output|{tmp_path}/out|--save_every|200|'): assert words in line
+    assert len(lines) == 2 and '--resume' not in done.stdout
+    (tmp_path/'out/checkpoints').mkdir(parents=True)
+    assert run().stdout.count('|--resume|') == 2
+
+
+def test_the_slurm_script_passes_the_warning_on(tmp_path):
+    "USR1 reaches the tasks as SIGTERM, by scancel: a TERM of srun itself kills them at once, as SLURM's does. The script waits for their end and has its status."
+    (tmp_path/'scontrol').write_text('#!/bin/bash\necho first\n')
+    (tmp_path/'srun').write_text(f'#!/bin/bash\ntrap "sleep .3; echo stopped; exit 143" USR2\ntrap "exit 1" TERM\necho $$ > {tmp_path}/pid\necho started\nfor _ in {{1..600}}; do sleep .1; done\n')
+    (tmp_path/'scancel').write_text(f'#!/bin/bash\n[ "$*" = "--signal=TERM 77" ] && kill -USR2 $(cat {tmp_path}/pid)\n')  # the tasks are played by srun, which hears of them by USR2
+    for name in ('scontrol', 'srun', 'scancel'): (tmp_path/name).chmod(0o755)
+    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_NNODES': '1', 'SLURM_JOB_ID': '77'}
+    p = subprocess.Popen(['bash', EXAMPLES/'slurm.sh', 'c.yaml', tmp_path/'out'], env=env, stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == 'started\n'
+    time.sleep(.3)  # the trap is set right after the start
+    p.send_signal(signal.SIGUSR1)
+    assert p.communicate(timeout=60)[0] == 'stopped\n'
+    assert p.returncode == 143
+
+
+def test_devices_are_named_in_the_help(capsys):
+    with pytest.raises(SystemExit): run_command(main, ['--help'])
+    said = capsys.readouterr().out
+    for name in DEVICES: assert name in said
