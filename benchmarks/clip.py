@@ -32,8 +32,8 @@ def plain_siglip(image, text, scale, bias):
 
 
 CHUNK = None
-VARIANTS = {'plain clip': plain_clip, 'clip': lambda i, t, s, b: clip_loss(i, t, s, CHUNK),
-            'plain siglip': plain_siglip, 'siglip': lambda i, t, s, b: siglip_loss(i, t, s, b, CHUNK)}
+VARIANTS = {'plain clip': plain_clip, 'clip': lambda i, t, s, b: clip_loss(i, t, s, chunk=CHUNK),
+            'plain siglip': plain_siglip, 'siglip': lambda i, t, s, b: siglip_loss(i, t, s, logit_bias=b, chunk=CHUNK)}
 
 
 def inputs(b, d):

@@ -1,7 +1,7 @@
 """An epoch of alignment from cached features against one through CLIP ViT-B/32: `python benchmarks/features.py [pairs]`.
 
 Both train the same adapters on the same records; the tower has random weights of CLIP ViT-B/32's shape, pictures are 224 pixels wide."""
-import contextlib, io, sys, tempfile, time
+import contextlib, io, sys, tempfile
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ model = VisionTextAligner(AlignmentConfig(str(folder/'clip'), str(folder/'bert')
 def epoch(**options) -> float:
     "Seconds of training in one epoch."
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return train_alignment(model, create_dataloader(ImageTextDataset(pairs)), 1, Path(tempfile.mkdtemp())/'run', val_split=0., cache_dir=folder/'cache', eval_every=1, **options).seconds.iloc[0]
+        return train_alignment(model, create_dataloader(ImageTextDataset(pairs)), 1, output_dir=Path(tempfile.mkdtemp())/'run', val_split=0., cache_dir=folder/'cache', eval_every=1, **options).seconds.iloc[0]
 
 epoch()                                                              # fills the cache
 through, cached = [epoch(cache=False) for _ in range(2)], [epoch() for _ in range(5)]

@@ -19,7 +19,7 @@ from mmjepa.core import get_device
 from mmjepa.losses import lm_loss
 
 CHUNK = 256
-VARIANTS = {'plain': lambda h, w, y: cross_entropy((h @ w.T).flatten(0, 1), y.flatten()), 'lm_loss': lambda h, w, y: lm_loss(h, w, y, CHUNK)}
+VARIANTS = {'plain': lambda h, w, y: cross_entropy((h @ w.T).flatten(0, 1), y.flatten()), 'lm_loss': lambda h, w, y: lm_loss(h, w, y, chunk=CHUNK)}
 
 
 def inputs(t, d, v):

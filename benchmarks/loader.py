@@ -40,7 +40,7 @@ def bare(path, size, batch_size, workers):
 def json_loader(mode):
     "The training loader of JSON lines, with all records but one."
     def make(path, size, batch_size, workers):
-        return get_json_loaders(path, mode, batch_size, workers, image_size=size, val_split=1e-9)[0]
+        return get_json_loaders(path, mode, batch_size, num_workers=workers, image_size=size, val_split=1e-9)[0]
     return make
 
 

@@ -28,7 +28,7 @@ def main(
     "Median time of both steps and of their ratio."
     seed_everything(0)
     device = get_device()
-    model = MaskedModel(MultimodalEncoder(EncoderConfig(image_size, patch_size, 3, 0, emb_dim, depth, 2, vocab_size=300, context=16))).to(device).train()
+    model = MaskedModel(MultimodalEncoder(EncoderConfig(image_size, patch_size, 3, num_classes=0, emb_dim=emb_dim, depth=depth, num_heads=2, vocab_size=300, context=16))).to(device).train()
     raw = {'image': torch.randint(256, (batch, 3, image_size, image_size), dtype=torch.uint8, device=device)}
     transform, image = MaskedTransform(image_size // patch_size), torch.randn(batch, 3, image_size, image_size, device=device)
 

@@ -23,10 +23,10 @@ def variants(b, side, generator):
     calls = {}
     for name, image, text in (('', None, None), (', padding', images, texts)):
         for ratio in (.15, .5, 1.):
-            calls[f'random_mask {ratio}{name}'] = lambda r=ratio, p=text: random_mask(b, n, r, generator, p)
-            calls[f'span_mask {ratio}{name}'] = lambda r=ratio, p=text: span_mask(b, n, r, 32, generator, p)
-            calls[f'block_mask {ratio}{name}'] = lambda r=ratio, p=image: block_mask(b, grid, r, generator, p)
-        calls[f'multiblock_mask{name}'] = lambda p=image: multiblock_mask(b, grid, generator, p)
+            calls[f'random_mask {ratio}{name}'] = lambda r=ratio, p=text: random_mask(b, n, r, generator=generator, padding=p)
+            calls[f'span_mask {ratio}{name}'] = lambda r=ratio, p=text: span_mask(b, n, r, span=32, generator=generator, padding=p)
+            calls[f'block_mask {ratio}{name}'] = lambda r=ratio, p=image: block_mask(b, grid, r, generator=generator, padding=p)
+        calls[f'multiblock_mask{name}'] = lambda p=image: multiblock_mask(b, grid, generator, padding=p)
     patches = torch.empty(b, n, 1)
     for modality in ('vision', 'language', 'joint'):
         calls[f'JEPAMasking, {modality}'] = lambda m=modality: JEPAMasking().generate_mask(patches, m, generator)

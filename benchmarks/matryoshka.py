@@ -25,7 +25,7 @@ def main(
     g = torch.Generator().manual_seed(0)
     a = torch.randn(b, d, generator=g)
     x, y, scale = (t.to(device).requires_grad_() for t in (a, a + torch.randn(b, d, generator=g), torch.tensor(20.)))
-    variants = {'largest': lambda: clip_loss(x, y, scale), 'nested': lambda: mrl_loss(x, y, dims, scale),
+    variants = {'largest': lambda: clip_loss(x, y, scale), 'nested': lambda: mrl_loss(x, y, dims, logit_scale=scale),
                 'naive': lambda: sum(clip_loss(x[:, :k], y[:, :k], scale) for k in dims) / len(dims)}
 
     def seconds(f):

@@ -36,7 +36,7 @@ def main(n=96, few=4, k=10):
         for _ in range(3):
             start = time.perf_counter(); slow = pairs(model, images[:few], k)
             one = (time.perf_counter() - start) / few
-            start = time.perf_counter(); fast = similarities(model, images, k, (1,))[1][0].cpu()
+            start = time.perf_counter(); fast = similarities(model, images, k, methods=(1,))[1][0].cpu()
             batch = (time.perf_counter() - start) / n
             ratios.append(one / batch)
     assert (slow - fast[:few]).abs().max() < (2e-2 if bf16 else 1e-4)

@@ -23,7 +23,7 @@ from mmjepa.data.tars import ShardRecords
 def shard_loader(mode):
     "The training loader of the shards that were made of the JSON file."
     def make(path, size, batch_size, workers):
-        return get_shard_loader(f'{path.parent}/shards/{{0000..}}.tar', mode, batch_size, workers, image_size=size, say=lambda line: None)
+        return get_shard_loader(f'{path.parent}/shards/{{0000..}}.tar', mode, batch_size, num_workers=workers, image_size=size, say=lambda line: None)
     return make
 
 

@@ -21,7 +21,7 @@ def ours(images, labels, device, bf16):
     opt, n = torch.optim.AdamW(parameter_groups(model, .05), fused=True), [0]
     def step():
         n[0] += 1
-        batch = {'views': make_views(images, 2, AugmentConfig(), make_generator(n[0])), 'label': labels}
+        batch = {'views': make_views(images, 2, AugmentConfig(), generator=make_generator(n[0])), 'label': labels}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): out = model(batch)
         loss, _ = objective(out, batch)
         opt.zero_grad(); loss.backward()
@@ -50,7 +50,7 @@ def naive(images, labels, device):
         return ((((x.cos().mean(0) - phi)**2 + x.sin().mean(0)**2) * phi) @ weight).mean() * len(z)
     def step():
         n[0] += 1
-        views = make_views(images, 2, AugmentConfig(), make_generator(n[0]))
+        views = make_views(images, 2, AugmentConfig(), generator=make_generator(n[0]))
         z = torch.stack([model.projector(e) for e in (tokens(views[:, 0]), tokens(views[:, 1], labels), tokens(y=labels))], 1)
         loss = .98 * (z - z.mean(1, keepdim=True)).square().mean() + .02 * (statistic(z[:, 0]) + statistic(z[:, 1])) / 2
         opt.zero_grad(); loss.backward()

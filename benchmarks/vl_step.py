@@ -144,7 +144,7 @@ def main(
     if threads: torch.set_num_threads(threads)
     device = get_device()
     bf16 = choose_precision('auto', device) == 'bf16'
-    config = VLJEPAConfig(EncoderConfig(image_size, 16, 3, 0, 192, 4, 3, drop_path=0.), vocabulary, context, hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64), num_kv_heads=max(1, hidden // 128))
+    config = VLJEPAConfig(EncoderConfig(image_size, 16, 3, num_classes=0, emb_dim=192, depth=4, num_heads=3, drop_path=0.), vocabulary, context, hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64), num_kv_heads=max(1, hidden // 128))
     batch, steps, products = make_batch(config, rows, device), {}, {}
     for name, (alpha, beta) in STAGES.items():
         steps[name] = make_step(config, batch, alpha, beta, bf16)

@@ -11,7 +11,8 @@ __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'written', 'Damage
 import hashlib, json, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -119,7 +120,7 @@ def load_checkpoint(
         model, tensors = (load_file(path/n) for n in ('model.safetensors', 'state.safetensors'))
         facts = {k: v for k, v in manifest.items() if k not in ('step', 'score', 'files')}
         assets = {name: _inside(path, name).read_bytes() for name in manifest['files'] if name not in _FILES}
-        return Checkpoint(manifest['step'], model, unpack(state, tensors), config, manifest['score'], facts, assets)
+        return Checkpoint(manifest['step'], model, unpack(state, tensors), config=config, score=manifest['score'], facts=facts, assets=assets)
     except DamagedCheckpoint: raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as e:
         raise DamagedCheckpoint(f'{path} is damaged: {e}') from e

@@ -38,7 +38,7 @@ class _NegativeSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, text, first, chunk):
         by_image, by_text = image.new_full((len(image),), _NEVER), text.new_empty(len(text))
-        for columns, logits in _tiles(image, text, first, chunk):
+        for columns, logits in _tiles(image, text, first, chunk=chunk):
             by_text[columns] = logits.logsumexp(0)
             by_image = torch.logaddexp(by_image, logits.logsumexp(1))
         ctx.save_for_backward(image, text, by_image, by_text)
@@ -85,11 +85,12 @@ def clip_loss(
     image_emb: Float[Tensor, 'b d'], # embeddings of this rank's images, of any length: they are normalized here
     text_emb: Float[Tensor, 'b d'], # those of their texts, in the same order; b may differ between ranks
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines (the inverse temperature, not its logarithm), 0 or larger
+    *,
     chunk: int | None = None, # texts at a time: memory grows as b * chunk; None chooses
 ) -> Float[Tensor, '']: # mean over images and texts of all ranks, in nats; about log of the number of pairs at chance
     "Cross entropy of finding each image's text, and each text's image, among those of all ranks (InfoNCE, CLIP)."
     with torch.autocast(image_emb.device.type, enabled=False):
-        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk)
+        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk=chunk)
         by_image, by_text = _NegativeSums.apply(*tiling)
         first = tiling[2]
         by_text = gather_rows(by_text[None])[0].logsumexp(0)[first:first + len(pairs)]
@@ -101,7 +102,7 @@ class _NegativeSoftplus(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, text, first, chunk, bias):
         total, grads = image.new_zeros(()), [torch.zeros_like(x) for x in (image, text, bias)]
-        for columns, logits in _tiles(image, text, first, chunk):
+        for columns, logits in _tiles(image, text, first, chunk=chunk):
             logits += bias
             total -= logsigmoid(-logits).sum()
             if not any(ctx.needs_input_grad): continue
@@ -123,12 +124,13 @@ def siglip_loss(
     image_emb: Float[Tensor, 'b d'], # embeddings of this rank's images, of any length: they are normalized here
     text_emb: Float[Tensor, 'b d'], # those of their texts, in the same order; b may differ between ranks
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines, not its logarithm; the paper starts at 10
+    *,
     logit_bias: Float[Tensor, ''] | float, # added to every logit; the paper starts at -10
     chunk: int | None = None, # texts at a time: memory grows as b * chunk; None chooses
 ) -> Float[Tensor, '']: # sum over all combinations of all ranks, divided by the number of pairs
     "Log-loss of telling pairs from all other combinations of images and texts, each by itself (SigLIP)."
     with torch.autocast(image_emb.device.type, enabled=False):
-        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk)
+        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk=chunk)
         bias = _scalar(logit_bias, 'logit_bias', pairs)
         loss = _NegativeSoftplus.apply(*tiling, bias) - logsigmoid(pairs + bias).sum()
         return all_reduce_sum(loss) / len(tiling[1])
@@ -179,7 +181,7 @@ class _PrefixSums(torch.autograd.Function):
                 if ctx.shared: return (logits - bound).exp_().mul_(to_by_row[m, :, None] + to_by_column[m, part])
                 grad = (logits - by_row[m, :, None]).exp_().mul_(to_by_row[m, :, None])
                 return grad.add_((logits - by_column[m, part]).exp_().mul_(to_by_column[m, part]))
-            return *_input_gradients(a, b, rows, columns, ctx.tiling, gradient), None, None, None, None
+            return *_input_gradients(a, b, rows, columns=columns, tiling=ctx.tiling, gradient=gradient), None, None, None, None
 
 # %% ../nbs/05_contrastive.ipynb #83b7b35e
 def _input_gradients(a, b, rows, columns, tiling, gradient):
@@ -205,6 +207,7 @@ def mrl_loss(
     a: Float[Tensor, 'b d'], # embeddings of this rank, such as of images; each prefix is normalized here
     b: Float[Tensor, 'b d'], # those of their partners, in the same order
     dims: tuple[int, ...], # widths of the prefixes, ascending, at most d
+    *,
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines, 0 or larger
     chunk: int | None = None, # partners at a time: memory grows as b * chunk; None chooses
 ) -> Float[Tensor, '']: # mean over widths, both directions and the pairs of all ranks, in nats

@@ -76,7 +76,7 @@ class LabelEmbedder(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, 1, cfg.emb_dim))
         for w in (self.table.weight, self.position): trunc_normal_(w, std=.2)
 
-    def forward(self, y: Int[Tensor, 'b']) -> Float[Tensor, 'b 1 d']:
+    def forward(self, y: Int[Tensor, ' b']) -> Float[Tensor, 'b 1 d']:
         return self.table(y)[:, None] + self.position
 
 class TextEmbedder(nn.Module):
@@ -167,6 +167,7 @@ def transform(
     x: Float[Tensor, 'b n d'], # tokens
     real: Bool[Tensor, 'b n'] | None = None, # True where a token stands, False for padding; None: all
     sizes: dict[str, int] | None = None, # tokens of each modality; only a multiway encoder needs it
+    *,
     fused: bool | None = None, # which attention; None for the faster one
 ) -> Float[Tensor, 'b n d']:
     "States after the last block and the norm."
@@ -199,12 +200,12 @@ def encode_image(self: MultimodalEncoder, x: Float[Tensor, 'b c h w']) -> Float[
     return self.encode(image=x)
 
 @patch
-def encode_label(self: MultimodalEncoder, y: Int[Tensor, 'b']) -> Float[Tensor, 'b d']:
+def encode_label(self: MultimodalEncoder, y: Int[Tensor, ' b']) -> Float[Tensor, 'b d']:
     "Embedding of labels alone, through the transformer as well."
     return self.encode(label=y)
 
 @patch
-def encode_multimodal(self: MultimodalEncoder, x: Float[Tensor, 'b c h w'], y: Int[Tensor, 'b']) -> Float[Tensor, 'b d']:
+def encode_multimodal(self: MultimodalEncoder, x: Float[Tensor, 'b c h w'], y: Int[Tensor, ' b']) -> Float[Tensor, 'b d']:
     "Embedding of images and labels that attend to each other."
     return self.encode(image=x, label=y)
 

@@ -129,10 +129,11 @@ def lm_loss(
     hidden: Float[Tensor, 'b t d'], # states of which the logits are made; any floating-point type
     weight: Float[Tensor, 'v d'], # of the head without bias: one row a word
     targets: Int[Tensor, 'b t'], # the word to predict at each position, 0..v-1; -100 where none is
+    *,
     chunk: int = 256, # tokens at a time, 1 or more: memory grows as chunk * v
 ) -> Float[Tensor, '']: # mean over the targets of all ranks, in nats, float32 (float64 if `hidden` or `weight` is); 0 with zero gradients where there is none
     "Cross entropy of `hidden @ weight.T` at the targets, without ever holding all logits."
-    _check(hidden, weight, targets, chunk)
+    _check(hidden, weight, targets, chunk=chunk)
     learns = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
     counted = targets != -100
     y = targets[counted].long()

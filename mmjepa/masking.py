@@ -27,12 +27,12 @@ def _tokens(b, n, generator, padding):
         raise UserError(f'padding has shape {tuple(padding.shape)} ({padding.dtype}); expected {(b, n)} (torch.bool), True where a token is real')
     return padding.cpu(), padding.device
 
-def _count(ratio: float, real: Bool[Tensor, 'b n']) -> Int[Tensor, 'b']:
+def _count(ratio: float, real: Bool[Tensor, 'b n']) -> Int[Tensor, ' b']:
     "How many tokens of each row to hide."
     if not 0 <= ratio <= 1: raise UserError(f'ratio is {ratio}; expected 0 to 1')
     return (ratio * real.sum(1).double()).round().long()
 
-def _subset(eligible: Bool[Tensor, 'b n'], count: Int[Tensor, 'b'], generator) -> Bool[Tensor, 'b n']:
+def _subset(eligible: Bool[Tensor, 'b n'], count: Int[Tensor, ' b'], generator) -> Bool[Tensor, 'b n']:
     "`count` of each row's eligible tokens, all subsets equally likely."
     b, n = eligible.shape
     if not b * n: return eligible
@@ -46,11 +46,12 @@ def random_mask(
     b: int, # rows
     n: int, # tokens of a row, padding included
     ratio: float, # share of the real tokens that is hidden, 0 to 1
+    *,
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
     padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
 ) -> Bool[Tensor, 'b n']: # True = hidden
     "A mask that hides `round(ratio * real tokens)` tokens of each row, all choices equally likely."
-    real, home = _tokens(b, n, generator, padding)
+    real, home = _tokens(b, n, generator, padding=padding)
     return _subset(real, _count(ratio, real), generator).to(home)
 
 # %% ../nbs/01_masking.ipynb #b2249def
@@ -58,13 +59,14 @@ def span_mask(
     b: int, # rows
     n: int, # tokens of a row, padding included
     ratio: float, # share of the real tokens that is hidden, 0 to 1
+    *,
     span: int = 32, # tokens of a span, 1 or more; one span of a row is shorter if the number of hidden tokens asks for it
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
     padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; spans run over real tokens and leap over padding
 ) -> Bool[Tensor, 'b n']: # True = hidden
     "A mask that hides `round(ratio * real tokens)` tokens of each row in spans that don't overlap."
     if span < 1: raise UserError(f'span is {span}; expected 1 or more tokens')
-    real, home = _tokens(b, n, generator, padding)
+    real, home = _tokens(b, n, generator, padding=padding)
     hidden = _count(ratio, real)
     spans = (hidden + span - 1) // span
     items = real.sum(1) - hidden + spans # of the string: visible tokens and spans
@@ -94,7 +96,7 @@ def _rectangles(top, left, height, width, grid) -> Bool[Tensor, '... n']:
     return (inside(top, height, grid[0])[..., None] & inside(left, width, grid[1])[..., None, :]).flatten(-2)
 
 # %% ../nbs/01_masking.ipynb #0bbb8fc9
-def _draw(free: Bool[Tensor, 'b n'], crowd: Float[Tensor, 'b'], need: Int[Tensor, 'b'], grid, min_size, aspect, u) -> tuple[Tensor, Tensor]:
+def _draw(free: Bool[Tensor, 'b n'], crowd: Float[Tensor, ' b'], need: Int[Tensor, ' b'], grid, min_size, aspect, u) -> tuple[Tensor, Tensor]:
     "One rectangle (b, n) for each row, laid over one of its free cells, and whether its full lines are rows (b,)."
     (h, w), low = grid, need.clamp(max=min_size)
     area = low + u[0] * (need - low)
@@ -106,18 +108,18 @@ def _draw(free: Bool[Tensor, 'b n'], crowd: Float[Tensor, 'b'], need: Int[Tensor
     cell = _pick(free, u[3, :, None])[:, 0]
     top = torch.minimum((cell // w - (u[4] * height).floor()).clamp(min=0), h - height)
     left = torch.minimum((cell % w - (u[5] * width).floor()).clamp(min=0), w - width)
-    return _rectangles(top, left, height, width, grid), by_row
+    return _rectangles(top, left, height, width=width, grid=grid), by_row
 
-def _trim(new: Bool[Tensor, 'b n'], need: Int[Tensor, 'b'], from_end: Bool[Tensor, 'b']) -> Bool[Tensor, 'b n']:
+def _trim(new: Bool[Tensor, 'b n'], need: Int[Tensor, ' b'], from_end: Bool[Tensor, ' b']) -> Bool[Tensor, 'b n']:
     "The first or last `need` cells of `new`."
     rank = new.cumsum(1, dtype=torch.int32)
     skip = torch.where(from_end, rank[:, -1] - need, 0)[:, None].int()
     return new & (rank > skip) & (rank <= skip + need[:, None].int())
 
-def _cover(free: Bool[Tensor, 'b n'], crowd: Float[Tensor, 'b'], need: Int[Tensor, 'b'], grid, min_size, aspect, generator) -> tuple[Tensor, Tensor]:
+def _cover(free: Bool[Tensor, 'b n'], crowd: Float[Tensor, ' b'], need: Int[Tensor, ' b'], grid, min_size, aspect, generator) -> tuple[Tensor, Tensor]:
     "Free cells of one rectangle of each row (b, n), 1 to `need`, and how many they are (b,)."
     u = torch.rand(7, len(free), generator=generator, dtype=torch.float64)
-    box, by_row = _draw(free, crowd, need, grid, min_size, aspect, u)
+    box, by_row = _draw(free, crowd, need, grid=grid, min_size=min_size, aspect=aspect, u=u)
     new = free & box
     count = new.sum(1)
     much = count > need
@@ -138,6 +140,7 @@ def block_mask(
     b: int, # rows
     grid: tuple[int, int], # height and width of the image in patches; token i is cell (i // width, i % width)
     ratio: float, # share of the real tokens that is hidden, 0 to 1
+    *,
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
     padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
     min_size: int = 16, # area of the smallest rectangle, patches; what still has to be hidden, if that is less
@@ -146,12 +149,12 @@ def block_mask(
     "A mask that hides `round(ratio * real tokens)` tokens of each row in rectangles, which may overlap."
     _check_grid(grid, aspect=aspect)
     if min_size < 1: raise UserError(f'min_size is {min_size}; expected 1 or more patches')
-    real, home = _tokens(b, math.prod(grid), generator, padding)
+    real, home = _tokens(b, math.prod(grid), generator, padding=padding)
     need, free, total = _count(ratio, real), real.clone(), real.sum(1)
     left = total.clone()
     while len(rows := need.nonzero()[:, 0]):
         crowd = (total[rows] / left[rows])**2 # squared: seldom are a few single cells left for another round
-        new, count = _cover(free[rows], crowd, need[rows], grid, min_size, aspect, generator)
+        new, count = _cover(free[rows], crowd, need[rows], grid=grid, min_size=min_size, aspect=aspect, generator=generator)
         free[rows] ^= new
         left[rows] -= count
         need[rows] -= count
@@ -185,7 +188,7 @@ def _target_room(real, grid, scale, aspect, generator):
     counts = real.sum(1)
     if not counts.all(): raise UserError(f'row {int(counts.argmin())} of padding has no real token; expected one or more')
     area = pad(real.view(-1, *grid).cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
-    for size in _sizes(grid, int(counts.min()), scale, aspect, generator):
+    for size in _sizes(grid, int(counts.min()), scale, aspect=aspect, generator=generator):
         room = _room(area, size)
         if room.any(1).all(): return size, room
 
@@ -193,6 +196,7 @@ def multiblock_mask(
     b: int, # rows, 1 or more
     grid: tuple[int, int], # height and width of the image in patches; token i is cell (i // width, i % width)
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
+    *,
     padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
     blocks: int = 4, # targets of a row, 1 or more
     target_scale: tuple[float, float] = (.15, .2), # least and greatest share of the tokens in a target, above 0, up to 1
@@ -204,14 +208,14 @@ def multiblock_mask(
     _check_grid(grid, target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
     for name, least in (('b', b), ('blocks', blocks), ('min_context', min_context)):
         if least < 1: raise UserError(f'{name} is {least}; expected 1 or more')
-    real, home = _tokens(b, math.prod(grid), generator, padding)
-    size, room = _target_room(real if padding is not None else real[:1], grid, target_scale, target_aspect, generator)
-    frame = _sizes(grid, math.prod(grid), context_scale, [grid[0] / grid[1]] * 2, generator)[0]
+    real, home = _tokens(b, math.prod(grid), generator, padding=padding)
+    size, room = _target_room(real if padding is not None else real[:1], grid, target_scale, aspect=target_aspect, generator=generator)
+    frame = _sizes(grid, math.prod(grid), context_scale, aspect=[grid[0] / grid[1]] * 2, generator=generator)[0]
     room, anywhere = room.expand(b, -1), torch.ones(b, (grid[0] - frame[0] + 1) * (grid[1] - frame[1] + 1), dtype=torch.bool)
     context, targets, rows = torch.zeros_like(real), real.new_zeros(b, blocks, real.shape[1]), torch.arange(b)
     for _ in range(100):
-        targets[rows] = boxes = _place(room[rows], size, grid, blocks, generator)
-        context[rows] = _place(anywhere[rows], frame, grid, 1, generator)[:, 0] & real[rows] & ~boxes.any(1)
+        targets[rows] = boxes = _place(room[rows], size, grid, blocks=blocks, generator=generator)
+        context[rows] = _place(anywhere[rows], frame, grid, blocks=1, generator=generator)[:, 0] & real[rows] & ~boxes.any(1)
         rows = (context.sum(1) < min_context).nonzero()[:, 0]
         if not len(rows): return _subset(context, context.sum(1).min().expand(b), generator).to(home), targets.to(home)
     raise UserError(f'row {int(rows[0])}: {blocks} targets of {size[0]} x {size[1]} tokens leave less than {min_context} of context on a grid of {grid[0]} x {grid[1]}')
@@ -231,6 +235,7 @@ class JEPAMasking:
         inputs: Tensor, # tokens (b, n, d), token ids (b, n), or bool (b, n): then it is also the `padding`
         modality: str = 'vision', # 'vision' (`block_mask`), 'language' (`random_mask`) or 'joint' (`span_mask`)
         generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
+        *,
         padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
         grid: tuple[int, int] | None = None, # for 'vision': height and width in patches; None for a square
     ) -> Bool[Tensor, 'b n']: # True = hidden, on the device of `inputs`
@@ -241,9 +246,9 @@ class JEPAMasking:
         if modality == 'vision':
             grid = grid or (math.isqrt(n),) * 2
             if math.prod(grid) != n: raise UserError(f'{n} tokens are not a grid of {grid[0]} x {grid[1]}; expected grid=(height, width) with that product')
-            mask = block_mask(b, grid, self.mask_ratio, generator, padding, self.min_size)
-        elif modality == 'language': mask = random_mask(b, n, self.mask_ratio, generator, padding)
-        elif modality == 'joint': mask = span_mask(b, n, self.mask_ratio, self.span, generator, padding)
+            mask = block_mask(b, grid, self.mask_ratio, generator=generator, padding=padding, min_size=self.min_size)
+        elif modality == 'language': mask = random_mask(b, n, self.mask_ratio, generator=generator, padding=padding)
+        elif modality == 'joint': mask = span_mask(b, n, self.mask_ratio, span=self.span, generator=generator, padding=padding)
         else: raise UserError(f"modality is {modality!r}; expected 'vision', 'language' or 'joint'")
         return mask.to(inputs.device)
 
@@ -267,7 +272,7 @@ class TokenCorruption:
         "Corrupted texts, and which tokens are to be predicted."
         device, ids, real = ids.device, ids.cpu(), real.cpu()
         words = real & ~torch.isin(ids, torch.tensor(self.special_ids))
-        chosen = random_mask(*ids.shape, self.ratio, generator, padding=words)
+        chosen = random_mask(*ids.shape, self.ratio, generator=generator, padding=words)
         u = torch.rand(ids.shape, generator=generator)
         plain = torch.tensor(sorted({*range(self.vocab_size)} - {*self.special_ids}))
         other = plain[torch.randint(len(plain), ids.shape, generator=generator)]

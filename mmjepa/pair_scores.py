@@ -21,7 +21,7 @@ from .probes import linear_probe
 # %% ../nbs/11_pair_scores.ipynb #5f54419b
 def _check_pairs(a: Tensor, b: Tensor, chunk: int, gallery: bool = False):
     "`gallery`: whether `b` may have rows that are nobody's partner."
-    _check_rows(a, b, chunk, f"(n{' or more' * gallery}, d)", len(a) <= len(b) if gallery else len(a) == len(b))
+    _check_rows(a, b, chunk, wanted=f"(n{' or more' * gallery}, d)", fits=len(a) <= len(b) if gallery else len(a) == len(b))
 
 def _check_rows(a: Tensor, b: Tensor, chunk: int, wanted: str, fits: bool):
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1] or not fits: raise UserError(f'a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, d) and {wanted}')
@@ -57,10 +57,10 @@ def partner_ranks(
     a: Float[Tensor, 'n d'], # queries, of any length and floating type
     b: Float[Tensor, 'm d'], # gallery; b[i] is the partner of a[i], and there may be more
     chunk: int = 1024, # rows of both that are compared at once; rounded up to a multiple of 64
-) -> Float[Tensor, 'n']: # 1 (the nearest) to m; the mean where several are as near
+) -> Float[Tensor, ' n']: # 1 (the nearest) to m; the mean where several are as near
     "Rank by cosine of each query's partner in the gallery, computed in float32."
     _check_pairs(a, b, chunk, gallery=True)
-    larger, equal = _counts(a, b, chunk, False)
+    larger, equal = _counts(a, b, chunk, both=False)
     return (larger + (equal + 1) / 2)[0]
 
 # %% ../nbs/11_pair_scores.ipynb #18b7db13
@@ -69,10 +69,11 @@ def nearest_rows(
     a: Float[Tensor, 'n d'], # queries, of any length and floating type
     b: Float[Tensor, 'm d'], # gallery, one row or more
     chunk: int = 1024, # rows of both that are compared at once; rounded up to a multiple of 64
+    *,
     others: bool = False, # leave b[i] out for a[i]: its own partner
-) -> Int[Tensor, 'n']: # rows of the gallery; the first of several that are as near
+) -> Int[Tensor, ' n']: # rows of the gallery; the first of several that are as near
     "Nearest row by cosine of the gallery for each query, computed in float32."
-    _check_rows(a, b, chunk, '(m, d), m above 0' if not others else '(m, d), m above 1', len(b) > others)
+    _check_rows(a, b, chunk, wanted='(m, d), m above 0' if not others else '(m, d), m above 1', fits=len(b) > others)
     chunk, best, at = -(-chunk // 64) * 64, a.new_full((len(a),), -torch.inf, dtype=torch.float), torch.zeros(len(a), dtype=torch.int64, device=a.device)
     with torch.autocast(a.device.type, enabled=False):
         for i in range(0, len(a), chunk):
@@ -93,13 +94,14 @@ def rank_table(
     a: Float[Tensor, 'n d'], # embeddings of the first modality
     b: Float[Tensor, 'n d'], # those of their partners
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
+    *,
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
     chunk: int = 1024, # rows of both that are compared at once
 ) -> dict[str, float]: # `image_to_text_r1`, ..., `image_to_text_mean_rank`, `image_to_text_median_rank`; and `text_to_image_...`
     "Recall and ranks in both directions; ties in expectation."
     _check_pairs(a, b, chunk)
     (x, y), out = names, {}
-    for way, larger, equal in zip((f'{x}_to_{y}', f'{y}_to_{x}'), *(c.cpu() for c in _counts(a, b, chunk, True))):
+    for way, larger, equal in zip((f'{x}_to_{y}', f'{y}_to_{x}'), *(c.cpu() for c in _counts(a, b, chunk, both=True))):
         ranks = (larger + (equal.double() + 1) / 2).numpy()
         out |= {f'{way}_r{k}': r for k, r in _recalls(larger, equal, ks).items()}
         out |= {f'{way}_mean_rank': float(ranks.mean()), f'{way}_median_rank': float(np.median(ranks))}
@@ -110,19 +112,21 @@ def matryoshka_table(
     a: Float[Tensor, 'n d'], # embeddings of the first modality
     b: Float[Tensor, 'n d'], # those of their partners
     dims: tuple[int, ...], # widths, 1 to d
+    *,
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
     chunk: int = 1024, # rows of both that are compared at once
 ) -> dict[str, float]: # `image_to_text_r1_d128`, ... and `text_to_image_r1_d128`, ... for each of `ks` and `dims`
     "Recall in both directions of the first numbers of the embeddings."
     if bad := [d for d in dims if not 1 <= d <= a.shape[-1]]: raise UserError(f'dims are {tuple(dims)}; expected widths from 1 to {a.shape[-1]}, not {bad[0]}')
-    tables = {d: rank_table(a[..., :d], b[..., :d], names, ks, chunk) for d in dims}
+    tables = {d: rank_table(a[..., :d], b[..., :d], names, ks=ks, chunk=chunk) for d in dims}
     return {f'{key}_d{d}': value for d, table in tables.items() for key, value in table.items() if not key.endswith('rank')}
 
 def plot_widths(
     table: dict[str, float], # of `matryoshka_table`; other keys don't matter
     ax = None, # matplotlib axes; None makes them
     names: tuple[str, str] = ('image', 'text'), # of the modalities, as in the keys
+    *,
     pairs: int | None = None, # how many there are, for the line of chance; None leaves it out
 ):
     "The axes with R@1 in both directions against the width."
@@ -145,6 +149,7 @@ def modality_gap(
     a: Float[Tensor, 'n d'], # embeddings of the first modality
     b: Float[Tensor, 'n d'], # those of their partners
     rows: int = 2000, # pairs that the classifier sees at most, 2 or more
+    *,
     seed: int = 0, # of the draw of these pairs
 ) -> dict[str, float]: # `gap`, 0 (means agree) to 2; `separability`, about .5 (clouds agree) to 1, NaN for a single pair
     "Distance of the means of the normalized embeddings, and how well a linear classifier tells one modality from the other (5-fold)."
@@ -155,8 +160,8 @@ def modality_gap(
     u, v = (normalize(x[some.to(x.device)].float(), dim=1).cpu() for x in (a, b))
     fold, right = torch.arange(len(some)) % 5, 0.
     for held in (fold == k for k in range(min(5, len(some)) if len(some) > 1 else 0)):
-        sides = [(torch.cat([u[part], v[part]]), torch.arange(2).repeat_interleave(int(part.sum()))) for part in (~held, held)]
-        right += linear_probe(*sides[0], *sides[1]) * int(held.sum())
+        known, asked = ((torch.cat([u[part], v[part]]), torch.arange(2).repeat_interleave(int(part.sum()))) for part in (~held, held))
+        right += linear_probe(*known, test_z=asked[0], test_y=asked[1]) * int(held.sum())
     return {'gap': (mean(a) - mean(b)).norm().item(), 'separability': right / len(some) if len(some) > 1 else math.nan}
 
 # %% ../nbs/11_pair_scores.ipynb #3900edaa
@@ -178,6 +183,7 @@ def alignment_uniformity(
     a: Float[Tensor, 'n d'], # embeddings of the first modality, normalized here
     b: Float[Tensor, 'n d'], # those of their partners
     alpha: float = 2, # power of the distance of partners, above 0
+    *,
     t: float = 2, # how fast the potential falls with the squared distance, above 0
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
     chunk: int = 1024, # rows that are compared at once

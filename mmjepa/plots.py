@@ -56,12 +56,13 @@ def plot_curves(
     df: pd.DataFrame, # with a column `epoch`
     columns: list[str], # what to draw; cells may be empty
     ax: Axes, # what to draw on
+    *,
     labels: list[str] | None = None, # names in the legend; None for those of the columns
 ) -> Axes: # the same ax
     "Lines over epochs."
     for i, column in enumerate(columns):
         if column not in df: raise UserError(f'no column {column}; expected one of {", ".join(df.columns)}')
-        _line(df, column, ax, i, label=labels[i] if labels else column)
+        _line(df, column, ax, i=i, label=labels[i] if labels else column)
     if len(columns) > 1: ax.legend()
     return _epochs(ax, title=labels[0] if labels and len(columns) == 1 else columns[0] if len(columns) == 1 else '', ylabel='value')
 
@@ -79,8 +80,8 @@ def plot_retrieval(
     ax: Axes, # what to draw on
 ) -> Axes: # the same ax
     "Linear probe, M1 and M2 over epochs; dashed on projections."
-    for i, (column, label) in enumerate(_SCORES.items()): _line(df, column, ax, i, label=label)
-    for i, (column, label) in enumerate(_PROJECTED.items(), 1): _line(df, column, ax, i, label=label, ls='--', marker='s')
+    for i, (column, label) in enumerate(_SCORES.items()): _line(df, column, ax, i=i, label=label)
+    for i, (column, label) in enumerate(_PROJECTED.items(), 1): _line(df, column, ax, i=i, label=label, ls='--', marker='s')
     _chance(ax, chance)
     ax.legend(fontsize=8, loc='best')
     return _epochs(ax, title='Probe and label retrieval', ylabel='top-1 accuracy')
@@ -90,10 +91,11 @@ def plot_runs(
     runs: dict[str, pd.DataFrame], # tables by the name of the run
     column: str, # what to compare; runs without it are left out
     ax: Axes, # what to draw on
+    *,
     legend: bool = True, # name the runs, if there are several
 ) -> Axes: # the same ax
     "One line a run."
-    drawn = [_line(df, column, ax, i, label=name.replace('$', r'\$')) for i, (name, df) in enumerate(runs.items())]
+    drawn = [_line(df, column, ax, i=i, label=name.replace('$', r'\$')) for i, (name, df) in enumerate(runs.items())]
     if legend and sum(drawn) > 1: ax.legend(fontsize=8)
     return _epochs(ax, title=column, ylabel='value')
 
@@ -163,6 +165,7 @@ def plot_confusion(
     matrix: Int[Tensor, 'k k'], # counts; rows true, columns retrieved; an array will do
     classes: list[str], # k names
     ax: Axes, # what to draw on
+    *,
     title: str = 'Confusion', # above the axes
 ) -> Axes: # the same ax
     "Heat map of the shares of each true class; counts in the cells up to 12 classes."
@@ -179,7 +182,7 @@ def plot_confusion(
 
 # %% ../nbs/12_plots.ipynb #69a72fd3
 def plot_spread(
-    std: Float[Tensor, 'd'], # deviation of each dimension
+    std: Float[Tensor, ' d'], # deviation of each dimension
     ax: Axes, # what to draw on
 ) -> Axes: # the same ax
     "Deviations from the largest to the smallest."
@@ -202,8 +205,8 @@ def plot_spectrum(
     return ax
 
 def plot_similarities(
-    same: Float[Tensor, 'p'], # cosines of pairs of one class
-    other: Float[Tensor, 'q'], # cosines of pairs of two classes
+    same: Float[Tensor, ' p'], # cosines of pairs of one class
+    other: Float[Tensor, ' q'], # cosines of pairs of two classes
     ax: Axes, # what to draw on
 ) -> Axes: # the same ax
     "Two histograms over the whole range of cosines."
@@ -225,8 +228,9 @@ def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def plot_principal(
     z: Float[Tensor, 'n d'], # embeddings
-    y: Int[Tensor, 'n'], # their classes
+    y: Int[Tensor, ' n'], # their classes
     ax: Axes, # what to draw on
+    *,
     classes: list[str] | None = None, # names; None for numbers
 ) -> Axes: # the same ax
     "The rows in the plane of their largest variance. Short names stand at the means of up to 26 classes, long ones in a legend of up to 12."
@@ -245,8 +249,9 @@ def plot_principal(
 # %% ../nbs/12_plots.ipynb #e20694f4
 def collapse_panel(
     z: Float[Tensor, 'n d'], # embeddings; some thousand rows are enough
-    y: Int[Tensor, 'n'], # their classes; 2 or more different ones
+    y: Int[Tensor, ' n'], # their classes; 2 or more different ones
     generator: torch.Generator, # source of the pairs
+    *,
     classes: list[str] | None = None, # names; None for numbers
 ) -> Figure: # four panels
     "Spread, spectrum, cosines of pairs and principal components."
@@ -254,7 +259,7 @@ def collapse_panel(
     plot_spread(spread(z), axes[0, 0])
     plot_spectrum(z, axes[0, 1])
     plot_similarities(*pair_similarities(z, y, generator), axes[1, 0])
-    plot_principal(z, y, axes[1, 1], classes)
+    plot_principal(z, y, axes[1, 1], classes=classes)
     return fig
 
 # %% ../nbs/12_plots.ipynb #0025e970
@@ -279,6 +284,7 @@ def plot_attention(
     image: Tensor, # (c, h, w), bytes or floats in [-1, 1]
     weights: Float[Tensor, 'grid grid2'], # attention of each patch, 0 or larger
     ax: Axes, # what to draw on
+    *,
     title: str = '', # above the axes
 ) -> Axes: # the same ax
     "The image under the heat of its patches: clear at 0, orange at the largest weight."
@@ -310,6 +316,7 @@ def attention_figure(
     images: Tensor, # (b, c, h, w), bytes or floats in [-1, 1]
     label_to_patch: Float[Tensor, 'b layers grid grid2'], # weights of the label's query
     patch_to_label: Float[Tensor, 'b layers grid grid2'], # weight of the label in each patch's query
+    *,
     rollout: Float[Tensor, 'b grid grid2'], # rollout of the label
     titles: list[str], # names of the rows
 ) -> Figure: # a row an image

@@ -31,9 +31,10 @@ def _check_split(train_z, train_y, test_z, test_y) -> tuple[Tensor, Tensor]:
 # %% ../nbs/10_probes.ipynb #5ad96234
 def linear_probe(
     train_z: Float[Tensor, 'n d'], # frozen features to fit on
-    train_y: Int[Tensor, 'n'], # their classes; 2 or more different ones
+    train_y: Int[Tensor, ' n'], # their classes; 2 or more different ones
     test_z: Float[Tensor, 'm d'], # features to score
-    test_y: Int[Tensor, 'm'], # their classes
+    *,
+    test_y: Int[Tensor, ' m'], # their classes
     C: float = .1, # weight of the data against the penalty, above 0
     max_iter: int = 100, # ceiling of L-BFGS steps
 ) -> float: # 0..1
@@ -43,7 +44,7 @@ def linear_probe(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    train_z, test_z = _check_split(train_z, train_y, test_z, test_y)
+    train_z, test_z = _check_split(train_z, train_y, test_z, test_y=test_y)
     if len(train_y.unique()) < 2: raise UserError(f'train_y holds only class {int(train_y[0])}; a probe expects 2 or more classes')
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
     with catch_warnings():
@@ -54,14 +55,15 @@ def linear_probe(
 # %% ../nbs/10_probes.ipynb #5e87dea2
 def knn_accuracy(
     train_z: Float[Tensor, 'n d'], # frozen features to look in; `k` rows or more
-    train_y: Int[Tensor, 'n'], # their classes
+    train_y: Int[Tensor, ' n'], # their classes
     test_z: Float[Tensor, 'm d'], # features to score, on the same device
-    test_y: Int[Tensor, 'm'], # their classes
+    *,
+    test_y: Int[Tensor, ' m'], # their classes
     k: int = 20, # neighbours that vote, 1 or more
     chunk: int = 256, # test rows that are compared at once
 ) -> float: # 0..1
     "Accuracy on the test set of a majority vote of the nearest training rows by cosine."
-    train_z, test_z = _check_split(train_z, train_y, test_z, test_y)
+    train_z, test_z = _check_split(train_z, train_y, test_z, test_y=test_y)
     if not 1 <= k <= len(train_z): raise UserError(f'k is {k}; expected 1 to {len(train_z)}, the rows of train_z')
     classes, codes = train_y.to(train_z.device).unique(return_inverse=True)
     bank, right = normalize(train_z, dim=1).T, 0
@@ -83,17 +85,18 @@ def rank_me(
 # %% ../nbs/10_probes.ipynb #37cffdd3
 def spread(
     z: Float[Tensor, 'n d'], # embeddings
-) -> Float[Tensor, 'd']: # 0 for a dead dimension
+) -> Float[Tensor, ' d']: # 0 for a dead dimension
     "Standard deviation of each dimension over the rows."
     return _check(z).std(0, correction=0)
 
 # %% ../nbs/10_probes.ipynb #e5e9eb59
 def pair_similarities(
     z: Float[Tensor, 'n d'], # embeddings
-    y: Int[Tensor, 'n'], # their classes; 2 or more different ones, one of them with 2 or more rows
+    y: Int[Tensor, ' n'], # their classes; 2 or more different ones, one of them with 2 or more rows
     generator: torch.Generator, # source of the pairs, on the CPU
+    *,
     pairs: int = 5000, # of each kind
-) -> tuple[Float[Tensor, 'pairs'], Float[Tensor, 'pairs']]: # same class, other class; on the CPU
+) -> tuple[Float[Tensor, ' pairs'], Float[Tensor, ' pairs']]: # same class, other class; on the CPU
     "Cosines of random pairs of different rows."
     z, order = normalize(_check(z, y), dim=1).cpu(), y.cpu().argsort(stable=True)
     _, code, count = y.cpu()[order].unique_consecutive(return_inverse=True, return_counts=True)
@@ -120,7 +123,7 @@ def collapse_report(
 # %% ../nbs/10_probes.ipynb #a8059679
 def recall_at(
     similarity: Float[Tensor, 'q c'], # of queries and candidates; the partner of query i is candidate `partner[i]`
-    partner: Int[Tensor, 'q'], # position of each query's partner
+    partner: Int[Tensor, ' q'], # position of each query's partner
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
 ) -> dict[int, float]: # share of queries, 0 to 1, for each k
     "R@k, with ties broken at random in expectation."

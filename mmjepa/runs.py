@@ -9,7 +9,7 @@ __all__ = ['FREE_SETTINGS', 'RunLog', 'write_table', 'StopFlag', 'check_finite',
 # %% ../nbs/08_runs.ipynb #7117d543
 import json, math, signal, sys, time
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -117,6 +117,7 @@ def open_run(
     folder: str | Path, # output folder of the run
     settings: dict, # JSON-able; what decides the result
     resume: bool, # continue what is there
+    *,
     say: Callable = print, # for notes
 ) -> Checkpoint | None: # where to continue; None to start
     "Check an output folder, write its `config.json`, find its newest checkpoint."

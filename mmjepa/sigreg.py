@@ -95,6 +95,7 @@ def sigreg_statistic(
     z: Float[Tensor, 'n d'], # embeddings of this process; n over all processes at least 2
     directions: Float[Tensor, 'd k'], # unit vectors in columns, the same in every process
     knots: int = 17, # points of the trapezoid rule on [0, t_max]; 2 or more
+    *,
     t_max: float = 3.0, # end of the integral, in units of 1/standard deviation
 ) -> Float[Tensor, '']: # 0 or larger; float32, or float64 if `z` is
     "Distance of the projections of all processes' `z` from a standard Gaussian, mean over `directions`."
@@ -116,6 +117,7 @@ class SIGReg(nn.Module):
         num_slices: int = 256, # directions at each step; 1 or more
         knots: int = 17, # points of the trapezoid rule on [0, t_max]; 2 or more
         t_max: float = 3.0, # end of the integral, in units of 1/standard deviation
+        *,
         seed: int = 0, # of the directions; the same in every process
     ):
         super().__init__()
@@ -136,6 +138,6 @@ class SIGReg(nn.Module):
     ) -> Float[Tensor, '']: # 0 or larger; about `expected` for a Gaussian
         "Mean of `sigreg_statistic` over the clouds, on the directions of this step; in training the step then advances."
         u = self.directions(z.shape[-1])
-        value = torch.stack([sigreg_statistic(cloud, u, self.knots, self.t_max) for cloud in (z if z.ndim == 3 else z[None])]).mean()
+        value = torch.stack([sigreg_statistic(cloud, u, self.knots, t_max=self.t_max) for cloud in (z if z.ndim == 3 else z[None])]).mean()
         if self.training: self.step += 1
         return value

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
@@ -130,6 +130,7 @@ class Trainer:
         model: nn.Module, # see `fit`
         objective: Callable, # see `fit`
         loader, # see `fit`
+        *,
         cfg: TrainConfig,
         folder: Path, # output folder
         transform: Callable | None = None, # see `fit`
@@ -190,7 +191,7 @@ def checkpoint(self: Trainer, settings: dict, score: float | None = None):
     state = {'scaler': self.acc.scaler.state_dict() if self.acc.scaler else None, 'optimizer': moments, 'progress': self.at.state_dict(), 'loader': self.loader.state_dict() if self.at.batch or getattr(self.loader, 'endless', False) else None,
              'objective': self.objective.state_dict() if isinstance(self.objective, nn.Module) else None}
     if is_main():
-        save_checkpoint(self.folder/'checkpoints', Checkpoint(self.at.step, weights, state, settings, score, self.facts(), self.assets))
+        save_checkpoint(self.folder/'checkpoints', Checkpoint(self.at.step, weights, state, config=settings, score=score, facts=self.facts(), assets=self.assets))
         prune_checkpoints(self.folder/'checkpoints', self.cfg.keep)
     self.acc.wait_for_everyone()
 
@@ -290,6 +291,7 @@ def fit(
     model: nn.Module, # `model(batch)` returns a dict of tensors
     objective: Callable, # `objective(outputs, batch)` returns (loss, dict of detached scalars); a module if it has state
     loader, # restartable loader (`state_dict`, `load_state_dict`, a sampler with `set_epoch`) of batches of this rank
+    *,
     config: TrainConfig,
     output_dir: str | Path, # folder of the run
     transform: Callable | None = None, # `transform(batch, generator)` returns a batch, on the device
@@ -306,18 +308,18 @@ def fit(
     chosen = choose_precision(config.precision, get_device())
     if config.tracker and not find_spec(config.tracker): raise UserError(f"tracker is {config.tracker}, which is not installed; expected pip install 'mmjepa[{config.tracker}]'")
     log = RunLog(folder/'training.log')
-    ckpt = open_run(folder, settings, resume, log)
+    ckpt = open_run(folder, settings, resume, say=log)
     seed_everything(config.seed)
     if config.precision == 'auto' and os.environ.get('ACCELERATE_MIXED_PRECISION') == 'fp16' != chosen: log(f'float16 needs a GPU; the precision is {"fp32" if chosen == "no" else chosen}')
-    t = Trainer(model, objective, loader, config, folder, transform, rate, assets)
+    t = Trainer(model, objective, loader, cfg=config, folder=folder, transform=transform, rate=rate, assets=assets)
     if ckpt: t.restore(ckpt); log(f'resumed at step {t.at.step} of {t.total}')
     if config.tracker: t.acc.init_trackers(config.project, config={k: v for k, v in vars(config).items()})
     quiet = dict(disable=not is_main(), mininterval=.5 if sys.stderr.isatty() else 10)
     with _peers(folder), StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
         while t.at.step < t.total or t.at.batch:
             bar.set_description(f'epoch {t.at.epoch}/{config.epochs}')
-            if not _train_epoch(t, bar, flag, settings): _leave(t, flag, settings, log)
-            row = _end_epoch(t, evaluate, monitor, settings, columns)
+            if not _train_epoch(t, bar, flag, settings=settings): _leave(t, flag, settings, log=log)
+            row = _end_epoch(t, evaluate, monitor, settings=settings, columns=columns)
             log(_line(row, config.epochs))
             if config.tracker: t.acc.log({k: v for k, v in row.items() if k != 'epoch'}, step=t.at.step)
     for tracker in t.acc.trackers if config.tracker else []: tracker.finish() # `end_training` would also end the process group

@@ -40,7 +40,7 @@ def test_siglip():
     with torch.no_grad(): model.logit_scale.fill_(1.5); model.logit_bias.fill_(-2.)
     ids, pixels = torch.randint(3, 20, (6, 6)), torch.randn(6, 3, 8, 8)
     out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
-    check(model, out, siglip_loss(out.image_embeds, out.text_embeds, model.logit_scale.exp(), model.logit_bias, chunk=4))
+    check(model, out, siglip_loss(out.image_embeds, out.text_embeds, model.logit_scale.exp(), logit_bias=model.logit_bias, chunk=4))
 
 
 def test_masked_autoencoder():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .aligner import AlignmentConfig, AlignmentEvaluation, VisionTextAligner, train_alignment
-from ..core import UserError, command, get_device, is_main, main_first, seed_everything, start_ranks, write_text
+from ..core import UserError, command, get_device, main_first, seed_everything, start_ranks, write_text
 from ..data.records import split_rows
 from .features import FeatureSet
 from .inputs import MODALITIES, ImageTextDataset, create_dataloader, labelled_pairs
@@ -32,6 +32,7 @@ def alignment_curves(
     table, # DataFrame of epochs
     modalities: list[str], # of the aligner, two or three
     pairs: int, # held-out ones
+    *,
     dims: tuple[int, ...], # Matryoshka widths
 ): # figure
     "Losses, recall, the gap over epochs; recall at the last one against the width."
@@ -45,13 +46,14 @@ def alignment_curves(
     gaps = has('gap', *(f'{a}_{b}_gap' for a, b in kinds))
     if gaps: plot_curves(table, gaps, axs[2]).set(title='distance of the means', ylabel='', ylim=(0, None))
     last = {k: v for k, v in table.iloc[-1].items()}
-    for ax, names in zip(axs[3:], kinds if pairs else []): plot_widths(last, ax, names, pairs).set(title='R@1 at each width')
+    for ax, names in zip(axs[3:], kinds if pairs else []): plot_widths(last, ax, names, pairs=pairs).set(title='R@1 at each width')
     return fig
 
 def found_pictures(
     outputs: dict[str, Tensor], # of `AlignmentEvaluation.embed`
     rows: Tensor, # of the dataset, as in `outputs`
     dataset: ImageTextDataset,
+    *,
     queries: int = 6, # texts that are shown, spread evenly
     k: int = 5, # images that each finds
 ): # figure; None without images and texts
@@ -81,7 +83,7 @@ def neighbour_baseline(
     (train, held), out = ({m: x.flatten(1) for m, x in part.items()} for part in (train, held)), {}
     for x, y in permutations(train, 2):
         lent = train[y][nearest_rows(held[x], train[x])]
-        found = rank_table(lent, held[y], (x, y), ks)
+        found = rank_table(lent, held[y], (x, y), ks=ks)
         out |= {f'{x}_to_{y}_r{k}': found[f'{x}_to_{y}_r{k}'] for k in ks}
     return out
 
@@ -90,6 +92,7 @@ def write_alignment_report(
     model: VisionTextAligner, # trained
     dataset: ImageTextDataset,
     parts: tuple, # training and held-out records as of `open_pairs`
+    *,
     table, # DataFrame of epochs
     folder: Path, # of the run
 ) -> Path: # of `report.md`
@@ -98,7 +101,7 @@ def write_alignment_report(
     train, held = parts
     n, last = len(held), table.iloc[-1]
     names = [m for m in MODALITIES if m in model.towers]
-    save_figure(alignment_curves(table, names, n, model.config.mrl_dims), folder/'curves.png')
+    save_figure(alignment_curves(table, names, n, dims=model.config.mrl_dims), folder/'curves.png')
     pictures, lines = ['curves.png'], ['# Alignment', '', f'{dataset.name}: {len(train):,} training pairs, {n:,} held out, {len(table)} epochs, seed {model.config.seed}. Towers: ' + ', '.join(f'{m} `{Path(t.name).name}`' for m, t in model.towers.items()) + '.', '']
     if n:
         if fig := found_pictures(AlignmentEvaluation(held, model.config.mrl_dims).embed(model), held.rows, dataset): save_figure(fig, folder/'found.png'); pictures.append('found.png')
@@ -117,11 +120,12 @@ def open_records(
     json_data: str | Path, # JSON lines; '' for a labelled set
     images: str, # labelled set, as for `load_images`; '' for JSON lines
     template: str = 'a handwritten {}', # of captions of a labelled set
+    *,
     data_dir: str = '', # where named sets lie; '' for the default
     val_split: float = .1, # share of JSON lines that is held out
     seed: int = 0, # of this draw
     on_error: str = 'raise', # at a bad record: raise or skip
-) -> tuple[ImageTextDataset, Int[Tensor, 'm']]: # records, and which of them are held out
+) -> tuple[ImageTextDataset, Int[Tensor, ' m']]: # records, and which of them are held out
     "Records of a run."
     if bool(json_data) == bool(images): raise UserError('expected a file of JSON lines (--json_data), or a set of labelled images (--images)')
     if json_data:
@@ -144,6 +148,7 @@ def run_alignment(
     records: tuple, # dataset, and which rows are held out, as of `open_records`
     config: AlignmentConfig, # towers, adapters, training
     output: str | Path, # folder of the run
+    *,
     cache_dir: str | Path | None = None, # of features
     cache: bool = True, # False: run the vision tower in every epoch
     augment: float = 0., # strength of the images' augmentation, with `cache=False`
@@ -157,10 +162,10 @@ def run_alignment(
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     a = augment
-    varied = AugmentConfig(10 * a, .1 * a, min(.9, .1 * a), min(1., .2 * a), min(1., .2 * a), 0., noise=.05 * a, fill=1.) if a else None
+    varied = AugmentConfig(10 * a, .1 * a, min(.9, .1 * a), brightness=min(1., .2 * a), contrast=min(1., .2 * a), blur=0., noise=.05 * a, fill=1.) if a else None
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)
-    report = lambda parts, table: RunLog(folder/'training.log')(f'report and pictures: {write_alignment_report(model, dataset, parts, table, folder)}')
-    return train_alignment(model, loader, None, folder, val_rows=held, cache_dir=cache_dir, cache=cache, augmentation=varied, resume=resume, finish=report, **options)
+    report = lambda parts, table: RunLog(folder/'training.log')(f'report and pictures: {write_alignment_report(model, dataset, parts, table=table, folder=folder)}')
+    return train_alignment(model, loader, None, output_dir=folder, val_rows=held, cache_dir=cache_dir, cache=cache, augmentation=varied, resume=resume, finish=report, **options)
 
 # %% ../../nbs/align/56_align.ipynb #210f4673
 @command
@@ -202,5 +207,5 @@ def main(
     "Align frozen towers: train an adapter for each on pairs."
     config = AlignmentConfig(**{k: widths(v) if k == 'mrl_dims' else v for k, v in locals().items() if k in AlignmentConfig.__dataclass_fields__})
     start_ranks()
-    records = open_records(json_data, images, template, data_dir, val_split, seed, on_error)
-    run_alignment(records, config, output, cache_dir or None, not no_cache, augment, num_workers, resume, max_steps=max_steps, eval_every=eval_every, precision=precision, tracker=tracker, save_every=save_every)
+    records = open_records(json_data, images, template, data_dir=data_dir, val_split=val_split, seed=seed, on_error=on_error)
+    run_alignment(records, config, output, cache_dir=cache_dir or None, cache=not no_cache, augment=augment, num_workers=num_workers, resume=resume, max_steps=max_steps, eval_every=eval_every, precision=precision, tracker=tracker, save_every=save_every)

@@ -12,11 +12,11 @@ import json, math
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ class AlignmentObjective:
             both = outputs[f'{a}_there'] & outputs[f'{b}_there']
             if all_reduce_sum(both.sum().float()) < 2: continue # the same on every rank
             x, y = outputs[a][both], outputs[b][both]
-            found.append(torch.stack([mrl_loss(x, y, self.dims, scale), clip_loss(x, y, scale)]))
+            found.append(torch.stack([mrl_loss(x, y, self.dims, logit_scale=scale), clip_loss(x, y, scale)]))
         if not found: raise UserError(f'a batch of {len(batch["index"])} records has fewer than two pairs over all processes; expected a batch_size of 2 or more: a contrastive loss needs others to tell a pair from')
         mrl, clip = torch.stack(found).mean(0)
         idle = sum(0. * outputs[m].sum() for m in MODALITIES if m in outputs) # DDP waits for a gradient of every adapter, be it zero
@@ -222,14 +222,15 @@ class AlignmentEvaluation:
             if both.sum() < 2: continue
             x, y = out[a][both], out[b][both]
             more = modality_gap(x, y) | alignment_uniformity(x, y, names=(a, b))
-            scores |= rank_table(x, y, (a, b)) | matryoshka_table(x, y, self.dims, (a, b)) | {k if k.endswith('uniformity') or (a, b) == ('image', 'text') else f'{a}_{b}_{k}': v for k, v in more.items()}
+            scores |= rank_table(x, y, (a, b)) | matryoshka_table(x, y, self.dims, names=(a, b)) | {k if k.endswith('uniformity') or (a, b) == ('image', 'text') else f'{a}_{b}_{k}': v for k, v in more.items()}
         return scores
 
 # %% ../../nbs/align/55_aligner.ipynb #0a2f4c31
 def open_pairs(
     model: VisionTextAligner, # whose towers see the records
     dataset: ImageTextDataset, # raw records
-    val_rows: Int[Tensor, 'm'], # rows that are held out
+    val_rows: Int[Tensor, ' m'], # rows that are held out
+    *,
     cache_dir: str | Path | None, # of features
     live: bool, # run the vision tower in every epoch
     batch_size: int, # items a forward pass of a tower
@@ -245,7 +246,7 @@ def open_pairs(
     usable = FeatureSet(features, train, dataset.name)
     if not live: return usable, FeatureSet(features, held)
     others = FeatureSet({m: f for m, f in features.items() if m != 'image'}, train)
-    return LiveSet(dataset, model.towers['image'].prepare, others, train, dataset.name, num_workers, say), FeatureSet(features, held)
+    return LiveSet(dataset, model.towers['image'].prepare, others, rows=train, name=dataset.name, num_workers=num_workers, say=say), FeatureSet(features, held)
 
 @torch.no_grad()
 def standardize(
@@ -276,9 +277,10 @@ def train_alignment(
     model: VisionTextAligner, # trained in place
     train_loader, # of `create_dataloader`; its dataset, batch size, seed and workers are used
     num_epochs: int | None = None, # passes over the pairs; None for `num_epochs` of the model's config
+    *,
     output_dir: str | Path | None = None, # folder of the run; None for a new one, `runs/alignment`
     val_split: float = .1, # share of the records that is held out for evaluation, 0 or more
-    val_rows: Int[Tensor, 'm'] | None = None, # rows that are held out instead
+    val_rows: Int[Tensor, ' m'] | None = None, # rows that are held out instead
     cache_dir: str | Path | None = None, # of features; None for the user's cache folder
     cache: bool = True, # False: run the vision tower in every epoch
     augmentation: AugmentConfig | None = None, # of images; needs `cache=False`
@@ -290,16 +292,16 @@ def train_alignment(
     cfg = model.config if num_epochs is None else replace(model.config, num_epochs=num_epochs)
     dataset, size, folder = train_loader.dataset, train_loader.batch_size, Path(output_dir) if output_dir else new_folder('runs/alignment')
     if augmentation and cache: raise UserError('augmentation varies the images of each epoch, cached features do not; expected cache=False')
-    config, log = _how(cfg, folder, size, resume, options), RunLog(folder/'training.log')
+    config, log = _how(cfg, folder, size, resume=resume, options=options), RunLog(folder/'training.log')
     model.to(get_device())
     if val_rows is None: val_rows = torch.from_numpy(split_rows(len(dataset), val_split, cfg.seed)[1])
-    train, held = open_pairs(model, dataset, val_rows, cache_dir, not cache, size, train_loader.num_workers, log)
+    train, held = open_pairs(model, dataset, val_rows, cache_dir=cache_dir, live=not cache, batch_size=size, num_workers=train_loader.num_workers, say=log)
     if len(train) < 2: raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records are pairs for these towers ({", ".join(model.towers)}) and not held out; expected 2 or more')
     loader = image_loader(train, min(size, len(train) // world_size()), shuffle=True, seed=train_loader.sampler.seed, drop_last=True, num_workers=0 if cache else train_loader.num_workers)
     settings = {'alignment': asdict(cfg), 'towers': {m: t.fingerprint for m, t in model.towers.items()}, 'train': vars(config), 'data': {m: f.fingerprint for m, f in held.features.items()}, 'held_out': weights_digest([('rows', val_rows)]), 'batch_size': size, 'processes': world_size(), 'augmentation': augmentation and asdict(augmentation)}
     transform = LiveTransform(augmentation, model.towers['image'].normalization) if augmentation else None
     if cfg.standardize: standardize(model, train)
-    table = fit(model, AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight), loader, config, folder, transform, AlignmentEvaluation(held, cfg.mrl_dims), 'image_to_text_r1', resume, settings, ALIGN_COLUMNS)
+    table = fit(model, AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight), loader, config=config, output_dir=folder, transform=transform, evaluate=AlignmentEvaluation(held, cfg.mrl_dims), monitor='image_to_text_r1', resume=resume, settings=settings, columns=ALIGN_COLUMNS)
     if not is_main(): return None
     save_aligner(model, folder/'aligner')
     log(f'aligner: {folder/"aligner"}')
@@ -356,6 +358,7 @@ def zero_shot(
     model: VisionTextAligner,
     images: list, # of any mode and size
     class_texts: list, # k texts, or k lists of texts that are averaged
+    *,
     dim: int | None = None, # Matryoshka width; None for all
 ) -> Float[Tensor, 'b k']: # rows sum to 1
     "Probability of each class for each image, by the texts of the classes."
@@ -387,6 +390,7 @@ def retrieve(
     model: VisionTextAligner,
     query, # a text, an image or a sound; a list of them; or embeddings (q, d)
     gallery, # list of texts, images or sounds; or embeddings (n, d)
+    *,
     k: int = 5, # how many are found, at most n
     dim: int | None = None, # Matryoshka width; None for all
 ) -> tuple[Float[Tensor, 'q k'], Int[Tensor, 'q k']]: # cosines and positions in the gallery, best first

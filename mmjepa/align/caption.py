@@ -7,12 +7,11 @@ __all__ = ['caption_scores', 'small_language_model', 'caption_figure', 'examples
            'main']
 
 # %% ../../nbs/align/58_caption.ipynb #39057a1d
-import re, textwrap
+import textwrap
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from .align import open_records
@@ -74,6 +73,7 @@ def small_language_model(
     texts: list[str], # captions to learn from
     folder: str | Path, # of the run; the model goes to `model` in it
     prompt: str = LLMConfig.prompt, # that captions follow
+    *,
     width: int = 128, # hidden size
     depth: int = 2, # layers
     steps: int = 300, # of training, 64 captions each
@@ -91,7 +91,7 @@ def small_language_model(
     model = _CaptionModel(llm, split_prompt(tokenizer, prompt))
     loader = image_loader(_Captions(ids, real), 64, shuffle=True, seed=seed, drop_last=True)
     config = TrainConfig(epochs=-(-steps // len(loader)), max_steps=steps, lr=2e-3, seed=seed)
-    fit(model, caption_objective, loader, config, folder, resume=resume, settings={'train': vars(config), 'shape': shape, 'prompt': prompt, 'captions': len(texts)})
+    fit(model, caption_objective, loader, config=config, output_dir=folder, resume=resume, settings={'train': vars(config), 'shape': shape, 'prompt': prompt, 'captions': len(texts)})
     if is_main():
         with quiet_transformers(), atomic_path(folder/'model') as temp:
             for part in (llm, tokenizer): part.save_pretrained(temp)
@@ -102,6 +102,7 @@ def caption_figure(
     images: list, # raw images
     written: list[str], # what was said of them
     true: list[str], # what should have been
+    *,
     columns: int = 6, # images a row
 ): # figure
     "Images with their captions; where the caption is wrong, the true one stands below it."
@@ -133,6 +134,7 @@ def write_caption_report(
     model: MultimodalLLM, # trained
     dataset: ImageTextDataset,
     evaluation: CaptionEvaluation, # after the last epoch
+    *,
     table, # DataFrame of epochs
     folder: Path, # of the run
 ) -> Path: # of `report.md`
@@ -162,6 +164,7 @@ def run_captioning(
     records: tuple, # dataset, and which rows are held out, as of `mmjepa.align.align.open_records`
     aligner: VisionTextAligner, # with a vision tower
     config: LLMConfig, # language model and projector; the name `small` stands for one that is trained on the captions first
+    *,
     output: str | Path, # folder of the run
     cache_dir: str | Path | None = None, # of features
     batch_size: int = 32, # pairs a step, on each process
@@ -178,9 +181,9 @@ def run_captioning(
         config = replace(config, model_name=str(small_language_model(texts, folder/'language_model', config.prompt, seed=seed, resume=resume)))
     seed_everything(seed)
     with main_first(): model = MultimodalLLM(aligner, config).to(get_device())
-    table, evaluation = train_captioning(model, dataset, folder, batch_size, held, cache_dir=cache_dir, resume=resume, **options)
+    table, evaluation = train_captioning(model, dataset, folder, batch_size=batch_size, val_rows=held, cache_dir=cache_dir, resume=resume, **options)
     if not is_main(): return None
-    RunLog(folder/'training.log')(f'report and pictures: {write_caption_report(model, dataset, evaluation, table, folder)}')
+    RunLog(folder/'training.log')(f'report and pictures: {write_caption_report(model, dataset, evaluation, table=table, folder=folder)}')
     return table
 
 # %% ../../nbs/align/58_caption.ipynb #980b235f
@@ -219,8 +222,8 @@ def main(
     "Train captions: an aligned image embedding becomes tokens that a language model reads."
     if not aligner: raise UserError('--aligner is missing; expected a folder that mmjepa_align wrote')
     start_ranks()
-    config = LLMConfig(model_name, prefix_from, n_prefix, not train_llm, {'r': lora_rank} if lora_rank else None, prompt, max_text)
-    records = open_records(json_data, images, template, data_dir, val_split, seed, on_error)
+    config = LLMConfig(model_name, prefix_from, n_prefix, freeze_llm=not train_llm, lora={'r': lora_rank} if lora_rank else None, prompt=prompt, max_text=max_text)
+    records = open_records(json_data, images, template, data_dir=data_dir, val_split=val_split, seed=seed, on_error=on_error)
     names = {m: n for m, n in (('image', vision_model_name), ('text', text_model_name), ('audio', audio_model_name)) if n}
     options = dict(epochs=epochs, lr=lr, max_steps=max_steps, eval_every=eval_every, seed=seed, precision=precision, tracker=tracker, save_every=save_every)
-    run_captioning(records, load_aligner(aligner, names), config, output, cache_dir or None, batch_size, resume, **options)
+    run_captioning(records, load_aligner(aligner, names), config, output=output, cache_dir=cache_dir or None, batch_size=batch_size, resume=resume, **options)

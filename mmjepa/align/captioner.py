@@ -11,7 +11,7 @@ __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'Pref
 import json, math, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np, torch
 import torch.nn.functional as F
@@ -96,6 +96,7 @@ class PrefixProjector(nn.Module):
         d: int, # width of the image's vector
         d_llm: int, # width of a word embedding
         n: int, # tokens of a vector
+        *,
         scale: float, # standard deviation of word embeddings, which new tokens should have
     ):
         super().__init__()
@@ -141,7 +142,7 @@ class MultimodalLLM(nn.Module):
         patches = config.prefix_from == 'patches'
         eye = aligner.towers['image']
         d = eye.states(**eye.prepare([np.zeros((32, 32), np.uint8)]))[0].shape[-1] if patches else aligner.config.d_align
-        self.projector = PrefixProjector(d, table.shape[1], 1 if patches else config.n_prefix, table.detach().float().std().item())
+        self.projector = PrefixProjector(d, table.shape[1], 1 if patches else config.n_prefix, scale=table.detach().float().std().item())
         self.prompt = split_prompt(self.tokenizer, config.prompt)
         keep_trained(self).train().to(aligner.device)
 
@@ -247,6 +248,7 @@ def generate(
     images: list, # of any mode and size
     prompt: str | list[str] | None = None, # one for all, or one an image; None for the prompt of training
     batch_size: int = 32, # images at once
+    *,
     stream: bool = False, # True, for one image: yield the text as it comes
     **options, # of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`, `num_beams`
 ) -> list[str] | Iterator[str]: # as many strings as images
@@ -283,7 +285,8 @@ class CaptionSet(Dataset):
         features: Features, # of the vision tower
         caption: Int[Tensor, 'n t'], # token ids
         caption_mask: Bool[Tensor, 'n t'], # True where a real one stands
-        rows: Int[Tensor, 'm'], # of the dataset
+        *,
+        rows: Int[Tensor, ' m'], # of the dataset
         name: str = 'captions', # what errors call it
     ): self.features, self.caption, self.caption_mask, self.rows, self.name = features, caption, caption_mask, rows[features.there[rows] & caption_mask[rows].any(1)], name
 
@@ -335,8 +338,9 @@ def train_captioning(
     model: MultimodalLLM, # trained in place
     dataset: ImageTextDataset, # images with captions
     output_dir: str | Path | None = None, # folder of the run; None for a new one, `runs/captioning`
+    *,
     batch_size: int = 32, # pairs a step, on each process
-    val_rows: Int[Tensor, 'm'] | None = None, # rows held out; None draws `val_split`
+    val_rows: Int[Tensor, ' m'] | None = None, # rows held out; None draws `val_split`
     val_split: float = .1, # share held out, 0 or more
     cache_dir: str | Path | None = None, # of features; None for the user's cache folder
     resume: bool = False, # continue the run in `output_dir`
@@ -344,9 +348,9 @@ def train_captioning(
 ) -> tuple: # DataFrame of epochs (None on ranks other than the first), and the `CaptionEvaluation`
     "Train projector, adapters or all of the language model on captions."
     folder, cfg = Path(output_dir) if output_dir else new_folder('runs/captioning'), model.config
-    config = _checked(folder, batch_size, resume, options)
+    config = _checked(folder, batch_size, resume, options=options)
     log, tower = RunLog(folder/'training.log'), model.aligner.towers['image']
-    features = cached_features(tower, dataset, cache_dir, 'states' if cfg.prefix_from == 'patches' else 'pooled', say=log)
+    features = cached_features(tower, dataset, cache_dir, kind='states' if cfg.prefix_from == 'patches' else 'pooled', say=log)
     texts = [record_text(f) if there and (f := dataset.fields(i)).get('text') is not None else '' for i, there in enumerate(features.there.tolist())]
     if lonely := sum(not t for t in texts): log(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
     ids, real, cut = caption_rows(model.tokenizer, texts, cfg.max_text)
@@ -354,12 +358,12 @@ def train_captioning(
     if cut: log(f'{dataset.name}: {cut:,} of {len(texts):,} captions cut to {cfg.max_text} tokens')
     if val_rows is None: train, held = (torch.from_numpy(r) for r in split_rows(len(dataset), val_split, config.seed))
     else: held, train = val_rows, torch.tensor(sorted({*range(len(dataset))} - {*val_rows.tolist()}))
-    make = lambda rows: CaptionSet(features, ids, real, rows, dataset.name)
+    make = lambda rows: CaptionSet(features, ids, real, rows=rows, name=dataset.name)
     if len(make(train)) < world_size(): raise UserError(f'{dataset.name}: {len(make(train))} of {len(dataset)} records have an image and a caption and are not held out; expected one or more on each process')
     loader = image_loader(make(train), min(batch_size, len(make(train)) // world_size()), shuffle=True, seed=config.seed, drop_last=True)
     evaluation = CaptionEvaluation(make(held), texts)
     settings = {'captioning': asdict(cfg), 'train': vars(config), 'data': weights_digest([('captions', ids), ('held', held)], features.fingerprint), 'batch_size': batch_size, 'processes': world_size(), 'llm': fingerprint(model), 'towers': {m: t.fingerprint for m, t in model.aligner.towers.items()}}
-    table = fit(model, caption_objective, loader, config, folder, None, evaluation, 'exact_match', resume, settings, CAPTION_COLUMNS)
+    table = fit(model, caption_objective, loader, config=config, output_dir=folder, transform=None, evaluate=evaluation, monitor='exact_match', resume=resume, settings=settings, columns=CAPTION_COLUMNS)
     if not is_main(): return None, evaluation
     if not evaluation.written: evaluation(model) # a finished run that was resumed
     save_captioner(model, folder/'captioner')

@@ -10,7 +10,7 @@ import hashlib, json, os, time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -31,7 +31,7 @@ class Features:
     "Stored vectors of one modality, by row of the dataset."
     def __init__(self,
         parts: list[Tensor], # of stored items, memory-mapped; all but the last have as many rows
-        index: Int[Tensor, 'n'], # stored item of each row; -1 where there is none
+        index: Int[Tensor, ' n'], # stored item of each row; -1 where there is none
         name: str = '', # key of the cache
     ):
         self.parts, self.index, self.part, self.name = parts, index, max(1, len(parts[0])), name
@@ -43,14 +43,14 @@ class Features:
         return hashlib.blake2b(self.name.encode() + self.index.numpy().tobytes(), digest_size=16).hexdigest()
 
     @property
-    def there(self) -> Bool[Tensor, 'n']:
+    def there(self) -> Bool[Tensor, ' n']:
         "Which rows have a vector."
         return self.index >= 0
 
     def __len__(self) -> int: return len(self.index)
 
     def __getitem__(self,
-        rows: Int[Tensor, 'b'], # rows of the dataset
+        rows: Int[Tensor, ' b'], # rows of the dataset
     ) -> Float[Tensor, 'b ...']: # zeros where there is none
         u = self.index[rows]
         out = torch.zeros(len(u), *self.shape[1:])
@@ -143,7 +143,7 @@ def _parts(tower, dataset, first, folder: Path, kind, batch_size, num_workers, p
                 if p in loaded or (mine and p % world_size() != rank()): continue
                 if path.exists() and (found := _read_part(path, len(rows))): loaded[p] = found; bar.update(len(rows)); continue
                 if path.exists(): say(f'{path}: damaged; computed again')
-                _write_part(path, *_make_part(tower, dataset, rows, kind, batch_size, num_workers, bar))
+                _write_part(path, *_make_part(tower, dataset, rows, kind=kind, batch_size=batch_size, num_workers=num_workers, bar=bar))
                 loaded[p] = _read_part(path, len(rows))
                 made += len(rows)
             if world_size() > 1: dist.barrier()
@@ -154,11 +154,12 @@ def cached_features(
     tower: Tower, # frozen encoder, on any device
     dataset: ImageTextDataset, # records
     cache_dir: str | Path | None = None, # folder of all caches; None for the user's cache folder
+    *,
     kind: str = 'pooled', # 'pooled': one vector an item, float32; 'states': one a patch or frame, float16
     batch_size: int = 64, # items a forward pass
     num_workers: int = 0, # processes that decode; 0 decodes in this one
     part: int = 2048, # items a file
-    rows: Int[Tensor, 'm'] | None = None, # rows of the dataset that are wanted; None for all
+    rows: Int[Tensor, ' m'] | None = None, # rows of the dataset that are wanted; None for all
     say: Callable[[str], None] = print, # gets one line of what was done
 ) -> Features:
     "Vectors of all items of a modality, computed or read."
@@ -171,7 +172,7 @@ def cached_features(
     folder = Path(cache_dir or default_cache()).expanduser()/f'{tower.modality}-{name}'
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f'{folder}: the folder of features cannot be made ({e.strerror}); expected a --cache_dir that can be written') from e
-    parts, made = _parts(tower, dataset, first, folder, kind, batch_size, num_workers, part, say)
+    parts, made = _parts(tower, dataset, first, folder=folder, kind=kind, batch_size=batch_size, num_workers=num_workers, part=part, say=say)
     for x in parts: reasons |= x[2]
     _refuse(dataset, reasons) # a run that skipped has left the part
     cut = sum(x[3] for x in parts)
@@ -188,7 +189,7 @@ class FeatureSet(Dataset):
     "Rows of features with a partner, fetched a batch at a time."
     def __init__(self,
         features: dict[str, Features], # by modality
-        rows: Int[Tensor, 'n'], # of the dataset
+        rows: Int[Tensor, ' n'], # of the dataset
         name: str = 'features', # what errors call it
     ):
         there = torch.stack([f.there[rows] for f in features.values()])
@@ -208,7 +209,7 @@ class FeatureSet(Dataset):
 # %% ../../nbs/align/54_features.ipynb #86601849
 def _nothing(items: list) -> dict: return {}
 
-def _readable(dataset: ImageTextDataset, rows: Tensor, num_workers: int, say: Callable) -> tuple[Bool[Tensor, 'n'], set[str]]:
+def _readable(dataset: ImageTextDataset, rows: Tensor, num_workers: int, say: Callable) -> tuple[Bool[Tensor, ' n'], set[str]]:
     "Which rows have an image that can be read, and the places of those that have one that can't; these are counted."
     oks, reasons = [torch.zeros(0, dtype=torch.bool)], {}
     for _, ok, bad, _ in DataLoader(rows.tolist(), 64, num_workers=num_workers, collate_fn=partial(_prepared, dataset, _Preparing(_nothing))):
@@ -224,13 +225,14 @@ class LiveSet(Dataset):
         dataset: ImageTextDataset, # raw records
         prepare: Callable[[list], dict], # of the vision tower
         others: FeatureSet, # features of the other modalities
-        rows: Int[Tensor, 'n'], # of the dataset
+        *,
+        rows: Int[Tensor, ' n'], # of the dataset
         name: str = 'records', # what errors call it
         num_workers: int = 0, # processes that decode all images once, to see which can be read
         say: Callable[[str], None] = print, # gets one line of what was skipped
     ):
         self.dataset, self.tower, self.others, self.name = dataset, _Preparing(prepare), others, name
-        ok, self.bad = _readable(dataset, rows, num_workers, say)
+        ok, self.bad = _readable(dataset, rows, num_workers, say=say)
         self.rows = rows[torch.stack([ok, *(f.there[rows] for f in others.features.values())]).sum(0) >= 2]
 
     def __len__(self): return len(self.rows)

@@ -128,12 +128,13 @@ def create_dataloader(
     dataset: ImageTextDataset, # records
     batch_size: int = 32, # records a batch on each rank
     shuffle: bool = True, # a new order each epoch
+    *,
     seed: int = 0, # of the order
     num_workers: int = 0, # processes that decode; 0 decodes in this one
 ) -> StatefulDataLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
     "Batches of raw records, as dicts of lists."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
-    sampler = EpochSampler(len(dataset), shuffle, seed, False, rank(), world_size())
+    sampler = EpochSampler(len(dataset), shuffle, seed, drop_last=False, rank=rank(), world_size=world_size())
     with warnings.catch_warnings(): # torchdata 0.11 calls a function that newer torch deprecates
         warnings.filterwarnings('ignore', '.*set_vital')
         return StatefulDataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_columns)

@@ -29,11 +29,12 @@ def chirp(
     start: float, # frequency at the beginning, Hz, above 0
     end: float, # frequency at the end, Hz; both below half the rate
     seconds: float, # length, above 0
+    *,
     rate: int = 16000, # samples a second
     harmonics: tuple[float, ...] = (1.,), # strengths of the fundamental and its overtones
     amplitude: float = .5, # bound of the samples, 0 to 1
     edge: float = .01, # length of the fade at each end, seconds
-) -> Float[Tensor, 't']: # -1..1
+) -> Float[Tensor, ' t']: # -1..1
     "A sound whose frequency changes evenly; overtones that reach half the rate are left out."
     _check_rate(rate)
     if not 0 < min(start, end) <= max(start, end) < rate / 2: raise UserError(f'frequencies are {start} and {end} Hz; expected above 0 and below {rate / 2:g}, half the rate')
@@ -51,18 +52,20 @@ def tone(
     frequency: float, # Hz, above 0 and below half the rate
     seconds: float, # length, above 0
     rate: int = 16000, # samples a second
+    *,
     harmonics: tuple[float, ...] = (1.,), # strengths of the fundamental and its overtones
     amplitude: float = .5, # bound of the samples, 0 to 1
     edge: float = .01, # length of the fade at each end, seconds
-) -> Float[Tensor, 't']: # -1..1
+) -> Float[Tensor, ' t']: # -1..1
     "A sound of one pitch: a chirp that stays where it is."
-    return chirp(frequency, frequency, seconds, rate, harmonics, amplitude, edge)
+    return chirp(frequency, frequency, seconds, rate=rate, harmonics=harmonics, amplitude=amplitude, edge=edge)
 
 # %% ../../nbs/align/51_sound.ipynb #6317b52e
 def spectrogram(
-    wave: Float[Tensor, 't'], # -1..1
+    wave: Float[Tensor, ' t'], # -1..1
     rate: int, # samples a second
     window: float = .032, # length of a window, seconds; longer tells closer frequencies apart
+    *,
     step: float = .008, # time between windows, seconds
 ) -> Float[Tensor, 'f n']: # dB: 0 for a tone of amplitude 1, -120 for silence; row i is the frequency i / window
     "Strength of each frequency in each window."
@@ -75,9 +78,10 @@ def spectrogram(
     return 20 * (z.abs() * 2 / hann.sum()).clamp(min=1e-6).log10()
 
 def plot_spectrogram(
-    wave: Float[Tensor, 't'], # -1..1
+    wave: Float[Tensor, ' t'], # -1..1
     rate: int, # samples a second
     ax = None, # matplotlib axes; None makes them
+    *,
     window: float = .032, # length of a window, seconds
     step: float = .004, # time between windows, seconds
     floor: float = -90., # strength of what is drawn black, dB
@@ -85,7 +89,7 @@ def plot_spectrogram(
     "The axes with a spectrogram: time to the right, frequency upwards."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, 2.8), layout='constrained')[1]
-    s = spectrogram(wave, rate, window, step).cpu()
+    s = spectrogram(wave, rate, window, step=step).cpu()
     ax.imshow(s, origin='lower', aspect='auto', cmap='magma', vmin=floor, vmax=-10, extent=(0, len(wave) / rate, 0, rate / 2000))
     ax.set(xlabel='time (s)', ylabel='frequency (kHz)')
     return ax
@@ -140,7 +144,7 @@ def _decode(f: BinaryIO, max_seconds: float | None) -> tuple[int, np.ndarray]:
         return file.samplerate, x
 
 # %% ../../nbs/align/51_sound.ipynb #ff6ce4ab
-def _resample(x: np.ndarray, found: int, rate: int) -> Float[Tensor, 't']:
+def _resample(x: np.ndarray, found: int, rate: int) -> Float[Tensor, ' t']:
     "`x` at another rate, within -1..1."
     from scipy.signal import resample_poly
     common = math.gcd(found, rate)
@@ -151,8 +155,9 @@ def read_sound(
     source: str | Path | bytes, # a file's path, or its content
     rate: int = 16000, # samples a second of the result
     name: str | None = None, # what an error calls it; None for its path
+    *,
     max_seconds: float | None = None, # longest sound that is accepted; None for no limit
-) -> Float[Tensor, 't']: # -1..1; the mean of all channels
+) -> Float[Tensor, ' t']: # -1..1; the mean of all channels
     "The samples of a sound file."
     _check_rate(rate)
     name = name or ('sound' if isinstance(source, bytes) else str(source))
@@ -172,7 +177,7 @@ def read_sound(
 # %% ../../nbs/align/51_sound.ipynb #1548b7b7
 def write_sound(
     path: str | Path, # of a .wav file
-    wave: Float[Tensor, 't'], # -1..1
+    wave: Float[Tensor, ' t'], # -1..1
     rate: int, # samples a second
 ):
     "Write a WAV file of 16 bits."
@@ -282,7 +287,7 @@ def digit_engine(
     if engine == 'espeak' and not found: raise UserError("engine is 'espeak', but there is no program espeak-ng; expected it to be installed, or engine 'formant'")
     return 'espeak' if found and engine != 'formant' else 'formant'
 
-def _espeak_word(k: int, voice: _Voice, rate: int) -> Float[Tensor, 't']:
+def _espeak_word(k: int, voice: _Voice, rate: int) -> Float[Tensor, ' t']:
     accent = ('en-us', 'en-gb', 'en-gb-scotland', 'en-gb-x-rp')[int(4 * voice.accent)]
     variant = f"{'mf'[voice.pitch > .5]}{1 + int(5 * voice.throat)}"
     argv = ['espeak-ng', '--stdout', '-v', f'{accent}+{variant}', '-p', f'{20 + 60 * voice.pitch:.0f}', '-s', f'{130 + 90 * voice.speed:.0f}', _DIGITS[k]]
@@ -295,8 +300,9 @@ def spoken_digit(
     k: int, # 0 to 9
     rate: int, # samples a second
     generator: torch.Generator, # draws who speaks, and how; on the CPU
+    *,
     engine: str = 'auto', # as for `digit_engine`
-) -> Float[Tensor, 't']: # about half a second; the loudest sample is .5 or -.5
+) -> Float[Tensor, ' t']: # about half a second; the loudest sample is .5 or -.5
     "A digit spoken in English; generators of the same state are the same speaker."
     _check_rate(rate)
     if k not in range(10): raise UserError(f'k is {k}; expected a digit, 0 to 9')
@@ -314,16 +320,18 @@ def _tone_record(i: int, rate: int, generator: torch.Generator) -> tuple[Tensor,
     u, (low, high) = torch.rand(3, generator=generator).tolist(), _HEIGHTS[height]
     f = low * (high / low)**u[0]
     ends = {'steady': (f, f), 'rising': (f, 1.7 * f), 'falling': (1.7 * f, f)}[motion]
-    return chirp(*ends, .5 + u[1] / 2, rate, _TIMBRES[timbre], .1 * 8**u[2]), {'text': f'a {height} {motion} {timbre}', 'domain': f'{height} {motion} {timbre}'}
+    sound = chirp(*ends, .5 + u[1] / 2, rate=rate, harmonics=_TIMBRES[timbre], amplitude=.1 * 8**u[2])
+    return sound, {'text': f'a {height} {motion} {timbre}', 'domain': f'{height} {motion} {timbre}'}
 
 def _digit_record(k: int, rate: int, generator: torch.Generator, engine: str) -> tuple[Tensor, dict]:
-    return spoken_digit(k, rate, generator, engine), {'text': f'a spoken {_DIGITS[k]}', 'domain': _DIGITS[k]}
+    return spoken_digit(k, rate, generator, engine=engine), {'text': f'a spoken {_DIGITS[k]}', 'domain': _DIGITS[k]}
 
 # %% ../../nbs/align/51_sound.ipynb #5afc20cb
 def sound_pairs(
     folder: str | Path, # gets `wav/*.wav`, `png/*.png` for digits, and `pairs.jsonl`
     n: int = 200, # records; at most 1,797 digits
     kind: str = 'digits', # or 'tones'
+    *,
     seed: int = 0, # of the sounds and of which pictures are taken
     rate: int = 16000, # samples a second; 10,000 or more for tones
     engine: str = 'auto', # what speaks digits, as for `digit_engine`
@@ -341,7 +349,7 @@ def sound_pairs(
     for i in range(n):
         generator, fields = make_generator('sound', seed, i), {'audio': f'wav/{i:05}.wav'}
         if kind == 'digits':
-            wave, more = _digit_record(int(found.target[order[i]]), rate, generator, engine)
+            wave, more = _digit_record(int(found.target[order[i]]), rate, generator, engine=engine)
             fields['image'] = f'png/{i:05}.png'
             Image.fromarray((found.images[order[i]] * 255 / 16).round().astype(np.uint8)).save(folder/fields['image'])
         else: wave, more = _tone_record(i, rate, generator)

@@ -21,6 +21,7 @@ def tiny_tokenizer(
     texts: list[str] | None = None, # what it learns from; None for a few captions of digits
     vocab_size: int = 400, # tokens, special ones included; more than 270
     wrap: bool = False, # True: '[CLS] text [SEP]' as for BERT and CLIP; False: the text alone
+    *,
     chat: bool = False, # give it a chat template
 ): # fast tokenizer of transformers
     "A byte-level BPE tokenizer with padding, begin, end and mask tokens."
@@ -85,6 +86,7 @@ def tiny_model(
     kind: str, # clip, siglip, dinov2, vit (images); bert (texts); qwen2 (language model); whisper, wav2vec2 (sound)
     folder: str | Path, # written whole or not at all
     tokenizer = None, # of transformers; None trains one on captions of digits
+    *,
     width: int = 32, # hidden size, a multiple of 4
     depth: int = 2, # layers
     image_size: int = 32, # side of pictures in pixels, a multiple of 4
@@ -93,7 +95,7 @@ def tiny_model(
     "A model folder of transformers with random weights and all that its Auto classes read."
     import transformers as hf
     tokenizer = tokenizer or tiny_tokenizer(wrap=kind in ('bert', 'clip', 'siglip'), chat=kind == 'qwen2')
-    config = _configs(kind, width, depth, image_size, max(tokenizer.get_vocab().values()) + 1)
+    config = _configs(kind, width, depth, image_size=image_size, words=max(tokenizer.get_vocab().values()) + 1)
     with torch.random.fork_rng(), quiet_transformers(), atomic_path(folder) as temp:
         torch.manual_seed(seed)
         for part in (getattr(hf, _HEADS.get(kind, 'AutoModel')).from_config(config), *_helpers(kind, image_size, tokenizer)): part.save_pretrained(temp)

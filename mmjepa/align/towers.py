@@ -9,9 +9,8 @@ __all__ = ['weights_digest', 'read_json', 'Tower', 'load_whole', 'load_words', '
 # %% ../../nbs/align/52_towers.ipynb #2f375d22
 import contextlib, hashlib, json
 from functools import cached_property, partial, reduce
-from io import BytesIO
 from pathlib import Path
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -59,6 +58,7 @@ class Tower(nn.Module):
         modality: str, # image, text or audio
         name: str, # what it was loaded as
         module: nn.Module, # the encoder
+        *,
         prepare: Callable[[list], dict[str, Tensor]], # raw items to inputs; rows belong to items
         run: Callable[[nn.Module, dict], tuple], # inputs to (vector of each item (b, d), states (b, n, d), which are real (b, n) or None)
         settings: dict, # JSON-able: all that decides the vectors beside the weights
@@ -163,7 +163,7 @@ def _hf_vision(name: str) -> Tower:
     processor, model = _load_part(name, 'AutoImageProcessor'), load_whole(name)
     module = getattr(model, 'vision_model', model) # of CLIP and SigLIP the half that sees
     about, mean, std = processor.to_dict(), *(getattr(processor, k, None) for k in ('image_mean', 'image_std'))
-    return Tower('image', name, module, partial(_prepare_image, processor), _run_image, _settings(module, processor=about), (mean, std) if mean is not None and std is not None else (0., 1.))
+    return Tower('image', name, module, prepare=partial(_prepare_image, processor), run=_run_image, settings=_settings(module, processor=about), normalization=(mean, std) if mean is not None and std is not None else (0., 1.))
 
 # %% ../../nbs/align/52_towers.ipynb #46cae902
 def load_words(
@@ -235,7 +235,7 @@ def _hf_text(name: str) -> Tower:
     pooling, unit = ('end' if 'siglip' in str(model.config.model_type) else 'pooler', False) if dual else _declared(folder)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     longest = _longest(folder, tokenizer, module.config)
-    return Tower('text', name, module, TextPreparation(tokenizer, longest, pooling == 'end'), partial(_run_text, pooling, unit), _settings(module, pooling=pooling, unit=unit, longest=longest, vocabulary=vocabulary))
+    return Tower('text', name, module, prepare=TextPreparation(tokenizer, longest, pooling == 'end'), run=partial(_run_text, pooling, unit), settings=_settings(module, pooling=pooling, unit=unit, longest=longest, vocabulary=vocabulary))
 
 def _hub_folder(name: str) -> Path:
     "Where the files of `name` lie; those of the hub are in its cache after loading."
@@ -247,7 +247,7 @@ def _hub_folder(name: str) -> Path:
 def read_wave(
     item, # dict with `array` (t,) and `sampling_rate` (Hz), as in Hugging Face's datasets; array or tensor (t,) at `rate`, of floats, uint8, int16 or int32; path; or the bytes of a file
     rate: int, # wanted sampling rate, Hz
-) -> Float[np.ndarray, 't']:
+) -> Float[np.ndarray, ' t']:
     "A sound as a wave."
     if isinstance(item, (str, Path, bytes)): return read_sound(item, rate).numpy()
     found = item if isinstance(item, dict) else {'array': item, 'sampling_rate': rate}
@@ -269,7 +269,7 @@ class SoundPreparation:
         shortest: int = 1, # samples of the model's first frame
     ): self.extractor, self.shortest, self.cut = extractor, shortest, 0
 
-    def read(self, item) -> Float[np.ndarray, 't']:
+    def read(self, item) -> Float[np.ndarray, ' t']:
         "A sound as the wave that the tower hears."
         wave, rate = read_wave(item, self.extractor.sampling_rate), self.extractor.sampling_rate
         if len(wave) < self.shortest: raise UserError(f'sound has {len(wave)} samples at {rate} Hz; expected {self.shortest} or more, one frame of this tower')
@@ -301,7 +301,7 @@ def _hf_audio(name: str) -> Tower:
     module = model.get_encoder() if model.config.is_encoder_decoder else model
     about, convolutions = {k: v for k, v in extractor.to_dict().items() if k != 'mel_filters'}, zip(*(getattr(module.config, k, ()) for k in ('conv_kernel', 'conv_stride')))
     shortest = reduce(lambda n, conv: (n - 1) * conv[1] + conv[0], [*convolutions][::-1], 1) # what a stack of them needs for one frame
-    return Tower('audio', name, module, SoundPreparation(extractor, shortest), _run_sound, _settings(module, processor=about))
+    return Tower('audio', name, module, prepare=SoundPreparation(extractor, shortest), run=_run_sound, settings=_settings(module, processor=about))
 
 # %% ../../nbs/align/52_towers.ipynb #fabc1f46
 def _is_timm(name: str) -> bool:
@@ -327,7 +327,7 @@ def _timm_vision(name: str) -> Tower:
     except Exception as e: raise UserError(f"model '{name}': timm can't load it ({(str(e).splitlines() or [type(e).__name__])[0]:.200}); expected a folder of timm, or a name whose weights can be fetched") from e
     about = timm.data.resolve_model_data_config(module)
     transform = timm.data.create_transform(**about, is_training=False)
-    return Tower('image', name, module, partial(_prepare_timm, transform), _run_timm, {'timm': name if not Path(name).is_dir() else type(module).__name__, 'data': about}, (about['mean'], about['std']))
+    return Tower('image', name, module, prepare=partial(_prepare_timm, transform), run=_run_timm, settings={'timm': name if not Path(name).is_dir() else type(module).__name__, 'data': about}, normalization=(about['mean'], about['std']))
 
 # %% ../../nbs/align/52_towers.ipynb #d9c88b86
 def _own_config(name: str) -> tuple[Path, dict, str] | None:
@@ -355,7 +355,7 @@ def _own_image(mode, size, items): return {'image': to_float(torch.stack([torch.
 
 def _own_vision(name: str) -> Tower:
     _, encoder = _own_encoder(name, 'image')
-    return Tower('image', name, encoder, partial(_own_image, 'L' if encoder.cfg.in_chans == 1 else 'RGB', encoder.cfg.image_size), partial(_run_own, 'image'), {'mmjepa': vars(encoder.cfg)})
+    return Tower('image', name, encoder, prepare=partial(_own_image, 'L' if encoder.cfg.in_chans == 1 else 'RGB', encoder.cfg.image_size), run=partial(_run_own, 'image'), settings={'mmjepa': vars(encoder.cfg)})
 
 # %% ../../nbs/align/52_towers.ipynb #5a281ac8
 class OwnTextPreparation:
@@ -373,7 +373,7 @@ class OwnTextPreparation:
 def _own_text(name: str) -> Tower:
     folder, encoder = _own_encoder(name, 'text')
     tokenizer = load_tokenizer(folder)
-    return Tower('text', name, encoder, OwnTextPreparation(tokenizer, encoder.cfg.context), partial(_run_own, 'text'), {'mmjepa': vars(encoder.cfg), 'tokenizer': tokenizer.fingerprint})
+    return Tower('text', name, encoder, prepare=OwnTextPreparation(tokenizer, encoder.cfg.context), run=partial(_run_own, 'text'), settings={'mmjepa': vars(encoder.cfg), 'tokenizer': tokenizer.fingerprint})
 
 # %% ../../nbs/align/52_towers.ipynb #76845345
 def _existing(name: str | Path, what: str) -> str:

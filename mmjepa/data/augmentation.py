@@ -74,7 +74,7 @@ def augment(
     column = lambda j: u[:, j, None, None, None]
     x = images
     if cfg.rotation or cfg.scale or cfg.shift:
-        x = _affine(x, math.radians(cfg.rotation) * u[:, 0], 1 + cfg.scale * u[:, 1], 2 * cfg.shift * u[:, 2:4], cfg.fill)
+        x = _affine(x, math.radians(cfg.rotation) * u[:, 0], 1 + cfg.scale * u[:, 1], shift=2 * cfg.shift * u[:, 2:4], fill=cfg.fill)
     if cfg.brightness or cfg.contrast:
         x = _tone(x, 1 + cfg.brightness * column(4), 1 + cfg.contrast * column(5))
     if cfg.blur and cfg.blur_sigma:
@@ -89,6 +89,7 @@ def make_views(
     images: UInt8[Tensor, 'b c h w'], # 0..255
     views: int, # views of each image
     cfg: AugmentConfig, # strengths
+    *,
     generator: torch.Generator, # source of all randomness, on the CPU
 ) -> Float[Tensor, 'b v c h w']: # [-1, 1]
     "`views` augmented versions of every image."

@@ -28,7 +28,7 @@ from ..core import data_dir as find_data_dir
 class ImageSet(Dataset):
     "Labelled images of one size in memory; a map-style dataset that fetches a batch by one index operation."
     images: UInt8[Tensor, 'n c h w'] # grey (c = 1) or RGB (c = 3), 0..255
-    labels: Int[Tensor, 'n'] # class of each image, 0..k-1
+    labels: Int[Tensor, ' n'] # class of each image, 0..k-1
     classes: list[str] # names of the k classes
     name: str # what logs and titles call the set
 
@@ -61,7 +61,7 @@ def _digits(seed: int) -> tuple[ImageSet, ImageSet]:
     found = load_digits()
     images = torch.from_numpy(np.rint(found.images * 255 / 16).astype(np.uint8))[:, None]
     labels = torch.from_numpy(found.target).long()
-    both = ImageSet(images, labels, [str(k) for k in range(10)], 'digits')
+    both = ImageSet(images, labels, [str(k) for k in range(10)], name='digits')
     parts = train_test_split(np.arange(len(both)), test_size=.2, stratify=labels.numpy(), random_state=seed)
     return tuple(both.select(torch.from_numpy(part)) for part in parts)
 
@@ -82,7 +82,7 @@ def _read(
         images, labels = torch.as_tensor(found.data), torch.as_tensor(found.targets).long()
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         classes = [str(k) for k in range(10)] if name == 'mnist' else list(found.classes)
-        parts.append(ImageSet(images, labels, classes, name))
+        parts.append(ImageSet(images, labels, classes, name=name))
     return tuple(parts)
 
 # %% ../../nbs/data/20_images.ipynb #96ceccd4
@@ -230,7 +230,7 @@ def _folder(
         for i, (path, _) in enumerate(files):
             with open_image(path) as image: images[i] = square_pixels(image, mode, size)
         labels = torch.tensor([k for _, k in files])
-        parts.append(ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, list(tree), root.name))
+        parts.append(ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, list(tree), name=root.name))
     if ignored and is_main(): print(f'{root}: {len(ignored)} hidden files ignored, such as {ignored[0].name}')
     return tuple(parts)
 
@@ -258,6 +258,7 @@ def load_images(
     data: str = 'auto', # 'auto', 'digits', 'mnist', 'fashion', 'cifar10', or a folder that holds train/<class>/* and test/<class>/*
     data_dir: str | Path | None = None, # where the named sets lie or are put; None for $MMJEPA_DATA, else the user's cache folder
     image_size: int | None = None, # side to resize to, pixels; None keeps the set's own
+    *,
     seed: int = 0, # of the split of digits; not the seed of a run, so that all runs share one test set
 ) -> tuple[ImageSet, ImageSet]: # train, test
     "Train and test set of labelled images."

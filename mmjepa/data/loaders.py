@@ -10,7 +10,7 @@ __all__ = ['EpochSampler', 'image_loader', 'RecordTransform', 'collate_records',
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class EpochSampler(Sampler):
         n: int, # samples in the set
         shuffle: bool = False, # a new order each epoch, else 0..n-1
         seed: int = 0, # of the order
+        *,
         drop_last: bool = False, # give every rank the same number: up to `world_size - 1` samples are left out
         rank: int = 0, # of this process
         world_size: int = 1, # processes
@@ -53,13 +54,15 @@ def image_loader(
     images: ImageSet, # set to draw from
     batch_size: int, # samples a batch on each rank
     shuffle: bool = False, # a new order each epoch
+    *,
     seed: int = 0, # of the order
     drop_last: bool = False, # full batches only, equally many on each rank: for training
     shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     num_workers: int = 0, # processes that fetch; 0 for sets in memory
 ) -> StatefulDataLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
     "Batches {'image': uint8 (b,c,h,w), 'label': int64 (b,)} of this rank; its `state_dict` resumes in the middle of an epoch."
-    sampler = EpochSampler(len(images), shuffle, seed, drop_last, *(shard or (rank(), world_size())))
+    own, ranks = shard or (rank(), world_size())
+    sampler = EpochSampler(len(images), shuffle, seed, drop_last=drop_last, rank=own, world_size=ranks)
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     if drop_last and len(sampler) < batch_size:
         raise UserError(f'batch_size is {batch_size}, but each of {sampler.world_size} ranks has {len(sampler)} images of {images.name}; expected no more than these')
@@ -109,8 +112,9 @@ class RecordSamples(Dataset):
     "Some rows of a source as batches of samples, each with what was `skipped` for it or the `error` that ends the epoch."
     def __init__(self,
         records: JsonRecords, # or another source: `records[i]`, `records.place(i)`
-        rows: Int[np.ndarray, 'n'], # positions in it that belong to this set
+        rows: Int[np.ndarray, ' n'], # positions in it that belong to this set
         transform: Callable[[dict], dict], # a `RecordTransform`
+        *,
         on_error: str = 'raise', # or 'skip'
         refill: bool = False, # put the next good row in the place of a bad one, so that batches keep their size
     ):
@@ -129,13 +133,13 @@ class RecordSamples(Dataset):
 
     def _samples(self, positions: list[int], skipped: dict[str, str]) -> Iterator[dict | None]:
         tried, n = set(positions), len(self)
-        for p, record in [(p, self._try(self._record, p, p, skipped)) for p in positions]: # all reading first: the code stays in the cache
-            sample = record and self._try(self.transform, record, p, skipped)
+        for p, record in [(p, self._try(self._record, p, p, skipped=skipped)) for p in positions]: # all reading first: the code stays in the cache
+            sample = record and self._try(self.transform, record, p, skipped=skipped)
             while sample is None and self.refill:
                 p = next((q % n for q in range(p + 1, p + n) if q % n not in tried), None)
                 if p is None: raise UserError(f'{next(iter(skipped.values()))}; and so many others of {n:,} records are bad that no batch of {len(positions)} is left')
                 tried.add(p)
-                sample = self._try(self.__getitem__, p, p, skipped)
+                sample = self._try(self.__getitem__, p, p, skipped=skipped)
             yield sample
 
     def _record(self, p: int) -> dict: return self.records[int(self.rows[p])]
@@ -207,16 +211,17 @@ def _loader(records, rows, transform, train: bool, name: str, batch_size: int, n
     "A loader of some rows: shuffled and in full batches for training, else in order."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     if num_workers < 0: raise UserError(f'num_workers is {num_workers}; expected 0 or more')
-    sampler = EpochSampler(len(rows), train, seed, train, *shard)
+    sampler = EpochSampler(len(rows), train, seed, drop_last=train, rank=shard[0], world_size=shard[1])
     if train and len(sampler) < batch_size:
         raise EmptySource(f'batch_size is {batch_size}, but each of {shard[1]} ranks has {len(sampler)} training records of {records.path}; expected no more than these')
-    samples = RecordSamples(records, rows, transform, records.on_error, refill=train)
+    samples = RecordSamples(records, rows, transform, on_error=records.on_error, refill=train)
     return RecordLoader(samples, name, say, batch_size=batch_size, sampler=sampler, drop_last=train, num_workers=num_workers)
 
 def get_json_loaders(
     path: str | Path, # JSON lines with `image` (a path relative to the file) and `text`
     mode: str, # 'image', 'text' or 'pair'
     batch_size: int = 64, # samples a batch on each rank
+    *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one
     tokenizer: Tokenizer | None = None, # of texts; None for bytes
     val_split: float = .1, # share of records held out for validation
@@ -229,16 +234,17 @@ def get_json_loaders(
 ) -> tuple[RecordLoader, RecordLoader]: # call `loader.sampler.set_epoch(epoch)` before each epoch
     "Loaders of the training and of the held-out records; a training epoch has full batches, equally many on each rank."
     records, shard = JsonRecords(path, on_error), shard or (rank(), world_size())
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context, records.folder)
+    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context, root=records.folder)
     train, val = split_rows(len(records), val_split, seed)
-    return (_loader(records, train, transform, True, f'{path}, training', batch_size, num_workers, seed, shard, say),
-            _loader(records, val, transform, False, f'{path}, validation', batch_size, num_workers, seed, shard, say))
+    return (_loader(records, train, transform, train=True, name=f'{path}, training', batch_size=batch_size, num_workers=num_workers, seed=seed, shard=shard, say=say),
+            _loader(records, val, transform, train=False, name=f'{path}, validation', batch_size=batch_size, num_workers=num_workers, seed=seed, shard=shard, say=say))
 
 # %% ../../nbs/data/24_loaders.ipynb #79af9c8e
 def get_ordered_loader(
     path: str | Path, # as for `get_json_loaders`
     mode: str, # 'image', 'text' or 'pair'
-    rows: Int[np.ndarray, 'n'] | None = None, # positions of records, in the order wanted; None for all
+    rows: Int[np.ndarray, ' n'] | None = None, # positions of records, in the order wanted; None for all
+    *,
     batch_size: int = 64, # samples a batch; the last one may be smaller
     num_workers: int = 0, # processes that read; 0 reads in this one
     tokenizer: Tokenizer | None = None, # of texts; None for bytes
@@ -249,6 +255,6 @@ def get_ordered_loader(
 ) -> RecordLoader: # the same on every rank
     "A loader of chosen records in a fixed order, for evaluation and embedding; not shared out over ranks."
     records = JsonRecords(path, on_error)
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context, records.folder)
+    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context, root=records.folder)
     rows = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
-    return _loader(records, rows, transform, False, str(path), batch_size, num_workers, 0, (0, 1), say)
+    return _loader(records, rows, transform, train=False, name=str(path), batch_size=batch_size, num_workers=num_workers, seed=0, shard=(0, 1), say=say)

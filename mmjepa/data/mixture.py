@@ -9,7 +9,7 @@ __all__ = ['normalize_weights', 'parse_sources', 'mixture_order', 'MixtureLoader
 # %% ../../nbs/data/27_mixture.ipynb #5e3823a1
 import itertools, re
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -46,10 +46,10 @@ def parse_sources(
 
 # %% ../../nbs/data/27_mixture.ipynb #91a47384
 def mixture_order(
-    sizes: Int[np.ndarray, 'k'], # samples of each source that may be drawn in an epoch
+    sizes: Int[np.ndarray, ' k'], # samples of each source that may be drawn in an epoch
     weights: list[float], # share of each source, above 0; they sum to 1
     generator: torch.Generator | None = None, # of the places; None: the global one
-) -> Int[np.ndarray, 'n']: # number of the source of each sample, in their order
+) -> Int[np.ndarray, ' n']: # number of the source of each sample, in their order
     "Which source the samples of an epoch come from."
     w = np.asarray(weights, np.float64)
     drawn = np.floor(w * (np.asarray(sizes) / w).min() + 1e-9).astype(np.int64)
@@ -63,6 +63,7 @@ class MixtureLoader:
         loaders: dict[str, object], # restartable loaders by name, each of full batches of `batch_size` samples with the same keys
         weights: dict[str, float], # share of each source; normalized, those of 0 are left out
         batch_size: int, # samples a batch
+        *,
         seed: int = 0, # of the order of the sources
         say: Callable[[str], None] = print, # gets the notes
     ):
@@ -85,7 +86,7 @@ class MixtureLoader:
         "Itself, but not held by itself: a cycle would be cleared too late for the workers of its loaders, which are then waited for."
         return self
 
-    def order(self) -> Int[np.ndarray, 'n']:
+    def order(self) -> Int[np.ndarray, ' n']:
         "Number of the source of each sample of this epoch."
         return mixture_order(self.sizes, [*self.weights.values()], make_generator('mixture', self.seed, self.epoch))
 
@@ -136,6 +137,7 @@ def open_mixture(
     text: str, # sources as for `parse_sources`
     make: Callable[[str], object], # a loader of one source; raises `EmptySource` where there is nothing to load
     batch_size: int, # samples a batch
+    *,
     seed: int = 0, # of the order of the sources
     say: Callable[[str], None] = print, # gets the notes
 ): # the loader of one source, or a `MixtureLoader`
@@ -148,7 +150,7 @@ def open_mixture(
         except EmptySource as e:
             if is_main(): say(f'{e}; the mixture goes on without it')
             loaders[name], weights = (), {**weights, name: 0.}
-    return MixtureLoader(loaders, weights, batch_size, seed, say)
+    return MixtureLoader(loaders, weights, batch_size, seed=seed, say=say)
 
 # %% ../../nbs/data/27_mixture.ipynb #714b1e57
 class UnpairedLoader:
@@ -210,6 +212,7 @@ def open_source(
     run, # with `batch_size`, `num_workers`, `image_size`, `context`, `on_error`, `val_split` and `seed`
     data: str, # JSON lines or shards, or several with weights as for `parse_sources`
     mode: str, # image, text or pair
+    *,
     tokenizer, # of `mmjepa.data.text`
     held: str = '', # held-out JSON lines or shards; '' for `val_split` of the rows of JSON lines
 ): # loader of this rank's training batches; loaders of all held-out and of all training rows, in order, empty where there are none
@@ -224,7 +227,7 @@ def open_source(
         again.append(ordered(data, train_rows))
         if len(held_rows): held_out.append(ordered(data, held_rows))
         return train
-    return open_mixture(data, make, run.batch_size, run.seed), ChainedLoader(held_out), ChainedLoader(again)
+    return open_mixture(data, make, run.batch_size, seed=run.seed), ChainedLoader(held_out), ChainedLoader(again)
 
 class ChainedLoader:
     "The batches of several loaders, one loader after the other."

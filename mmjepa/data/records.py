@@ -11,7 +11,7 @@ import json, os, stat
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def digit_pairs(
     return Path(folder)/'pairs.jsonl'
 
 # %% ../../nbs/data/22_records.ipynb #325ad996
-def _line_starts(path: Path) -> Int[np.ndarray, 'n+1']:
+def _line_starts(path: Path) -> Int[np.ndarray, ' n+1']:
     "The byte at which each line starts, and the end of the file."
     buffer, parts, at = np.empty(1 << 20, np.uint8), [np.zeros(1, np.int64)], 0
     try:
@@ -137,7 +137,7 @@ def record_file(
     field: str = 'image', # which field holds the path
 ) -> Path: # absolute, without links
     "The file of a record's image, or of another field."
-    value, root = _field(record, field, (str,), f'the path of {"an image" if field == "image" else f"its {field}"}'), _real(str(root))
+    value, root = _field(record, field, (str,), what=f'the path of {"an image" if field == "image" else f"its {field}"}'), _real(str(root))
     name = f"{record.get('place', 'record')}: {field} {value!r:.80}"
     try: path = Path(os.path.realpath(os.path.join(root, value)))
     except ValueError as e: raise UserError(f'{name} is not a path ({e}); expected one in {root}') from e
@@ -190,7 +190,7 @@ def record_text(
     record: dict, # with `text`, and `place` for errors
 ) -> str: # not empty, valid Unicode
     "The text of a record."
-    text, place = _field(record, 'text', (str,), 'a text'), record.get('place', 'record')
+    text, place = _field(record, 'text', (str,), what='a text'), record.get('place', 'record')
     if not text.strip(): raise UserError(f"{place}: 'text' is empty; expected a text")
     try: text.encode()
     except UnicodeEncodeError as e: raise UserError(f"{place}: 'text' holds half a character ({e.reason} at {e.start}); expected valid Unicode") from e
@@ -201,7 +201,7 @@ def split_rows(
     n: int, # records in all
     val_split: float = .1, # share that is held out, 0 or more, less than 1; one record at least unless it is 0
     seed: int = 0, # of the draw
-) -> tuple[Int[np.ndarray, 'train'], Int[np.ndarray, 'val']]: # both sorted
+) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' val']]: # both sorted
     "Training and held-out rows."
     if not 0 <= val_split < 1: raise UserError(f'val_split is {val_split}; expected 0 or more, less than 1')
     held = max(1, round(n * val_split)) if val_split else 0

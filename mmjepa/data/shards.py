@@ -11,7 +11,7 @@ from collections import Counter, deque
 from glob import escape, glob
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ def write_shards(
     path: str | Path, # JSON lines
     output: str, # pattern of the shards, such as shards/{0000..}.tar
     maxsize: int | str = '1G', # largest size of a tar file: bytes, or such as 100M (k, M, G are powers of 1,000)
+    *,
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' and count it
     say: Callable[[str], None] = print, # gets a line on what was written
 ) -> list[Path]: # the shards
@@ -110,6 +111,7 @@ class ShardBatches(Dataset):
         records: ShardRecords,
         transform: Callable[[dict], dict], # a `RecordTransform`
         batch_size: int, # samples a batch on each rank
+        *,
         streams: int = 1, # S, into how many sweeps the rows of this rank are divided: one for each worker
         shuffle: bool = True, # full batches in a new order each epoch, else every row once and in order
         seed: int = 0, # of the order
@@ -134,9 +136,9 @@ class ShardBatches(Dataset):
 @patch
 def line(
     self: ShardBatches,
-    places: Int[np.ndarray, 'n'], # places in the line of an epoch, 0 to number of records - 1
+    places: Int[np.ndarray, ' n'], # places in the line of an epoch, 0 to number of records - 1
     epoch: int, # decides the order of the shards
-) -> Int[np.ndarray, 'n']:
+) -> Int[np.ndarray, ' n']:
     "The rows that stand at some places of an epoch's line."
     if not self.shuffle: return places
     generator, r = make_generator('shards', self.seed, epoch), self.records
@@ -151,7 +153,7 @@ def plan(
     self: ShardBatches,
     epoch: int, # decides the order
     stream: int, # 0..S-1
-) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]: # rows in the order of reading; which of them are handed out first, second, ...
+) -> tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' n']]: # rows in the order of reading; which of them are handed out first, second, ...
     "What one stream of this rank reads in an epoch."
     share = [len(range(s, len(self), self.streams)) for s in range(stream + 1)] # batches of each stream up to this one
     b, first = self.batch_size, sum(share[:-1])
@@ -164,8 +166,8 @@ def plan(
 # %% ../../nbs/data/26_shards.ipynb #63e9ceb2
 def in_order(
     records: ShardRecords,
-    rows: Int[np.ndarray, 'n'], # positions of records, in the order of reading
-    order: Int[np.ndarray, 'n'], # which of `rows` come first, second, ...
+    rows: Int[np.ndarray, ' n'], # positions of records, in the order of reading
+    order: Int[np.ndarray, ' n'], # which of `rows` come first, second, ...
 ):
     "The samples of `rows[order]` as `ShardRecords.read` yields them, read in the order of `rows`; what is read too early waits in memory."
     read = np.sort(order)
@@ -176,7 +178,7 @@ def in_order(
 
 class _Window:
     "The records that a stream hands out next: `window[i]` is the i-th of them."
-    def __init__(self, records, rows, order, start):
+    def __init__(self, records, rows, order, *, start):
         self.rows, self.left, self.ahead = range(len(order)), len(order) - start, deque()
         self.source = chain(in_order(records, rows, order[start:]), in_order(records, rows, order))
 
@@ -190,10 +192,10 @@ class _Window:
         if isinstance(members, UserError): raise members
         return {**sample_fields(members, place, whole=False), 'place': place, 'index': row}
 
-    def batch(self, size: int, transform, on_error: str, refill: bool) -> dict:
+    def batch(self, size: int, transform, on_error: str, *, refill: bool) -> dict:
         "The next `size` records."
         n = min(size, self.left)
-        found = RecordSamples(self, self.rows, transform, on_error, refill).__getitems__(list(range(n)))
+        found = RecordSamples(self, self.rows, transform, on_error=on_error, refill=refill).__getitems__(list(range(n)))
         for _ in range(n): self._item(0); self.ahead.popleft()
         self.left -= n
         return found
@@ -204,9 +206,9 @@ def __getitem__(self: ShardBatches, at: tuple[int, int]) -> dict:
     "Batch j of an epoch, with what was `skipped` for it, or the `error` that ends the epoch; `at` is (epoch, j)."
     (epoch, j), records = at, self.records
     stream, k = j % self.streams, j // self.streams
-    if self.at != (os.getpid(), epoch, stream, k): self.window = _Window(records, *self.plan(epoch, stream), k * self.batch_size)
+    if self.at != (os.getpid(), epoch, stream, k): self.window = _Window(records, *self.plan(epoch, stream), start=k * self.batch_size)
     self.at = os.getpid(), epoch, stream, k + 1
-    batch = self.window.batch(self.batch_size, self.transform, records.on_error, self.shuffle)
+    batch = self.window.batch(self.batch_size, self.transform, records.on_error, refill=self.shuffle)
     if j == 0 == self.rank and 'error' not in batch: batch['skipped'] |= records.damaged
     return batch
 
@@ -226,6 +228,7 @@ def get_shard_loader(
     urls: str | Path | list, # as for `expand_shards`
     mode: str, # 'image', 'text' or 'pair'
     batch_size: int = 64, # samples a batch on each rank
+    *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one. The order depends on it
     tokenizer: Tokenizer | None = None, # of texts; None for bytes
     shuffle: bool = True, # for training: full batches, equally many on each rank; False for every record once and in order
@@ -242,8 +245,8 @@ def get_shard_loader(
     for name, value, low in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0), ('buffer', buffer, 0)):
         if value < low: raise UserError(f'{name} is {value}; expected {low} or more')
     records, (r, ranks) = ShardRecords(urls, on_error, index), shard or (rank(), world_size())
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context)
-    batches = ShardBatches(records, transform, batch_size, max(1, num_workers), shuffle, seed, buffer, (r, ranks))
+    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context)
+    batches = ShardBatches(records, transform, batch_size, streams=max(1, num_workers), shuffle=shuffle, seed=seed, buffer=buffer, shard=(r, ranks))
     if shuffle and not len(batches):
         raise EmptySource(f'batch_size is {batch_size} on each of {ranks} ranks, but {records.name} holds {len(records)} samples; expected no more than these')
     name = f'{records.name}, {"training" if shuffle else "in order"}'
@@ -255,6 +258,7 @@ def read_shards(
     urls: str | Path | list, # as for `expand_shards`
     output: str | Path, # JSON lines to write; images go to a folder beside it, data.jsonl to data_images
     on_error: str = 'raise', # 'raise' at a damaged shard or record, or 'skip' and count it
+    *,
     say: Callable[[str], None] = print, # gets a line on what was written
 ) -> Path: # `output`
     "Unpack shards into JSON lines and images, neither of which existed before."
@@ -284,6 +288,6 @@ def main(
     on_error:str='raise', # raise at a bad record, or skip and count it
 ):
     "Pack JSON lines with images into WebDataset shards, or unpack shards into JSON lines and a folder of images."
-    if str(output).endswith('.tar'): write_shards(source, output, maxsize, on_error)
+    if str(output).endswith('.tar'): write_shards(source, output, maxsize, on_error=on_error)
     elif str(output).endswith(('.jsonl', '.json')): read_shards(source, output, on_error)
     else: raise UserError(f'output is {output!r}; expected shards such as shards/{{0000..}}.tar, or a .jsonl file')

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from glob import glob
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 from zlib import adler32
 
 import numpy as np
@@ -192,7 +192,7 @@ class ShardRecords:
 @patch
 def read(
     self: ShardRecords,
-    rows: Int[np.ndarray, 'n'], # positions of records, 0..len-1; fast if neighbours stay together, in ascending order
+    rows: Int[np.ndarray, ' n'], # positions of records, 0..len-1; fast if neighbours stay together, in ascending order
 ) -> Iterator[tuple[str, int, dict[str, bytes] | UserError]]: # place; position; data by extension, or why there is none
     "The samples of `rows`, in this order."
     shard = np.searchsorted(self.starts, rows, 'right') - 1

@@ -23,7 +23,7 @@ from ..core import UserError, atomic_path
 import re
 from io import BytesIO
 from pathlib import Path
-from typing import Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Tokenizer:
         name: str, # what messages call it
         size: int, # ids 0..size-1 belong to the vocabulary; special ids that it lacks follow
         special: dict[str, int | None], # ids of 'pad', 'begin', 'end', 'mask' in the vocabulary, where it has them
+        *,
         others: set[int] = frozenset(), # further ids that stand for no text, such as that of unknown words
     ):
         free = count(size)
@@ -53,7 +54,7 @@ class Tokenizer:
         return hashlib.blake2b(repr(meaning).encode(), digest_size=16).hexdigest()
 
     def decode(self,
-        ids: Int[Tensor, 't'] | list[int], # special ones are left out
+        ids: Int[Tensor, ' t'] | list[int], # special ones are left out
     ) -> str:
         "The text of `ids`."
         return self._decode([i for i in map(int, ids) if i not in self.special_ids])
@@ -114,7 +115,8 @@ class SentencePieceTokenizer(Tokenizer):
         m, size = self.model, self.model.get_piece_size()
         ids = {'pad': m.pad_id(), 'begin': m.bos_id(), 'end': m.eos_id()}
         special = {k: i for k, i in ids.items() if i >= 0} | {'mask': i for i in range(size) if m.is_control(i) and m.id_to_piece(i) in ('<mask>', '[MASK]')}
-        super().__init__(Path(path).name, size, special, {i for i in range(size) if m.is_unknown(i) or m.is_control(i)})
+        silent = {i for i in range(size) if m.is_unknown(i) or m.is_control(i)}
+        super().__init__(Path(path).name, size, special, others=silent)
 
     def encode(self,
         text: str, # any
@@ -143,7 +145,7 @@ class TransformersTokenizer(Tokenizer):
         self.model = t = _from_hub(str(name))
         first = lambda *ids: next((i for i in ids if i is not None), None)
         special = {'pad': t.pad_token_id, 'begin': first(t.cls_token_id, t.bos_token_id), 'end': first(t.sep_token_id, t.eos_token_id), 'mask': t.mask_token_id}
-        super().__init__(Path(name).name, max(t.get_vocab().values()) + 1, special, set(t.all_special_ids))
+        super().__init__(Path(name).name, max(t.get_vocab().values()) + 1, special, others=set(t.all_special_ids))
 
     def encode(self,
         text: str, # any
@@ -206,6 +208,7 @@ def train_tokenizer(
     data: str | Path, # JSON lines with `text`
     output: str | Path, # SentencePiece file to write, whole or not at all
     vocab_size: int = 8000, # pieces, special ids and 256 bytes included
+    *,
     max_texts: int = 1_000_000, # texts to learn from; of more an even sample is taken
     on_error: str = 'raise', # at a bad record: 'raise', or 'skip' and count
     code: bool = False, # keep line ends and every space, which mean something in programs
@@ -232,4 +235,4 @@ def main(
     code:bool=False, # keep line ends and every space, which mean something in programs
 ):
     "Train a SentencePiece tokenizer on the texts of a JSON file."
-    train_tokenizer(data, output, vocab_size, max_texts, on_error, code)
+    train_tokenizer(data, output, vocab_size, max_texts=max_texts, on_error=on_error, code=code)

@@ -51,6 +51,7 @@ def run_all(
     exp: Experiment, # what all variants share, complete
     variants: list[str], # keys of `VARIANTS`
     seeds: list[int], # one run each
+    *,
     root: str | Path, # output folder of all runs
     data_dir: str = '', # where named data sets lie
 ) -> pd.DataFrame: # the last epoch of each run, with columns `variant` and `seed`
@@ -83,6 +84,7 @@ def plot_variants(
     runs: pd.DataFrame, # of `run_all`
     chance: float, # accuracy of guessing
     ax, # of matplotlib
+    *,
     measures: tuple[str, ...] = ('retrieval_m1_acc', 'retrieval_m2_acc', 'linear_probe_acc'), # columns
 ): # ax
     "One dot a seed, one row a variant, one colour a measure."
@@ -101,6 +103,7 @@ def write_ablation(
     runs: pd.DataFrame, # of `run_all`
     about: str, # one line: data, preset, machine
     chance: float, # accuracy of guessing
+    *,
     root: str | Path, # output folder
 ) -> Path: # the report
     "Write `ablation.csv`, `ablation.md` and `ablation.png`."
@@ -139,6 +142,6 @@ def main(
     with main_first(): train, _ = load_images(exp.data, data_dir or None, exp.image_size or None)
     side = exp.image_size or train.images.shape[-1] + -train.images.shape[-1] % 8
     exp = complete(replace(exp, image_size=side, data=train.name if exp.data == 'auto' else exp.data), train)
-    runs = run_all(exp, names, numbers, output_dir, data_dir)
+    runs = run_all(exp, names, numbers, root=output_dir, data_dir=data_dir)
     about = f'{train.name}, preset {preset}, {exp.epochs} epochs, {side}x{side} pixels, last epoch, all test images; mean ± standard deviation over seeds {numbers}.'
-    if is_main(): print(f'table and figure: {write_ablation(runs, about, 1 / len(train.classes), output_dir)}')
+    if is_main(): print(f'table and figure: {write_ablation(runs, about, 1 / len(train.classes), root=output_dir)}')

@@ -112,12 +112,12 @@ def encode_image(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w']) -> Encodin
     return _encoding(self, self.encoder.encode_image(x))
 
 @patch
-def encode_label(self: MultimodalLeJEPA, y: Int[Tensor, 'b']) -> Encoding:
+def encode_label(self: MultimodalLeJEPA, y: Int[Tensor, ' b']) -> Encoding:
     "Embedding (b, d) and projection (b, p) of labels alone."
     return _encoding(self, self.encoder.encode_label(y))
 
 @patch
-def encode_multimodal(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w'], y: Int[Tensor, 'b']) -> Encoding:
+def encode_multimodal(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w'], y: Int[Tensor, ' b']) -> Encoding:
     "Embedding (b, d) and projection (b, p) of images and labels that attend to each other."
     return _encoding(self, self.encoder.encode_multimodal(x, y))
 

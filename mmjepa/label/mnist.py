@@ -96,9 +96,9 @@ class Evaluation:
         self.results = r = LabelRetrieval(model, len(test.classes)).evaluate(image_loader(test, 256, shard=(0, 1)))
         a, b = features(model, train), features(model, test)
         scores = {f'retrieval_{m}_{k}': r[m][s] for m in ('m1', 'm2') for k, s in (('acc', 'top1'), ('top3', 'top3'), ('sim', 'similarity'))}
-        return {'linear_probe_acc': linear_probe(a, train.labels, b, test.labels), **scores,
+        return {'linear_probe_acc': linear_probe(a, train.labels, b, test_y=test.labels), **scores,
                 'retrieval_m1_proj_acc': r['m1_proj']['top1'], 'retrieval_m2_proj_acc': r['m2_proj']['top1'],
-                'knn_acc': knn_accuracy(a, train.labels, b, test.labels, k=min(20, len(train))), 'rank_me': rank_me(b), 'eval_images': len(test)}
+                'knn_acc': knn_accuracy(a, train.labels, b, test_y=test.labels, k=min(20, len(train))), 'rank_me': rank_me(b), 'eval_images': len(test)}
 
 # %% ../../nbs/label/32_mnist.ipynb #b096726c
 @torch.inference_mode()
@@ -113,12 +113,13 @@ def attention_pictures(
     grid = lambda rows: rows.reshape(*rows.shape[:-1], g, g)
     to_patches = grid(torch.stack([m.mean(1)[:, -1, :-1] for m in maps], 1))
     to_label = grid(torch.stack([m.mean(1)[:, :-1, -1] for m in maps], 1))
-    return attention_figure(images.images, to_patches, to_label, grid(attention_rollout(maps)[:, -1, :-1]), [images.classes[y] for y in images.labels])
+    return attention_figure(images.images, to_patches, to_label, rollout=grid(attention_rollout(maps)[:, -1, :-1]), titles=[images.classes[y] for y in images.labels])
 
 def write_pictures(
     model: MultimodalLeJEPA, # trained
     evaluation: Evaluation, # after the last epoch
     table, # DataFrame of epochs
+    *,
     folder: Path, # where the PNGs go
 ) -> list[Path]: # what was written
     "Curves, confusions, the collapse panel and attention maps."
@@ -128,10 +129,10 @@ def write_pictures(
     paths, side = training_figures({folder.name: table}, folder, chance=1 / len(test.classes)), min(12, max(4.5, len(test.classes) * .55))
     for m, title in (('m1', 'M1: image and label together'), ('m2', 'M2: label alone')):
         fig, ax = plt.subplots(figsize=(side, side))
-        plot_confusion(r[m]['confusion'].cpu(), test.classes, ax, f'{title}, top-1 {r[m]["top1"]:.3f} on {test.name}')
+        plot_confusion(r[m]['confusion'].cpu(), test.classes, ax, title=f'{title}, top-1 {r[m]["top1"]:.3f} on {test.name}')
         paths.append(save_figure(fig, folder/f'confusion_{m}.png'))
     sample = subset(test, 2_000)
-    paths.append(save_figure(collapse_panel(features(model, sample), sample.labels, make_generator('collapse'), test.classes), folder/'collapse.png'))
+    paths.append(save_figure(collapse_panel(features(model, sample), sample.labels, make_generator('collapse'), classes=test.classes), folder/'collapse.png'))
     first = torch.stack([(test.labels == k).nonzero()[0, 0] for k in range(min(5, len(test.classes))) if (test.labels == k).any()])
     paths.append(save_figure(attention_pictures(model, test.select(first)), folder/'attention.png'))
     return paths
@@ -153,6 +154,7 @@ def write_report(
     exp: Experiment, # complete
     table, # DataFrame of epochs
     evaluation: Evaluation,
+    *,
     pictures: list[Path], # beside the report
     folder: Path, # of the run
 ) -> Path:
@@ -176,7 +178,7 @@ def build(
     train: ImageSet, # training images
 ) -> tuple[MultimodalLeJEPA, LeJEPAObjective, TrainConfig]:
     "Model, objective and training settings of an experiment."
-    encoder = EncoderConfig(exp.image_size, exp.patch_size, train.images.shape[1], len(train.classes), exp.emb_dim, exp.depth, exp.num_heads)
+    encoder = EncoderConfig(exp.image_size, exp.patch_size, train.images.shape[1], num_classes=len(train.classes), emb_dim=exp.emb_dim, depth=exp.depth, num_heads=exp.num_heads)
     config = LeJEPAConfig(encoder, proj_dim=exp.proj_dim, multimodal=not exp.no_multimodal, label_drop_prob=exp.label_drop_prob,
                           label_view_swap=exp.label_view_swap, label_view_patches=exp.label_view_patches)
     if exp.num_views < 2 and exp.no_multimodal: raise UserError(f'num_views is {exp.num_views}; expected 2 or more without labels')
@@ -191,6 +193,7 @@ def run_experiment(
     exp: Experiment, # what to do
     output_dir: str | Path, # where everything goes
     data_dir: str = '', # where named data sets lie; '' for the default
+    *,
     resume: bool = False, # continue the run in `output_dir`
     tracker: str = '', # '', tensorboard or wandb
     save_every: int = 0, # steps between checkpoints inside an epoch
@@ -206,12 +209,12 @@ def run_experiment(
     evaluation, augmentation = Evaluation(train, test), AugmentConfig() # probes are fitted on true labels, also in the control
     if exp.shuffle_labels: train = train.shuffle_labels(make_generator('shuffle', exp.seed))
     loader = image_loader(train, exp.batch_size, shuffle=True, seed=exp.seed, drop_last=True)
-    views = lambda batch, generator: {**batch, 'views': make_views(batch['image'], exp.num_views, augmentation, generator)}
-    table = fit(model, objective, loader, replace(config, tracker=tracker, save_every=save_every), folder, views, evaluation, 'retrieval_m2_acc', resume, settings, COLUMNS)
+    views = lambda batch, generator: {**batch, 'views': make_views(batch['image'], exp.num_views, augmentation, generator=generator)}
+    table = fit(model, objective, loader, config=replace(config, tracker=tracker, save_every=save_every), output_dir=folder, transform=views, evaluate=evaluation, monitor='retrieval_m2_acc', resume=resume, settings=settings, columns=COLUMNS)
     if not is_main(): return None
     if evaluation.results is None: evaluation(model) # a finished run that was resumed
     with atomic_path(folder/'model') as temp: model.save_pretrained(temp)
-    report = write_report(exp, table, evaluation, write_pictures(model, evaluation, table, folder), folder)
+    report = write_report(exp, table, evaluation, pictures=write_pictures(model, evaluation, table, folder=folder), folder=folder)
     say, last = RunLog(folder/'training.log'), table.iloc[-1]
     say(f'M1 {last.retrieval_m1_acc:.4f} | M2 {last.retrieval_m2_acc:.4f} | linear probe {last.linear_probe_acc:.4f} on {int(last.eval_images):,} test images of {test.name}, '
         f'{time.perf_counter() - start:.0f} s in all')
@@ -252,4 +255,4 @@ def main(
     "Train a label LeJEPA, retrieve labels, and write a report with pictures."
     if preset not in PRESETS: raise UserError(f'--preset is {preset!r}; expected one of {[*PRESETS]}')
     chosen = {k: v for k, v in locals().items() if k in Experiment.__dataclass_fields__ and v is not None}
-    run_experiment(replace(PRESETS[preset], **chosen), output_dir, data_dir, resume, tracker, save_every)
+    run_experiment(replace(PRESETS[preset], **chosen), output_dir, data_dir, resume=resume, tracker=tracker, save_every=save_every)

@@ -6,7 +6,7 @@
 __all__ = ['similarities', 'retrieval_scores', 'LabelRetrieval']
 
 # %% ../../nbs/label/31_retrieval.ipynb #348aebc5
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 from fastcore.basics import patch
@@ -27,6 +27,7 @@ def similarities(
     model: nn.Module, # with `encode_image`, `encode_label`, `encode_multimodal`, in evaluation mode
     images: Float[Tensor, 'b c h w'], # standardized images
     num_classes: int, # labels 0..k-1 are the candidates
+    *,
     methods: tuple[int, ...] = (1, 2), # 1 and/or 2
     chunk: int = 1024, # pairs of image and label that are encoded at once
 ) -> dict[int, Float[Tensor, 'space b k']]: # cosines; space 0 is the embedding, 1 the projection
@@ -45,7 +46,7 @@ def similarities(
 # %% ../../nbs/label/31_retrieval.ipynb #125eee9f
 def retrieval_scores(
     similarity: Float[Tensor, 'b k'], # of each image with each label
-    labels: Int[Tensor, 'b'], # the true ones
+    labels: Int[Tensor, ' b'], # the true ones
 ) -> dict: # `top1`, `top3` (shares of images), `similarity` (mean of the true label), `predictions` (b,), `confusion` (k, k): rows true, columns retrieved
     "Scores of one method; of equal similarities the smaller label wins."
     n, k = similarity.shape
@@ -70,24 +71,24 @@ class LabelRetrieval:
     def _method(self, method, images, labels, space):
         if len(images) != len(labels): raise UserError(f'{len(images)} images and {len(labels)} labels; expected as many')
         if space not in ('embedding', 'projection'): raise UserError(f"space is {space!r}; expected 'embedding' or 'projection'")
-        sim = similarities(self.model, images, self.num_classes, (method,), self.chunk)[method]
+        sim = similarities(self.model, images, self.num_classes, methods=(method,), chunk=self.chunk)[method]
         return retrieval_scores(sim[int(space == 'projection')], labels)
 
     def method_1(self,
         images: Float[Tensor, 'b c h w'], # standardized images
-        labels: Int[Tensor, 'b'], # true labels
+        labels: Int[Tensor, ' b'], # true labels
         space: str = 'embedding', # or 'projection'
     ) -> dict: # as `retrieval_scores`
         "M1: the label with which the image stays most like itself."
-        return self._method(1, images, labels, space)
+        return self._method(1, images, labels, space=space)
 
     def method_2(self,
         images: Float[Tensor, 'b c h w'], # standardized images
-        labels: Int[Tensor, 'b'], # true labels
+        labels: Int[Tensor, ' b'], # true labels
         space: str = 'embedding', # or 'projection'
     ) -> dict: # as `retrieval_scores`
         "M2: the label whose own encoding is nearest to the image."
-        return self._method(2, images, labels, space)
+        return self._method(2, images, labels, space=space)
 
 # %% ../../nbs/label/31_retrieval.ipynb #4e49a5bd
 @patch

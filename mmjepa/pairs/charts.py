@@ -7,7 +7,7 @@ __all__ = ['CHARTS', 'chart']
 
 # %% ../../nbs/pairs/62_charts.ipynb #fda7d744
 import io, random
-from typing import Callable
+from collections.abc import Callable
 
 from ..core import UserError
 from .screenshots import PairDraft, bundled_font, check_image_size, load_face
@@ -137,4 +137,4 @@ def chart(
     rng = random.Random(seed)
     kind = kind or rng.choice(list(CHARTS))
     text = _write(rng, check_image_size(image_size), kind)
-    return PairDraft(text, f'seed {seed}', text, lambda: _run(text), {'chart': kind})
+    return PairDraft(text, f'seed {seed}', text, paint=lambda: _run(text), details={'chart': kind})

@@ -71,6 +71,7 @@ def paint_formulas(
     lines: list[str], # formulas with their dollars
     image_size: int, # side, pixels
     fontset: str = 'cm', # one of `FONTSETS`
+    *,
     size: int = 16, # of the letters, pixels; less where they don't fit
     paper: tuple[str, str] = _PAPERS[0], # colours of ground and ink
 ): # Pillow image, RGB, or None
@@ -98,4 +99,4 @@ def formula(
     rng, roomy = random.Random(seed), check_image_size(image_size) >= 192
     lines = [f'${write_formula(rng, rng.randint(1, 2 + roomy))}$' for _ in range(rng.choice((1, 1, 2, 3) if roomy else (1, 1, 2)))]
     fontset, size, paper, text = rng.choice(FONTSETS), rng.randint(max(12, image_size // 16), image_size // 8), rng.choice(_PAPERS), '\n'.join(lines)
-    return PairDraft(text, f'seed {seed}', text, lambda: paint_formulas(lines, image_size, fontset, size, paper), {'fontset': fontset})
+    return PairDraft(text, f'seed {seed}', text, paint=lambda: paint_formulas(lines, image_size, fontset, size=size, paper=paper), details={'fontset': fontset})

@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import count
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -45,6 +45,7 @@ def make_pair(
     kind: str, # a name of `PAIR_MAKERS`
     i: int, # number of the record among those of its kind, from 0
     seed: int = 0, # of the set
+    *,
     split: str = 'train', # or 'held_out'
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
     chromium: bool = False, # draw mock-ups by Chromium, else by our own painter
@@ -71,7 +72,7 @@ class PairSet(Dataset):
 
     def __getitem__(self, j: int) -> dict: # `png`, `fields`; or `error`
         i, k = divmod(j, len(self.kinds))
-        try: record = make_pair(self.kinds[k], i, self.seed, self.split, self.image_size, self.chromium)
+        try: record = make_pair(self.kinds[k], i, self.seed, split=self.split, image_size=self.image_size, chromium=self.chromium)
         except UserError as e: return {'error': str(e)}
         record.pop('image').save(png := BytesIO(), 'PNG')
         return {'png': png.getvalue(), 'fields': {'image': f'{self.kinds[k]}/{i:06}.png', **record}}
@@ -141,6 +142,7 @@ def make_pairs(
     output: str | Path, # folder to write; it is empty or not there yet
     kinds: str = 'code,chart,formula,statement,mockup', # of records, separated by commas; also corpus
     n: int = 1000, # pairs of each kind, 1 or more; the corpus is always whole
+    *,
     format: str = 'json', # 'json' (lines and PNG files) or 'shards' (WebDataset)
     seed: int = 0, # of all choices
     split: str = 'train', # or 'held_out': other source files, other texts
@@ -156,8 +158,8 @@ def make_pairs(
         if value < low: raise UserError(f'{name} is {value}; expected {low} or more')
     if format not in ('json', 'shards'): raise UserError(f'format is {format!r}; expected one of json, shards')
     if output.exists() and (not output.is_dir() or any(output.iterdir())): raise UserError(f'{output} exists and is not empty; expected a new folder')
-    pairs = PairSet(tuple(k for k in names if k != 'corpus'), n, seed, split, image_size, _use_chromium(painter, 'mockup' in names))
-    with atomic_path(output) as temp: lines = _write_set(temp, pairs, 'corpus' in names, format, num_workers)
+    pairs = PairSet(tuple(k for k in names if k != 'corpus'), n, seed, split=split, image_size=image_size, chromium=_use_chromium(painter, 'mockup' in names))
+    with atomic_path(output) as temp: lines = _write_set(temp, pairs, 'corpus' in names, format=format, num_workers=num_workers)
     say(f'{output}: ' + '; '.join(lines))
     return output
 
@@ -197,4 +199,4 @@ def main(
     import matplotlib
     if not output: raise UserError('output is missing; expected a folder to write')
     matplotlib.use('agg')
-    make_pairs(output, kind, n, format, seed, split, image_size, num_workers, painter)
+    make_pairs(output, kind, n, format=format, seed=seed, split=split, image_size=image_size, num_workers=num_workers, painter=painter)

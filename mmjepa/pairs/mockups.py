@@ -95,13 +95,13 @@ def write_mockup(
     while True:
         links = _say(rng, 'link', 3)[:rng.randint(1, 3) if roomy else 1]
         nav = f'<nav><b>{_say(rng, "brand")}</b><div class="row">{"".join(f"<a>{link}</a>" for link in links)}</div></nav>'
-        if page_fits(_assemble(style, nav, [], []), image_size): break
+        if page_fits(_assemble(style, nav, [], main=[]), image_size): break
     side = [f'<p>{word}</p>' for word in _say(rng, 'link', rng.randint(3, 5))] if roomy and rng.random() < .3 else []
     main = []
     for section in rng.sample(_SECTIONS * 2, 2 * len(_SECTIONS)):
         more = main + section(rng)
-        if page_fits(_assemble(style, nav, side, more), image_size): main = more
-    return _assemble(style, nav, side, main)
+        if page_fits(_assemble(style, nav, side, main=more), image_size): main = more
+    return _assemble(style, nav, side, main=main)
 
 def mockup(
     seed: int, # of all choices
@@ -111,4 +111,4 @@ def mockup(
     "A page of an application with its HTML."
     text = write_mockup(random.Random(seed), check_image_size(image_size))
     paint = (lambda: browser.draw(text, image_size)) if browser else (lambda: draw_page(text, image_size))
-    return PairDraft(text, f'seed {seed}', text, paint, {'painter': f'chromium {browser.version}' if browser else 'own'})
+    return PairDraft(text, f'seed {seed}', text, paint=paint, details={'painter': f'chromium {browser.version}' if browser else 'own'})

@@ -97,7 +97,7 @@ def _sides(box: Box) -> tuple[float, float, float, float]: # top, right, bottom,
 
 def _face(box: Box, zoom: int = 1):
     "The font of a box."
-    return _load(box.style['font-family'], box.style['font-weight'], box.style['font-size'], zoom)
+    return _load(box.style['font-family'], box.style['font-weight'], box.style['font-size'], zoom=zoom)
 
 @lru_cache(256)
 def _load(families: str, weight: str, size: str, zoom: int):
@@ -106,10 +106,10 @@ def _load(families: str, weight: str, size: str, zoom: int):
 
 def _length(box: Box, text: str) -> float: # pixels
     "The width of a text as a browser has it: letters are not fitted to pixels."
-    return _measure(box.style['font-family'], box.style['font-weight'], box.style['font-size'], text)
+    return _measure(box.style['font-family'], box.style['font-weight'], box.style['font-size'], text=text)
 
 @lru_cache(1 << 14)
-def _measure(families: str, weight: str, size: str, text: str) -> float: return _load(families, weight, size, 16).getlength(text) / 16
+def _measure(families: str, weight: str, size: str, text: str) -> float: return _load(families, weight, size, zoom=16).getlength(text) / 16
 
 def _lines(box: Box, width: float) -> list[str]:
     "The text of a box in lines, none wider than `width` if its words allow."
@@ -154,6 +154,7 @@ def place_boxes(
     box: Box, # with its style
     x: float, # of its left side, pixels
     y: float, # of its upper side
+    *,
     width: float, # that it has
     height: float, # that it has
     faults: list[str], # gets what doesn't fit
@@ -173,7 +174,7 @@ def place_boxes(
     at = 0
     for child, w, h in zip(box.children, widths, heights):
         cx, cy = (at, (high - h) / 2 * centred) if row else ((inner - w) / 2 * centred, at)
-        found += place_boxes(child, x + left + cx, y + top + cy, w, h, faults)
+        found += place_boxes(child, x + left + cx, y + top + cy, width=w, height=h, faults=faults)
         at += (w if row else h) + gap
     return found
 
@@ -182,7 +183,7 @@ def _placed(html: str, image_size: int) -> list | None:
     "Where the boxes of a page stand, if all of them find room."
     body, faults = read_page(html), []
     high = _height(body, image_size)
-    placed = place_boxes(body, 0, 0, image_size, high, faults)
+    placed = place_boxes(body, 0, 0, width=image_size, height=high, faults=faults)
     return placed if not faults and high <= image_size else None
 
 def page_fits(
@@ -220,7 +221,7 @@ def _draw_box(image, box: Box, x: float, y: float, w: float, h: float):
     for inset, color in ((0, border[-1] if line else None), (line, box.style.get('background'))):
         width, height = right - left - 2 * inset, bottom - top - 2 * inset
         if color and min(width, height) > 0: image.paste(color, (left + inset, top + inset), _shape(width, height, max(0, radius - inset)))
-    if box.text: _draw_text(image, box, x, y, w, h)
+    if box.text: _draw_text(image, box, x, y=y, w=w, h=h)
 
 def _draw_text(image, box: Box, x: float, y: float, w: float, h: float):
     "The lines of a box."

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 from ..core import UserError
 from .sources import check_split, cut, python_files, read_part, split_of
@@ -136,7 +136,7 @@ def draw_look(
     image_size: int, # side of the picture, pixels
 ) -> CodeLook:
     "A look by chance, with letters as large as leaves room for some lines."
-    return CodeLook(rng.choice(code_fonts()), rng.randint(8, _largest(image_size)), rng.choice(STYLES), rng.random() < .6, rng.random() < .4)
+    return CodeLook(rng.choice(code_fonts()), rng.randint(8, _largest(image_size)), rng.choice(STYLES), framed=rng.random() < .6, numbered=rng.random() < .4)
 
 def _largest(image_size: int) -> int: return max(8, min(16, image_size // 22)) # of the letters, pixels
 
@@ -163,6 +163,7 @@ def paint_code(
     text: str, # Python, printable ASCII
     look: CodeLook, # how it looks
     image_size: int = 256, # side, pixels
+    *,
     title: str = '', # of the window, if the look has one; left out where it doesn't fit
 ): # Pillow image, RGB
     "A picture of code."
@@ -170,7 +171,7 @@ def paint_code(
     (x0, y), (width, height), (ground, pale, colors) = look.corner, look.cell, _colors(look.style)
     image = Image.new('RGB', (image_size, image_size), ground)
     draw, x, faces = ImageDraw.Draw(image), x0, [load_face(path, look.size) for path in look.font.faces]
-    if look.framed: _frame(draw, look, image_size, title)
+    if look.framed: _frame(draw, look, image_size, title=title)
     for token, piece in _lexer().get_tokens(text):
         color, face = colors[token]
         for i, part in enumerate(piece.split('\n')):
@@ -212,4 +213,4 @@ def screenshot(
     fitting = [l for l in looks if len(lines) <= l.room(image_size)[0] and max(map(len, lines)) <= l.room(image_size)[1]]
     look = rng.choice(fitting)
     details = {'style': look.style, 'font': look.font.name, 'font_size': look.size}
-    return PairDraft(text, f'{name}:{part[0]}-{part[1]}', name, lambda: paint_code(text, look, image_size, Path(name).name), details)
+    return PairDraft(text, f'{name}:{part[0]}-{part[1]}', name, paint=lambda: paint_code(text, look, image_size, title=Path(name).name), details=details)

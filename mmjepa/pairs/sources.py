@@ -11,7 +11,7 @@ import ast, json, os, sysconfig, tokenize
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from tqdm.auto import tqdm
 
@@ -103,6 +103,7 @@ def cut(
     path: Path, # a Python file
     rows: int, # largest number of lines of a part
     columns: int, # largest number of characters of a line
+    *,
     least: int = 3, # smallest number of lines
 ) -> tuple[tuple[int, int, int], ...]:
     "Parts of a file, runs of whole statements that fit: first line, last line, indentation; some don't parse alone."
@@ -131,6 +132,7 @@ def corpus_records(
     split: str = 'train', # or 'held_out'
     root: str | Path | None = None, # folder of Python files; None for the standard library
     least: int = 80, # characters of the shortest docstring
+    *,
     skipped: Counter | None = None, # gets counts of what is left out, by reason
 ) -> Iterator[dict]: # `text`, `domain` ('code' or 'docs'), `source` (file and lines)
     "Sources and docstrings of one side, no text twice, and none on the side `held_out` that a training file has."
@@ -151,6 +153,7 @@ def text_corpus(
     output: str | Path, # JSON lines to write
     split: str = 'train', # or 'held_out'
     root: str | Path | None = None, # folder of Python files; None for the standard library
+    *,
     say: Callable[[str], None] = print, # gets a line on what was written and what was left out
 ) -> Path: # `output`
     "Write the sources and docstrings of one side as records with `text`, `domain` and `source`."

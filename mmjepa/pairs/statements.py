@@ -31,7 +31,7 @@ class _Rows:
         self.rng, self.rows, self.rules = rng, {}, []
         self.scale, self.growth = rng.choice((800, 5_000, 20_000, 90_000)), [rng.uniform(.8, 1.2) for _ in range(columns)]
 
-    def items(self, labels: str, share: float, least: int = 1, most: int = 1) -> list[str]:
+    def items(self, labels: str, share: float, least: int = 1, *, most: int = 1) -> list[str]:
         "Adds `least` to `most` of some labels, each of about `share` of the scale; negative for costs."
         known = labels.split(', ')
         chosen = set(self.rng.sample(known, self.rng.randint(least, min(most, len(known)))))
@@ -59,35 +59,35 @@ def _carry(r: _Rows, change: str, opening: str, closing: str):
     r.total(closing, opening, change)
 
 def _income(r: _Rows):
-    base = r.total('Revenue', *r.items('Product sales, Service fees, Licences, Subscriptions', .5, 2, 2)) if r.rng.random() < .4 else r.items('Revenue', 1)[0]
+    base = r.total('Revenue', *r.items('Product sales, Service fees, Licences, Subscriptions', .5, 2, most=2)) if r.rng.random() < .4 else r.items('Revenue', 1)[0]
     if r.rng.random() < .7: base = r.total('Gross profit', base, *r.items('Cost of sales', -.4))
-    base = r.total('Operating profit', base, *r.items('Staff costs, Research, Marketing, Rent, Energy, Depreciation', -.1, 1, 3))
+    base = r.total('Operating profit', base, *r.items('Staff costs, Research, Marketing, Rent, Energy, Depreciation', -.1, 1, most=3))
     if r.rng.random() < .6: base = r.total('Profit before tax', base, *r.items('Interest', -.03))
     r.total('Net profit', base, *r.items('Tax', -.05))
 
 def _balance(r: _Rows):
-    assets = r.total('Total assets', *r.items('Cash, Receivables, Inventories, Prepayments, Property, Equipment, Software, Goodwill, Investments', .3, 2, 5))
-    debts = r.total('Total liabilities', *r.items('Payables, Bank loans, Bonds, Provisions, Leases, Deferred tax', .12, 2, 3))
+    assets = r.total('Total assets', *r.items('Cash, Receivables, Inventories, Prepayments, Property, Equipment, Software, Goodwill, Investments', .3, 2, most=5))
+    debts = r.total('Total liabilities', *r.items('Payables, Bank loans, Bonds, Provisions, Leases, Deferred tax', .12, 2, most=3))
     capital = r.items('Share capital', .1)[0]
     equity = r.total('Total equity', capital, _rest(r, 'Retained earnings', assets, debts, capital))
     r.rules.append((assets, (r.total('Equity and liabilities', equity, debts),)))
 
 def _cash(r: _Rows):
-    earned = r.total('Operating cash flow', *r.items('Net profit, Depreciation', .2, 2, 2), *r.items('Change in inventories, Change in receivables', -.05))
-    spent = r.total('Investing cash flow', *r.items('Equipment bought, Software bought', -.2, 1, 2), *r.items('Assets sold', .05, 0, 1))
-    raised = r.total('Financing cash flow', *r.items('Loans taken, Shares issued', .1), *r.items('Dividends paid, Loans repaid', -.1, 1, 2))
-    _carry(r, r.total('Net change', earned, spent, raised), 'Opening cash', 'Closing cash')
+    earned = r.total('Operating cash flow', *r.items('Net profit, Depreciation', .2, 2, most=2), *r.items('Change in inventories, Change in receivables', -.05))
+    spent = r.total('Investing cash flow', *r.items('Equipment bought, Software bought', -.2, 1, most=2), *r.items('Assets sold', .05, 0, most=1))
+    raised = r.total('Financing cash flow', *r.items('Loans taken, Shares issued', .1), *r.items('Dividends paid, Loans repaid', -.1, 1, most=2))
+    _carry(r, r.total('Net change', earned, spent, raised), 'Opening cash', closing='Closing cash')
 
 # %% ../../nbs/pairs/64_statements.ipynb #22a1d161
-def _short_income(r: _Rows): r.total('Net profit', *r.items('Sales, Fees, Rents', .8), *r.items('Staff, Goods, Energy, Interest, Tax', -.15, 2, 4))
+def _short_income(r: _Rows): r.total('Net profit', *r.items('Sales, Fees, Rents', .8), *r.items('Staff, Goods, Energy, Interest, Tax', -.15, 2, most=4))
 
 def _short_balance(r: _Rows):
-    assets = r.total('Assets', *r.items('Cash, Stock, Land, Tools, Loans', .3, 2, 3))
-    debts = r.items('Payables, Bonds, Leases', .1, 1, 2)
+    assets = r.total('Assets', *r.items('Cash, Stock, Land, Tools, Loans', .3, 2, most=3))
+    debts = r.items('Payables, Bonds, Leases', .1, 1, most=2)
     r.rules.append((assets, (r.total('Funding', *debts, _rest(r, 'Equity', assets, *debts)),)))
 
 def _short_cash(r: _Rows):
-    _carry(r, r.total('Change', *r.items('Operations', .3), *r.items('Investment', -.25), *r.items('Finance', -.1)), 'Opening', 'Closing')
+    _carry(r, r.total('Change', *r.items('Operations', .3), *r.items('Investment', -.25), *r.items('Finance', -.1)), 'Opening', closing='Closing')
 
 _KINDS = {'income statement': _income, 'balance sheet': _balance, 'cash flow': _cash}
 _SHORT = {'income': _short_income, 'balance': _short_balance, 'cash': _short_cash}
@@ -104,7 +104,7 @@ def make_statement(
     fill(r)
     title = f'{rng.choice(_FIRMS)}{"" if short else " " + rng.choice(("Ltd", "AG", "plc", "Inc"))}: {kind}'
     unit = f'{rng.choice(("EUR", "USD", "GBP", "CHF", "JPY"))} {rng.choice(("thousand", "million"))}'
-    return Statement(title, unit.replace('thousand', 'k').replace('million', 'm') if short else unit, tuple(str(last - i) for i in range(len(r.growth))), r.rows, tuple(r.rules))
+    return Statement(title, unit.replace('thousand', 'k').replace('million', 'm') if short else unit, tuple(str(last - i) for i in range(len(r.growth))), rows=r.rows, rules=tuple(r.rules))
 
 # %% ../../nbs/pairs/64_statements.ipynb #1808611e
 def statement_code(
@@ -137,6 +137,7 @@ def table_texts(
     statement: Statement,
     look: TableLook,
     size: int, # of the letters, pixels
+    *,
     image_size: int, # side of the picture, pixels
 ) -> tuple[list[tuple[int, int, str, bool]], int] | None: # (x, y, text, bold) of each text, and the height of a line; None if there is no room
     "Where the texts of a statement stand."
@@ -158,11 +159,12 @@ def paint_statement(
     statement: Statement,
     look: TableLook, # how it looks
     image_size: int = 256, # side, pixels
+    *,
     largest: int = 14, # letters, pixels
 ): # Pillow image, RGB, or None
     "A picture of a statement in the largest letters that fit, if these are 8 pixels or more."
     from PIL import Image, ImageDraw
-    placed = next((found for size in range(largest, 7, -1) if (found := (table_texts(statement, look, size, image_size), size))[0]), None)
+    placed = next((found for size in range(largest, 7, -1) if (found := (table_texts(statement, look, size, image_size=image_size), size))[0]), None)
     if not placed: return None
     (texts, line), size = placed
     ground, ink, band = look.colors
@@ -184,6 +186,6 @@ def draw_statement(
     "A financial statement with the code that rebuilds and checks it; what `paint` gives is None where it doesn't fit."
     rng = random.Random(seed)
     statement = make_statement(rng, check_image_size(image_size))
-    look = TableLook(rng.choice(('DejaVuSans', 'DejaVuSerif', 'DejaVuSansMono')), rng.choice((',', '.', ' ', '')), rng.random() < .5, rng.random() < .6, rng.choice(_PAPERS))
+    look = TableLook(rng.choice(('DejaVuSans', 'DejaVuSerif', 'DejaVuSansMono')), rng.choice((',', '.', ' ', '')), rng.random() < .5, lined=rng.random() < .6, colors=rng.choice(_PAPERS))
     text = statement_code(statement)
-    return PairDraft(text, f'seed {seed}', text, lambda: paint_statement(statement, look, image_size, max(12, image_size // 18)))
+    return PairDraft(text, f'seed {seed}', text, paint=lambda: paint_statement(statement, look, image_size, largest=max(12, image_size // 18)))

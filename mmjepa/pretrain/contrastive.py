@@ -9,9 +9,9 @@ __all__ = ['PAIR_COLUMNS', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #eae0e506
 import math, textwrap
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
@@ -234,9 +234,9 @@ def build_pairs(
     seed_everything(run.seed)
     cfg, weights, tokenizer = open_encoder(run)
     run = replace(run, **{k: getattr(cfg, k) for k in ('context', 'image_size', 'patch_size', 'emb_dim', 'depth', 'num_heads', 'multiway')})
-    model = ContrastiveModel(ContrastiveConfig(cfg, run.proj_dim, run.decoder_depth if run.mlm_weight else 0, run.accum_contrastive, run.max_scale))
+    model = ContrastiveModel(ContrastiveConfig(cfg, run.proj_dim, run.decoder_depth if run.mlm_weight else 0, accum=run.accum_contrastive, max_scale=run.max_scale))
     if weights: model.encoder.load_state_dict(weights)
-    corrupt = TokenCorruption(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), run.text_mask_ratio)
+    corrupt = TokenCorruption(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), ratio=run.text_mask_ratio)
     return run, model, PairTransform(corrupt), tokenizer
 
 def save_pair_model(
@@ -265,6 +265,7 @@ def run_contrastive(
     run: ContrastiveRun,
     output: str | Path, # folder of the run
     resume: bool = False, # continue the run in `output`
+    *,
     tracker: str = '', # '', tensorboard or wandb
     project: str = 'mmjepa', # name of the tracker's project
     save_every: int = 0, # steps between checkpoints inside an epoch
@@ -273,16 +274,16 @@ def run_contrastive(
     start_ranks()
     folder = Path(output)
     run, model, transform, tokenizer = build_pairs(run)
-    loader, held, again = open_source(run, run.json_data or run.pair_data, 'pair', tokenizer, run.val_data)
+    loader, held, again = open_source(run, run.json_data or run.pair_data, 'pair', tokenizer=tokenizer, held=run.val_data)
     evaluate = PairEvaluation(held, again, transform)
     config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision, eval_every=run.eval_every or max(1, run.epochs // 10),
                          tracker=tracker, project=project, save_every=save_every)
-    table = fit(model, ContrastiveObjective(run.mlm_weight), loader, config, folder, replace(transform, augmentation=augmentation(run.augment)), evaluate, 'image_to_text_r10', resume, run_settings(run, tokenizer, loader), PAIR_COLUMNS)
+    table = fit(model, ContrastiveObjective(run.mlm_weight), loader, config=config, output_dir=folder, transform=replace(transform, augmentation=augmentation(run.augment)), evaluate=evaluate, monitor='image_to_text_r10', resume=resume, settings=run_settings(run, tokenizer, loader), columns=PAIR_COLUMNS)
     if not is_main(): return None
     save_pair_model(model, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
-    say(f'report and pictures: {write_pair_report(run, model, tokenizer, evaluate, table, folder)}')
+    say(f'report and pictures: {write_pair_report(run, model, tokenizer, evaluate=evaluate, table=table, folder=folder)}')
     return table
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #52387f2b
@@ -290,6 +291,7 @@ def found_figure(
     image_emb: Float[Tensor, 'n p'], # of all candidates
     text_emb: Float[Tensor, 'n p'], # of their texts
     images: Tensor, # (n, c, h, w), bytes
+    *,
     texts: list[str], # n of them
     rows: int = 6, # texts that are shown, spread evenly
     k: int = 5, # images that each finds
@@ -325,6 +327,7 @@ def write_pair_report(
     run: ContrastiveRun,
     model: ContrastiveModel, # trained
     tokenizer, # of `mmjepa.data.text`
+    *,
     evaluate: PairEvaluation,
     table, # DataFrame of epochs
     folder: Path, # of the run
@@ -338,7 +341,7 @@ def write_pair_report(
     if n:
         batches = [b for b in held]
         texts = [tokenizer.decode(ids) for b in batches for ids in b['text']]
-        save_figure(found_figure(*embed_pairs(model, batches), torch.cat([b['image'] for b in batches]), texts), folder/'found.png')
+        save_figure(found_figure(*embed_pairs(model, batches), torch.cat([b['image'] for b in batches]), texts=texts), folder/'found.png')
         pictures.append('found.png')
     lines = ['# Contrastive pretraining', '', f'{run.json_data or run.pair_data}, {len(table)} epochs, {n} pairs held out' + (f' (chance at 10: {min(1., 10 / n):.3f})' if n else '') +
              f', seed {run.seed}, from {run.encoder or "scratch"}.', '', '| measure | last epoch |', '|---|---|',
@@ -387,4 +390,4 @@ def main(
 ):
     "Stage two: align images and texts of pairs, and read hidden words off the image."
     run = ContrastiveRun(**{k: v for k, v in locals().items() if k in ContrastiveRun.__dataclass_fields__})
-    run_contrastive(run, output, resume, 'wandb' if wandb_project else tracker, wandb_project or 'mmjepa', save_every)
+    run_contrastive(run, output, resume, tracker='wandb' if wandb_project else tracker, project=wandb_project or 'mmjepa', save_every=save_every)

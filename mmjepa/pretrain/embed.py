@@ -69,6 +69,7 @@ def embed_file(
     model_dir: str | Path, # folder of a model of stage two, or of its run
     data: str | Path, # JSON lines
     output: str | Path, # JSON lines with embeddings
+    *,
     of: str = 'image', # image, text or both
     batch_size: int = 256, # records at once
     block: int = 4096, # records a block
@@ -121,5 +122,5 @@ def main(
     "Write the embeddings of all records of a JSON lines file."
     start_ranks()
     if not json_data: raise UserError('--json_data is missing; expected a file of JSON lines')
-    n = embed_file(model, json_data, output, of, batch_size, block, num_workers, on_error)
+    n = embed_file(model, json_data, output, of=of, batch_size=batch_size, block=block, num_workers=num_workers, on_error=on_error)
     if is_main(): print(f'{n} embeddings: {output}')

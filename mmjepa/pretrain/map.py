@@ -72,7 +72,7 @@ def fit_centroids(
 def assign(
     vectors: Float[np.ndarray, 'n d'], # rows
     centroids: Float[np.ndarray, 'k d'], # of the clusters
-) -> Int[np.ndarray, 'n']: # 0..k-1
+) -> Int[np.ndarray, ' n']: # 0..k-1
     "The nearest centroid of each row."
     c = torch.from_numpy(np.asarray(centroids, np.float32))
     return torch.cat([torch.cdist(v, c).argmin(1) for v in torch.from_numpy(vectors).split(65_536)]).numpy()
@@ -100,7 +100,7 @@ def save_centroids(
 # %% ../../nbs/pretrain/43_map.ipynb #739aa402
 def cluster_scores(
     domains: list[str], # true ones; '' where a row has none
-    clusters: Int[np.ndarray, 'n'], # found ones
+    clusters: Int[np.ndarray, ' n'], # found ones
 ) -> dict[str, float]: # `v_measure`, `homogeneity`, `completeness`, 0 to 1, and `rows` that have a domain
     "How well clusters match domains."
     from sklearn.metrics import homogeneity_completeness_v_measure
@@ -110,7 +110,7 @@ def cluster_scores(
 
 def cross_table(
     domains: list[str], # true ones
-    clusters: Int[np.ndarray, 'n'], # found ones
+    clusters: Int[np.ndarray, ' n'], # found ones
 ): # DataFrame
     "Counts of rows: domains down, clusters across."
     import pandas as pd
@@ -137,6 +137,7 @@ def plot_map(
     xy: Float[np.ndarray, 'n 2'], # positions
     groups: list, # one name a row, colours follow it
     ax, # of matplotlib
+    *,
     title: str = '', # of the panel
 ): # ax
     "A dot a row, coloured by group; a legend of up to 20 groups."
@@ -158,7 +159,7 @@ def map_figure(
     "One panel a grouping."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5), layout='constrained', squeeze=False)
-    for ax, (title, groups) in zip(axes[0], panels.items()): plot_map(xy, groups, ax, title)
+    for ax, (title, groups) in zip(axes[0], panels.items()): plot_map(xy, groups, ax, title=title)
     return fig
 
 # %% ../../nbs/pretrain/43_map.ipynb #fa955f4f
@@ -213,6 +214,7 @@ def map_page(
     xy: Float[np.ndarray, 'n 2'], # positions
     panels: dict[str, list], # name of a grouping -> group of each row
     table: EmbeddingTable,
+    *,
     images: str | Path | None = None, # folder of image paths; None for that of the table's file
 ) -> str: # HTML
     "The map as one page that needs nothing else."
@@ -233,6 +235,7 @@ def draw_map(
     path: str | Path, # JSON lines with embeddings
     output: str | Path, # .png, .svg, .pdf or .html
     k: int = 0, # clusters; 0 for none
+    *,
     kmeans_model: str | Path = '', # file of centroids: used if it exists, else written
     images: str | Path = '', # folder of image paths, for the page; '' for that of `path`
     seed: int = 0, # of layout and clusters
@@ -250,7 +253,7 @@ def draw_map(
         if kmeans_model and not known: save_centroids(kmeans_model, centroids); done['centroids'] = Path(kmeans_model)
         panels[f'{k} clusters'] = clusters = assign(table.vectors, centroids).tolist()
         if table.domains: done |= _write_scores(table.domains, np.array(clusters), output)
-    _write_map(table, panels, output, images, seed)
+    _write_map(table, panels, output, images=images, seed=seed)
     return done
 
 def _write_scores(domains, clusters, output: Path) -> dict:
@@ -262,7 +265,7 @@ def _write_scores(domains, clusters, output: Path) -> dict:
 def _write_map(table: EmbeddingTable, panels: dict, output: Path, images, seed: int):
     "Picture or page, by the suffix of `output`."
     xy = project(table.vectors, seed)
-    if output.suffix == '.html': return write_text(output, map_page(xy, panels, table, images or None))
+    if output.suffix == '.html': return write_text(output, map_page(xy, panels, table, images=images or None))
     import matplotlib.pyplot as plt
     fig = map_figure(xy, panels or {f'{len(xy):,} embeddings': [''] * len(xy)})
     with atomic_path(output) as temp: fig.savefig(temp, dpi=120, format=output.suffix[1:])
@@ -279,7 +282,7 @@ def main(
     seed:int=0, # of layout and clusters
 ):
     "Draw the map of a data set's embeddings, cluster them, and compare clusters with domains."
-    done = draw_map(embeddings, output, cluster_domains, kmeans_model, images, seed)
+    done = draw_map(embeddings, output, cluster_domains, kmeans_model=kmeans_model, images=images, seed=seed)
     if 'scores' in done:
         import pandas as pd
         s = done['scores']

@@ -12,7 +12,7 @@ __all__ = ['MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', '
 import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,7 +51,7 @@ class MaskedTransform:
         if 'image' in batch:
             x = to_float(batch['image'])
             out['image'] = augment(x, self.augmentation, generator) if self.augmentation else x
-            out['mask'] = block_mask(len(x), (self.grid, self.grid), self.ratio, generator).to(x.device)
+            out['mask'] = block_mask(len(x), (self.grid, self.grid), self.ratio, generator=generator).to(x.device)
         if 'text' in batch: out['text_seen'], out['text_hidden'] = self.corrupt(batch['text'], batch['text_mask'], generator)
         return out
 
@@ -272,14 +272,14 @@ def encoder_config(
     vocab_size: int, # tokens
 ) -> EncoderConfig:
     "Shape of the shared encoder."
-    return EncoderConfig(run.image_size, run.patch_size, 3, 0, run.emb_dim, run.depth, run.num_heads, drop_path=run.drop_path, vocab_size=vocab_size, context=run.context, multiway=run.multiway)
+    return EncoderConfig(run.image_size, run.patch_size, 3, num_classes=0, emb_dim=run.emb_dim, depth=run.depth, num_heads=run.num_heads, drop_path=run.drop_path, vocab_size=vocab_size, context=run.context, multiway=run.multiway)
 
 def augmentation(
     strength: float, # 0 (none) or more; 1: up to 10 degrees, a tenth of the side, 10% of the size, a fifth of the light
 ) -> AugmentConfig | None:
     "Views that keep what a picture shows; on white."
     if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
-    return AugmentConfig(10 * strength, .1 * strength, min(.9, .1 * strength), min(1., .2 * strength), min(1., .2 * strength), 0., noise=.05 * strength, fill=1.) if strength else None
+    return AugmentConfig(10 * strength, .1 * strength, min(.9, .1 * strength), brightness=min(1., .2 * strength), contrast=min(1., .2 * strength), blur=0., noise=.05 * strength, fill=1.) if strength else None
 
 def run_settings(
     run, # dataclass of all choices
@@ -300,7 +300,7 @@ def build_masked(
     seed_everything(run.seed)
     cfg = encoder_config(run, tokenizer.vocab_size)
     encoder = MultimodalEncoder(cfg)
-    corrupt = TokenCorruption(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), run.text_mask_ratio)
+    corrupt = TokenCorruption(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), ratio=run.text_mask_ratio)
     config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision)
     return MaskedModel(encoder, LatentTarget(encoder) if run.target == 'latent' else None), MaskedTransform(cfg.grid, corrupt, run.mask_ratio), config
 
@@ -309,7 +309,7 @@ def open_masked(
     tokenizer, # of `mmjepa.data.text`
 ) -> tuple[UnpairedLoader, dict[str, object]]: # training batches; held-out loaders by modality
     "Loaders of both sources."
-    found = {mode: open_source(run, run.json_data or data, mode, tokenizer, run.val_data) for mode, data in (('image', run.image_data), ('text', run.text_data))}
+    found = {mode: open_source(run, run.json_data or data, mode, tokenizer=tokenizer, held=run.val_data) for mode, data in (('image', run.image_data), ('text', run.text_data))}
     return UnpairedLoader({mode: train for mode, (train, _, _) in found.items()}), {mode: held for mode, (_, held, _) in found.items() if len(held)}
 
 # %% ../../nbs/pretrain/40_masked.ipynb #8f6af3b0
@@ -317,6 +317,7 @@ def run_masked(
     run: MaskedRun,
     output: str | Path, # folder of the run
     encoder_out: str | Path = '', # folder for the encoder; '' for `encoder` in `output`
+    *,
     resume: bool = False, # continue the run in `output`
     tracker: str = '', # '', tensorboard or wandb
     project: str = 'mmjepa', # name of the tracker's project
@@ -328,13 +329,13 @@ def run_masked(
     loader, held = open_masked(run, tokenizer)
     model, transform, config = build_masked(run, tokenizer)
     evaluate = MaskedEvaluation(held, transform)
-    table = fit(model, masked_objective if run.mlm_weight == 1 else lambda o, b: masked_objective(o, b, run.mlm_weight), loader, replace(config, tracker=tracker, project=project, save_every=save_every), folder, replace(transform, augmentation=augmentation(run.augment)),
-                evaluate, '', resume, run_settings(run, tokenizer, loader), MASKED_COLUMNS)
+    table = fit(model, masked_objective if run.mlm_weight == 1 else lambda o, b: masked_objective(o, b, run.mlm_weight), loader, config=replace(config, tracker=tracker, project=project, save_every=save_every), output_dir=folder, transform=replace(transform, augmentation=augmentation(run.augment)),
+                evaluate=evaluate, monitor='', resume=resume, settings=run_settings(run, tokenizer, loader), columns=MASKED_COLUMNS)
     if not is_main(): return None
     save_encoder(model.encoder, tokenizer, encoder_out or folder/'encoder')
     say = RunLog(folder/'training.log')
     say(f'encoder: {encoder_out or folder/"encoder"}')
-    say(f'report and pictures: {write_masked_report(run, model, evaluate, table, folder)}')
+    say(f'report and pictures: {write_masked_report(run, model, evaluate, table=table, folder=folder)}')
     return table
 
 # %% ../../nbs/pretrain/40_masked.ipynb #931d334b
@@ -342,6 +343,7 @@ def write_masked_report(
     run: MaskedRun,
     model: MaskedModel, # trained
     evaluate: MaskedEvaluation,
+    *,
     table, # DataFrame of epochs
     folder: Path, # of the run
 ) -> Path: # of `report.md`
@@ -402,4 +404,4 @@ def main(
 ):
     "Stage one: learn from images and texts that do not belong together, by filling in what is hidden."
     run = MaskedRun(**{k: v for k, v in locals().items() if k in MaskedRun.__dataclass_fields__})
-    run_masked(run, output, encoder_out, resume, 'wandb' if wandb_project else tracker, wandb_project or 'mmjepa', save_every)
+    run_masked(run, output, encoder_out, resume=resume, tracker='wandb' if wandb_project else tracker, project=wandb_project or 'mmjepa', save_every=save_every)

@@ -110,6 +110,7 @@ def evaluate_humaneval(
     problems: dict[str, CodeProblem], # as of `read_humaneval`, or some of them
     completions: dict[str, list[str]] | str | Path, # what follows each prompt, by task_id; or a file for `read_completions`
     k: tuple[int, ...] = (1,), # programs that may be tried; at most as many as a problem has completions
+    *,
     allow_code_execution: bool = False, # must be True for anything to run
     timeout: float = 10., # of each program, seconds
     memory: int = 1 << 30, # of each program, bytes
@@ -235,6 +236,7 @@ def draws_same(
     program: str, # Python source code that draws with matplotlib
     image: str | Path | bytes, # the expected picture: a file, or its bytes
     tolerance: float = .001, # largest mean absolute difference of pixels that counts as the same, 0..1
+    *,
     allow_code_execution: bool = False, # must be True for anything to run
     timeout: float = 60., # seconds
     size: int = 128, # side of the squares that are compared, pixels

@@ -11,7 +11,7 @@ __all__ = ['DEATH_SIGNAL', 'NO_NEW_PRIVILEGES', 'SUBREAPER', 'MACHINES', 'WORK',
 import ctypes, os, stat, struct, sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 # %% ../../nbs/sandbox/70_containment.ipynb #1a50e90f
 def libc(
@@ -144,8 +144,8 @@ def own_root(
     size: int, # bytes that all files of the program together may have
 ):
     "Take a new root with a few read-only folders and a writable one, `WORK`, in memory."
-    _mount(None, '/', None, _RECURSIVE | _PRIVATE)
-    _mount('tmpfs', '/tmp', 'tmpfs', _NO_SETUID | _NO_DEVICES, 'mode=755,size=1m')
+    _mount(None, '/', None, flags=_RECURSIVE | _PRIVATE)
+    _mount('tmpfs', '/tmp', 'tmpfs', flags=_NO_SETUID | _NO_DEVICES, options='mode=755,size=1m')
     os.chdir('/tmp')
     for folder in ('old', WORK[1:]): os.mkdir(folder)
     libc('syscall', 155 if os.uname().machine == 'x86_64' else 41, b'.', b'old') # pivot_root has no function in the C library
@@ -154,7 +154,7 @@ def own_root(
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.mkdir() if os.path.isdir(f'/old{real}') else target.touch()
-        _mount(f'/old{real}', path, None, _BIND | _RECURSIVE)
+        _mount(f'/old{real}', path, None, flags=_BIND | _RECURSIVE)
     mounts = Path('/old/proc/self/mountinfo').read_text()
     libc('umount2', b'/old', 2) # with all that is below it
     os.rmdir('/old')
@@ -163,8 +163,8 @@ def own_root(
         for escape in ('\\040', '\\011', '\\012', '\\134'): point = point.replace(escape, chr(int(escape[1:], 8)))
         if point == '/old' or point.startswith('/old/'): continue
         keep = sum(_MOUNT_OPTIONS.get(o, 0) for o in options.split(','))
-        _mount(None, point, None, _REMOUNT | _BIND | _READ_ONLY | _NO_SETUID | keep)
-    _mount('tmpfs', WORK, 'tmpfs', _NO_SETUID | _NO_DEVICES, f'mode=700,uid={INSIDE_USER},gid={INSIDE_USER},size={size},nr_inodes=10000')
+        _mount(None, point, None, flags=_REMOUNT | _BIND | _READ_ONLY | _NO_SETUID | keep)
+    _mount('tmpfs', WORK, 'tmpfs', flags=_NO_SETUID | _NO_DEVICES, options=f'mode=700,uid={INSIDE_USER},gid={INSIDE_USER},size={size},nr_inodes=10000')
 
 # %% ../../nbs/sandbox/70_containment.ipynb #497a6b68
 _READ, _READ_FILE, _DEVICE, _ALL_RIGHTS = 0b1101, 0b101, 0b110, 0x7fff # execute, read, list; for files; read and write; all that Landlock 3 knows

@@ -82,7 +82,7 @@ def _keep_namespaces(spec: dict, channel: socket.socket, streams: list[int], _, 
     "Run the program in namespaces."
     def first():
         prctl(DEATH_SIGNAL, signal.SIGKILL)
-        program = _fork(channel, lambda: _start_program(spec, channel, streams, WORK, None if user is None else INSIDE_USER))
+        program = _fork(channel, lambda: _start_program(spec, channel, streams, work=WORK, user=None if user is None else INSIDE_USER))
         _say(channel, exit=_wait(program))
         os._exit(0) # and with it all that is left
     enter_namespaces(None if user is None else lambda: _say(channel, wait=True, map=True))
@@ -99,7 +99,7 @@ def _keep_landlock(spec: dict, channel: socket.socket, streams: list[int], work:
     prctl(DEATH_SIGNAL, signal.SIGTERM)
     _say(channel, folder=_fill(work, spec['files']))
     if user is not None: os.chown(work, user, user)
-    pid = _fork(channel, lambda: _start_program(spec, channel, streams, work, user))
+    pid = _fork(channel, lambda: _start_program(spec, channel, streams, work=work, user=user))
     def end(*_):
         with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
     signal.signal(signal.SIGTERM, end)
@@ -184,7 +184,7 @@ def _supervise(spec: dict, work: str, user: int | None) -> dict:
         for f in (ours, *outputs): selector.register(f, selectors.EVENT_READ)
         while selector.get_map():
             for key, _ in selector.select(.02):
-                if key.fileobj is ours: _answer(got := _hear(ours), seen, ours, user)
+                if key.fileobj is ours: _answer(got := _hear(ours), seen, ours, user=user)
                 else: outputs[key.fd].add(got := os.read(key.fd, 1 << 16))
                 if not got: selector.unregister(key.fileobj)
             if not why and (why := _excess(spec, seen, work)): os.kill(keeper, signal.SIGTERM)
@@ -212,7 +212,6 @@ def _stop(*_):
 
 def _launch():
     "What the launcher does: a JSON object on standard input, one on standard output."
-    import resource # now, since the program's user may not be able to read it
     spec = json.load(sys.stdin)
     os.umask(0o022); signal.signal(signal.SIGCHLD, signal.SIG_DFL) # whatever the caller's are
     signal.signal(signal.SIGTERM, _stop)
@@ -344,6 +343,7 @@ def run_program(
     source: str, # Python source code
     timeout: float = 10., # wall time, seconds; processor time of each process is limited to little more
     memory: int = 1 << 30, # bytes of address space of each process, and of resident memory of all together
+    *,
     processes: int = 16, # processes and threads at one time
     file_size: int = 16 << 20, # bytes of one file; all together may have four times as many
     stdin: str = '', # what it reads as its input
@@ -353,11 +353,11 @@ def run_program(
     contained_by: str | None = None, # 'namespaces' or 'landlock'; None for the first of them that this machine has
 ) -> ProgramResult:
     "What becomes of a Python program in a fresh, contained process; a `UserError` where it can't be contained."
-    _check_limits(timeout, memory, processes, file_size, output, [*(files or {}), *collect], contained_by)
+    _check_limits(timeout, memory, processes, file_size=file_size, output=output, names=[*(files or {}), *collect], mechanism=contained_by)
     why, result = refusal(contained_by), {}
     if not why:
         mechanisms = (contained_by,) if contained_by else _MECHANISMS
-        result = _run(_spec(source, mechanisms, timeout, memory, processes, file_size, stdin, files, collect, output))
+        result = _run(_spec(source, mechanisms, timeout, memory=memory, processes=processes, file_size=file_size, stdin=stdin, files=files, collect=collect, output=output))
         why = result.get('refused')
     if why: raise _user_error(f'the program was not run, since it cannot be contained here ({why}); expected Linux with user namespaces, or 6.2 or later with Landlock')
     text = {k: result[k].encode('latin-1').decode('utf-8', 'replace') for k in ('stdout', 'stderr')}

@@ -301,6 +301,7 @@ def make_curriculum(
     settings: dict, # as a file has them
     total_tokens: int | str | None = None, # scale everything to so many, e.g. '2M'; None: what the settings say
     ranks: int = 1, # processes of the run; 0: any number that fits
+    *,
     place: str = 'settings', # what errors call them
 ) -> CurriculumConfig:
     "Checked settings in which everything is known."
@@ -324,7 +325,7 @@ def load_curriculum(
     ranks: int = 1, # as for `make_curriculum`
 ) -> CurriculumConfig:
     "The checked curriculum of a file."
-    return make_curriculum(_read_yaml(path), total_tokens, ranks, str(path))
+    return make_curriculum(_read_yaml(path), total_tokens, ranks, place=str(path))
 
 # %% ../../nbs/vl/83_config.ipynb #8d1df42a
 def to_model(
@@ -333,7 +334,7 @@ def to_model(
 ) -> VLJEPAConfig:
     "Shape of the model that a curriculum trains."
     m, v, t = config.model.model_dump(exclude={'vision'}), config.model.vision, config.training
-    vision = EncoderConfig(v.image_size, v.patch_size, 3, 0, v.width, v.depth, v.heads, drop_path=v.drop_path)
+    vision = EncoderConfig(v.image_size, v.patch_size, 3, num_classes=0, emb_dim=v.width, depth=v.depth, num_heads=v.heads, drop_path=v.drop_path)
     if m['momentum_steps'] is None: m['momentum_steps'] = sum(step_counts(config))
     return VLJEPAConfig(vision, **m, **t.jepa.model_dump(), context_length=t.lm.context_length, vocab_size=vocab_size or t.lm.vocab_size, tie_embeddings=t.lm.tie_embeddings)
 

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from fastcore.basics import patch
@@ -40,6 +40,7 @@ class CurriculumLoader:
         config: CurriculumConfig, # of `load_curriculum`
         mixture: TokenMixture, # of all sources
         epoch_steps: int, # optimizer steps of an epoch
+        *,
         seed: int = 0, # of what is hidden
         shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     ):
@@ -159,6 +160,7 @@ def open_sources(
     config: CurriculumConfig, # of `load_curriculum`
     tokenizer: Tokenizer, # of texts
     held_out: bool = False, # the records that training does not see, one in twenty
+    *,
     seed: int = 0, # of the order of documents
     root: str | Path = '.', # folder of relative paths
     say: Callable[[str], None] = print, # gets a note on sources without a path
@@ -169,9 +171,9 @@ def open_sources(
         if s.path is None: continue
         size, own = config.model.vision.image_size if s.topic == 'vision' else 0, dict(val_split=HELD_OUT, held_out=held_out, where=s.where, fields=s.fields)
         path = Path(root)/s.path
-        if s.kind == 'json': found[name] = JsonSource(path, tokenizer, size, seed, length, **own); continue
+        if s.kind == 'json': found[name] = JsonSource(path, tokenizer, size, seed=seed, longest=length, **own); continue
         start = shard_stream(s.path if re.match('[a-z]{2,}:', s.path) else str(path), seed) if s.kind == 'shards' else hub_stream(str(path) if path.exists() else s.path, seed)
-        found[name] = StreamSource(start, tokenizer, name, size, length, **own)
+        found[name] = StreamSource(start, tokenizer, name, image_size=size, longest=length, **own)
     if not found: raise UserError('sources: none has a path; expected the file of one or more')
     if without := [n for n in config.sources if n not in found]: say(f'sources without a path are left out, and the others take their shares: {", ".join(without)}')
     return found
@@ -230,6 +232,7 @@ def build_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
     tokenizer: Tokenizer, # of texts
     sources: dict[str, JsonSource], # for training
+    *,
     held: dict[str, JsonSource], # held out
     epochs: int, # spans between evaluations
     seed: int = 0, # of everything random
@@ -242,8 +245,8 @@ def build_curriculum(
     model.has_idle_parts = True # which parts a step uses depends on its stage
     length, size = config.training.lm.context_length, config.model.vision.image_size
     weights = {k: s.weight for k, s in config.sources.items()}
-    rows = lambda s: TokenMixture(s, {k: weights[k] or 1 for k in s}, length, tokenizer.pad_id, size)
-    loader = CurriculumLoader(config, rows(sources), max(1, -(-sum(step_counts(config)) // epochs)), seed)
+    rows = lambda s: TokenMixture(s, {k: weights[k] or 1 for k in s}, length, pad_id=tokenizer.pad_id, image_size=size)
+    loader = CurriculumLoader(config, rows(sources), max(1, -(-sum(step_counts(config)) // epochs)), seed=seed)
     sample, test = rows(sources), rows(held)
     counts = sum(r['text'][r['text_mask']].bincount(minlength=tokenizer.vocab_size) for r in (sample.row() for _ in range(200)))
     sample = [[test.row() for _ in range(8)] for _ in range(8)]
@@ -255,6 +258,7 @@ def run_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
     output: str | Path, # folder of the run
     tokenizer: Tokenizer, # of texts
+    *,
     sources: dict[str, JsonSource], # for training
     held: dict[str, JsonSource], # held out
     epochs: int = 20, # spans between evaluations
@@ -265,7 +269,7 @@ def run_curriculum(
 ): # DataFrame of epochs; None on ranks other than the first
     "Train through all stages; write the model and a report."
     folder, o = Path(output), config.training.optimizers
-    model, objective, loader, evaluate = build_curriculum(config, tokenizer, sources, held, epochs, seed)
+    model, objective, loader, evaluate = build_curriculum(config, tokenizer, sources, held=held, epochs=epochs, seed=seed)
     train = TrainConfig(epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip,
                         accumulate=loader.groups, seed=seed, precision=precision, save_every=save_every)
     say = objective.say = RunLog(folder/'training.log')
@@ -275,7 +279,7 @@ def run_curriculum(
         stage = loader.place(max(0, loader.step - 1))[0]
         return {'stage': stage + 1, 'tokens_seen': loader.tokens_seen, **evaluate(m, last)}
     with following(model):
-        table = fit(model, objective, loader, train, folder, StageTransform(config, model, objective), scores, '', resume, settings, CURRICULUM_COLUMNS, lambda step: learning_rate_at(config, loader.tokens_at(step)), written(tokenizer.save))
+        table = fit(model, objective, loader, config=train, output_dir=folder, transform=StageTransform(config, model, objective), evaluate=scores, monitor='', resume=resume, settings=settings, columns=CURRICULUM_COLUMNS, rate=lambda step: learning_rate_at(config, loader.tokens_at(step)), assets=written(tokenizer.save))
     weights = whole(model.state_dict())
     if not is_main(): return None
     trained = VLJEPA(model.config)
@@ -283,7 +287,7 @@ def run_curriculum(
     save_vl_model(trained, tokenizer, folder/'model')
     for line in loader.notes(): say(line)
     say(f'model: {folder/"model"}')
-    say(f'report and pictures: {write_curriculum_report(config, loader, table, folder)}')
+    say(f'report and pictures: {write_curriculum_report(config, loader, table, folder=folder)}')
     return table
 
 # %% ../../nbs/vl/86_curriculum.ipynb #af359483
@@ -301,6 +305,7 @@ def write_curriculum_report(
     config: CurriculumConfig, # of the run
     loader: CurriculumLoader, # at its end
     table, # DataFrame of epochs
+    *,
     folder: Path, # of the run
 ) -> Path: # of `report.md`
     "Curves with the stages shaded, and tokens of each source beside what was asked."
@@ -368,5 +373,5 @@ def main(
     if lm_only: settings = without_embeddings(settings)
     if plan: return print_plan(settings, Path(output))
     words, root = load_tokenizer(tokenizer), Path(config).parent
-    train, held = (open_sources(settings, words, part, seed, root, print if is_main() and not part else lambda line: None) for part in (False, True))
-    run_curriculum(settings, output, words, train, held, epochs, seed, precision, resume, save_every)
+    train, held = (open_sources(settings, words, part, seed=seed, root=root, say=print if is_main() and not part else lambda line: None) for part in (False, True))
+    run_curriculum(settings, output, words, sources=train, held=held, epochs=epochs, seed=seed, precision=precision, resume=resume, save_every=save_every)

@@ -11,7 +11,7 @@ import contextlib, io, json, math, textwrap
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -53,15 +53,16 @@ def score_texts(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
     records: list[EvalRecord], # of any kind
+    *,
     window: int = 0, # tokens that are read at once; 0 for the model's context_length
     stride: int = 0, # tokens by which windows move on; 0 for half of the window
     batch_size: int = 16, # rows at a time
     seed: int = 0, # of what is hidden
 ) -> dict: # `perplexity` and `embeddings`, each a dict
     "Scores of texts and of their embeddings, with pictures where there are some."
-    found = perplexity(model, tokenizer, records, window or None, stride or None, batch_size)
+    found = perplexity(model, tokenizer, records, window=window or None, stride=stride or None, batch_size=batch_size)
     cut = sum(len(r.ids(tokenizer)[0]) > model.config.context_length for r in records)
-    return {'perplexity': {**found, 'unigram_perplexity': unigram_bound(tokenizer, records)}, 'embeddings': {**embedding_mse(model, record_batches(model, tokenizer, records, batch_size), seed), 'texts_cut': cut}}
+    return {'perplexity': {**found, 'unigram_perplexity': unigram_bound(tokenizer, records)}, 'embeddings': {**embedding_mse(model, record_batches(model, tokenizer, records, batch_size=batch_size), seed), 'texts_cut': cut}}
 
 # %% ../../nbs/vl/88_evaluate.ipynb #d459c76f
 def _wrapped(text: str, lines: int, width: int) -> list[str]:
@@ -101,13 +102,14 @@ def code_figure(
         verdict = 'written: exact' if right else f'written: similarity {token_edit_similarity(w.text, w.record.text):.2f}'
         _picture(a, w.record.image, w.record.domain if w.record.domain != 'all' else 'picture')
         _shown(b, w.record.text, 'true')
-        _shown(c, w.text or '(nothing)', verdict + (f'; chart: {w.chart.status}' if w.chart else ''), 'black' if right else '#b2182b')
+        _shown(c, w.text or '(nothing)', verdict + (f'; chart: {w.chart.status}' if w.chart else ''), colour='black' if right else '#b2182b')
     return fig
 
 def retrieval_figure(
     records: list[EvalRecord], # with pictures
     a: Float[Tensor, 'n e'], # embeddings of their pictures, without their mean
     b: Float[Tensor, 'n e'], # of their texts, likewise
+    *,
     rows: list[int], # positions of the queries
     nearest: int = 3, # texts beside each
 ): # figure
@@ -119,7 +121,7 @@ def retrieval_figure(
     fig, axs = plt.subplots(len(rows), k + 1, figsize=(3.1 * (k + 1), sum(heights)), height_ratios=heights, layout='constrained', squeeze=False)
     for row, i, order in zip(axs, rows, orders):
         _picture(row[0], records[i].image, f'its own text comes {order.index(i) + 1} of {len(records)}')
-        for ax, j in zip(row[1:], order): _shown(ax, records[j].text, f'cosine {cosine[i, j]:.2f}' + (', its own' if i == j else ''), '#0173b2' if i == j else 'black', 15, 46)
+        for ax, j in zip(row[1:], order): _shown(ax, records[j].text, f'cosine {cosine[i, j]:.2f}' + (', its own' if i == j else ''), colour='#0173b2' if i == j else 'black', lines=15, width=46)
     return fig
 
 # %% ../../nbs/vl/88_evaluate.ipynb #471a52a2
@@ -137,6 +139,7 @@ def score_pairs(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
     records: list[EvalRecord], # with pictures
+    *,
     folder: Path, # gets `written.jsonl` and pictures
     programs: int = 64, # pictures that a text is written of, drawn at random; 0 for all
     max_new_tokens: int = 512, # of each text
@@ -147,14 +150,14 @@ def score_pairs(
     "What a model makes of pictures."
     from mmjepa.plots import save_figure
     means = {name: perplexity(model, tokenizer, part, batch_size=batch_size)['perplexity'] for name, part in (('perplexity', records), ('without_the_picture', [replace(r, image=None) for r in records]))}
-    a, b = modal_embeddings(model, tokenizer, records, batch_size)
-    save_figure(retrieval_figure(records, a - a.mean(0), b - b.mean(0), of_each_kind([r.domain for r in records], 4)), folder/'retrieval.png')
+    a, b = modal_embeddings(model, tokenizer, records, batch_size=batch_size)
+    save_figure(retrieval_figure(records, a - a.mean(0), b - b.mean(0), rows=of_each_kind([r.domain for r in records], 4)), folder/'retrieval.png')
     chosen = [records[i] for i in random_rows(len(records), programs)]
     fits = [r for r in chosen if r.ids(tokenizer)[1] < model.config.context_length]
     if long := len(chosen) - len(fits): note(f'{long} of {len(chosen)} prompts fill the context by themselves; no text was written after them')
     found = {'text_of_picture': means, 'retrieval': multimodal_retrieval(a, b)}
     if not fits: return found
-    table, written = image_to_code(model, tokenizer, fits, max_new_tokens, allow_code_execution, batch_size)
+    table, written = image_to_code(model, tokenizer, fits, max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution, batch_size=batch_size)
     lines = [{'domain': w.record.domain, 'prompt': w.record.prompt, 'text': w.record.text, 'written': w.text, **({'chart': w.chart.status, 'difference': w.chart.difference, 'reason': w.chart.reason} if w.chart else {})} for w in written]
     write_text(folder/'written.jsonl', ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
     save_figure(code_figure([written[i] for i in of_each_kind([w.record.domain for w in written], 6)]), folder/'code.png')
@@ -165,6 +168,7 @@ def score_problems(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
     problems: dict[str, CodeProblem], # as of `read_humaneval`
+    *,
     folder: Path, # gets `completions.jsonl`
     samples: int = 1, # completions of each problem; a single one is greedy
     temperature: float = .8, # of several
@@ -176,10 +180,10 @@ def score_problems(
     note: Callable[[str], None] = print, # gets a line if prompts were cut
 ) -> dict: # of `evaluate_humaneval`, or how many were written
     "Completions of problems, and whether they work."
-    completions = write_completions(model, tokenizer, problems, folder/'completions.jsonl', samples, max_new_tokens, temperature if samples > 1 else 0., seed=seed, batch_size=batch_size, say=note)
+    completions = write_completions(model, tokenizer, problems, path=folder/'completions.jsonl', n=samples, max_new_tokens=max_new_tokens, temperature=temperature if samples > 1 else 0., seed=seed, batch_size=batch_size, say=note)
     if not allow_code_execution: return {'problems': len(problems), 'completions': samples * len(problems)}
     say(f'running {samples * len(problems):,} programs in the sandbox')
-    return evaluate_humaneval(problems, completions, tuple(k for k in (1, 10, 100) if k <= samples), True)
+    return evaluate_humaneval(problems, completions, tuple(k for k in (1, 10, 100) if k <= samples), allow_code_execution=True)
 
 # %% ../../nbs/vl/88_evaluate.ipynb #1229bde5
 def flat_scores(
@@ -216,6 +220,7 @@ def write_evaluation(
     scores: dict, # by part, as of `score_texts`, `score_pairs`, and `humaneval`
     about: dict, # what was evaluated on what
     left_out: list[str], # what was not done, a sentence each
+    *,
     folder: Path, # gets `report.md`, `scores.json`, `scores.csv`
 ) -> Path: # of `report.md`
     "Write the numbers, and a report that a person can read."
@@ -235,6 +240,7 @@ def evaluate_model(
     model: VLJEPA, # in evaluation mode, on the device to use
     tokenizer: Tokenizer, # that it was trained with
     output: str | Path, # folder without an evaluation
+    *,
     records: list[EvalRecord], # for perplexity and embeddings; may be empty
     pairs: list[EvalRecord], # for pictures; those without one are left out; may be empty
     problems: dict[str, CodeProblem] | None = None, # of HumanEval
@@ -257,13 +263,13 @@ def evaluate_model(
         scores |= score_texts(model, tokenizer, records, **text_options or {})
     if seen:
         say(f'{len(seen):,} pairs of pictures and texts')
-        scores |= score_pairs(model, tokenizer, seen, folder, **common, note=note, **pair_options or {})
+        scores |= score_pairs(model, tokenizer, seen, folder=folder, **common, note=note, **pair_options or {})
     if problems:
         say(f'completions of problems, of which there are {len(problems):,}')
-        scores['humaneval'] = score_problems(model, tokenizer, problems, folder, **common, say=say, note=note, **problem_options or {})
+        scores['humaneval'] = score_problems(model, tokenizer, problems, folder=folder, **common, say=say, note=note, **problem_options or {})
     if not allow_code_execution and any(r.domain == 'chart' for r in seen): note('the programs of charts were not run: that needs --allow_code_execution')
     if not allow_code_execution and problems: note('completions were written to completions.jsonl and not run: that needs --allow_code_execution')
-    say(f'report, scores and pictures: {write_evaluation(scores, about or {}, left_out, folder)}')
+    say(f'report, scores and pictures: {write_evaluation(scores, about or {}, left_out, folder=folder)}')
     return scores
 
 # %% ../../nbs/vl/88_evaluate.ipynb #8a8aeb18
@@ -277,7 +283,7 @@ def read_fields(
     return dict(pairs)
 
 def _read(path: str, held_out: bool, limit: int, fields: dict[str, str], about: dict, name: str) -> list[EvalRecord]:
-    records, total = read_eval_records(path, held_out, limit, fields)
+    records, total = read_eval_records(path, held_out, limit, fields=fields)
     about[name] = f'{len(records):,} of {total:,} records of {Path(path).name}' + (', those held out from training' if held_out else '')
     return records
 
@@ -311,10 +317,10 @@ def main(
     names = read_fields(fields)
     network, tokenizer = load_evaluated(model)
     about = {'model': f'{model}, {sum(p.numel() for p in network.parameters()):,} weights'}
-    records = _read(data or pairs, held_out, limit, names, about, 'texts') if data or pairs else []
-    seen = _read(pairs, held_out, limit, names, about, 'pairs') if pairs else [r for r in records if r.image is not None]
+    records = _read(data or pairs, held_out, limit, fields=names, about=about, name='texts') if data or pairs else []
+    seen = _read(pairs, held_out, limit, fields=names, about=about, name='pairs') if pairs else [r for r in records if r.image is not None]
     problems = read_humaneval(None if humaneval == 'auto' else humaneval) if humaneval else None
     if problems: about['problems'] = f'{len(problems)}, {samples} completions each'
     size = {'batch_size': batch_size}
-    evaluate_model(network.to(get_device()), tokenizer, output, records, seen, problems, about, allow_code_execution, {**size, 'window': window, 'stride': stride, 'seed': seed},
-                   {**size, 'programs': programs, 'max_new_tokens': max_new_tokens}, {**size, 'samples': samples, 'temperature': temperature, 'seed': seed, 'max_new_tokens': max_new_tokens})
+    evaluate_model(network.to(get_device()), tokenizer, output, records=records, pairs=seen, problems=problems, about=about, allow_code_execution=allow_code_execution, text_options={**size, 'window': window, 'stride': stride, 'seed': seed},
+                   pair_options={**size, 'programs': programs, 'max_new_tokens': max_new_tokens}, problem_options={**size, 'samples': samples, 'temperature': temperature, 'seed': seed, 'max_new_tokens': max_new_tokens})

@@ -12,7 +12,7 @@ import json, math, re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..sandbox.code_scores import ChartResult, CodeProblem, code_table, draws_same, evaluate_humaneval, parses, pass_at_k, read_humaneval
+from ..sandbox.code_scores import ChartResult, CodeProblem, code_table, draws_same, evaluate_humaneval, parses, read_humaneval
 from ..core import UserError, make_generator, write_text
 from ..data.records import JsonRecords, record_bytes, record_text, split_rows
 from .generation import generate, model_images
@@ -64,6 +64,7 @@ def read_eval_records(
     path: str | Path, # JSON lines
     held_out: bool = False, # only those that `mmjepa_curriculum` has not trained on, if it was given this file
     limit: int = 0, # most records, drawn by `random_rows`; 0 for all
+    *,
     fields: dict[str, str] | None = None, # what the file calls `text`, `image`, `prompt` or `domain`
 ) -> tuple[list[EvalRecord], int]: # and how many there were before `limit`
     "The records of a file."
@@ -76,6 +77,7 @@ def eval_windows(
     ids: list[int], # of a whole text
     first: int, # the first that is scored, 1 or more: something must stand before it
     window: int, # most tokens that are read at once
+    *,
     stride: int, # tokens between the beginnings of windows, 1 to `window`
 ) -> Iterator[tuple[list[int], list[int]]]: # tokens that are read, and at each the next one, or -100 where it is not scored
     "Windows over a text that score each token once."
@@ -120,6 +122,7 @@ def perplexity(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
     texts: list[str | EvalRecord], # of any length
+    *,
     window: int | None = None, # tokens that are read at once; None for the model's context_length
     stride: int | None = None, # tokens by which windows move on, 1 to `window`; None for half of it
     batch_size: int = 16, # windows at a time
@@ -131,7 +134,7 @@ def perplexity(
     if not 1 <= stride <= window: raise UserError(f'stride is {stride}; expected 1 to {window}, the window')
     if not texts: raise UserError('no texts; expected one or more')
     texts = [EvalRecord(t) if isinstance(t, str) else t for t in texts]
-    windows = [(t.image, *w) for t in texts for w in eval_windows(*t.ids(tokenizer), window, stride)]
+    windows = [(t.image, *w) for t in texts for w in eval_windows(*t.ids(tokenizer), window=window, stride=stride)]
     tokens, size = sum(y != -100 for _, _, targets in windows for y in targets), sum(len(t.text.encode()) for t in texts)
     if not size: raise UserError('all texts are empty; expected one that is not')
     total = _negative_log_likelihood(model, windows, batch_size)
@@ -142,6 +145,7 @@ def record_batches(
     model: VLJEPA, # that will read them
     tokenizer: Tokenizer, # of the model
     records: list[EvalRecord], # texts are cut to the model's context_length
+    *,
     batch_size: int = 16, # records at a time
 ) -> Iterator[dict[str, Tensor]]: # `text`, `text_mask`, and with pictures `image`, `image_there`
     "Records as batches, one document a row."
@@ -173,6 +177,7 @@ def modal_embeddings(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
     records: list[EvalRecord], # with pictures
+    *,
     batch_size: int = 16, # records at a time
 ) -> tuple[Float[Tensor, 'n e'], Float[Tensor, 'n e']]: # of pictures alone and of texts alone
     "Mean embeddings of image tokens and of text tokens."
@@ -212,6 +217,7 @@ def image_to_code(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # that it was trained with
     records: list[EvalRecord], # with pictures
+    *,
     max_new_tokens: int = 512, # of each text
     allow_code_execution: bool = False, # True: programs of records of domain chart run in the sandbox
     batch_size: int = 16, # records at a time
@@ -219,8 +225,8 @@ def image_to_code(
     num_workers: int = 2, # programs at one time
 ) -> tuple[dict[str, dict], list[WrittenCode]]: # by domain, and for `all`: `pairs`, `exact`, `edit_similarity`, `parses`, `charts_tried`, `draws_same`; and the texts
     "What the model reads in pictures, greedily, against what is in them."
-    texts = generate(model, tokenizer, [r.prompt for r in records], [r.image for r in records], max_new_tokens, batch_size=batch_size)
-    run = lambda r, t: draws_same(t, r.image, tolerance, allow_code_execution) if r.domain == 'chart' and allow_code_execution else None
+    texts = generate(model, tokenizer, [r.prompt for r in records], images=[r.image for r in records], max_new_tokens=max_new_tokens, batch_size=batch_size)
+    run = lambda r, t: draws_same(t, r.image, tolerance, allow_code_execution=allow_code_execution) if r.domain == 'chart' and allow_code_execution else None
     with ThreadPoolExecutor(num_workers) as pool: charts = list(tqdm(pool.map(run, records, texts), total=len(records), desc='charts', disable=None if allow_code_execution else True))
     written = [WrittenCode(*x) for x in zip(records, texts, charts)]
     kinds = {k: [w for w in written if w.record.domain == k] for k in sorted({r.domain for r in records} - {'all'})}
@@ -243,6 +249,7 @@ def write_completions(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # that it was trained with
     problems: dict[str, CodeProblem], # as of `read_humaneval`
+    *,
     path: str | Path, # JSON lines to write, with `task_id` and `completion`
     n: int = 1, # completions of each problem
     max_new_tokens: int = 256, # of each
@@ -259,7 +266,7 @@ def write_completions(
     prompts = {t: _last_lines(p.prompt, tokenizer, room) for t, p in problems.items()}
     if cut := sum(prompts[t] != p.prompt for t, p in problems.items()): say(f'{cut} of {len(problems)} prompts are longer than {room} tokens; their last lines were kept')
     tasks = [t for t in problems for _ in range(n)]
-    texts = generate(model, tokenizer, [prompts[t] for t in tasks], None, max_new_tokens, temperature, top_p, seed, batch_size=batch_size)
+    texts = generate(model, tokenizer, [prompts[t] for t in tasks], images=None, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size)
     lines = [{'task_id': t, 'completion': cut_completion(x)} for t, x in zip(tasks, texts)]
     write_text(path, ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines))
     return {t: [line['completion'] for line in lines if line['task_id'] == t] for t in problems}

@@ -11,7 +11,7 @@ import contextlib, copy, hashlib, io, json, math, re
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ def read_export(
         for path, digest in about['files'].items(): _check(folder/path, _sha256(_inside(folder, path)), digest)
         if about['format'] == EXPORT_FORMATS['safetensors']: return load_file(folder/'model.safetensors')
         if about['format'] == EXPORT_FORMATS['onnx']: return _constants(folder/'model.onnx')
-        return {name: _read_tensor(folder, name, x, used) for name, x in about['tensors'].items()}
+        return {name: _read_tensor(folder, name, x, used=used) for name, x in about['tensors'].items()}
     except UserError: raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e: # RuntimeError: too deep, or links in a circle
         raise UserError(f'{folder} is not a whole export ({type(e).__name__}: {str(e)[:200]}); expected what mmjepa_export wrote') from e
@@ -222,6 +222,7 @@ def export_model(
     model: nn.Module, # a `VLJEPA`, on any device, in any precision; it stays as it is
     tokenizer: Tokenizer, # that of its texts
     folder: str | Path, # new or empty; written whole or not at all
+    *,
     format: str = 'cpp', # 'cpp', 'onnx' or 'safetensors'
 ) -> Path: # the folder
     "Write a model and its tokenizer for other programs, and read it back."
@@ -264,7 +265,7 @@ def main(
 ):
     "Write a trained model for other programs: C++, ONNX or safetensors."
     if not checkpoint: raise UserError('--checkpoint is missing; expected a folder with config.json, model.safetensors and tokenizer, or that of a run')
-    folder = export_model(*_load(Path(checkpoint)), output, format)
+    folder = export_model(*_load(Path(checkpoint)), output, format=format)
     files = [p for p in folder.rglob('*') if p.is_file()]
     print(f'{folder}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:,.1f} MB, read back and checked')
     if left := json.loads((folder/'metadata.json').read_bytes()).get('left_out'): print(f'left out, since it serves training only: {", ".join(left)}')

@@ -26,8 +26,9 @@ def pick_words(
     logits: Float[Tensor, 'b v'], # scores of the next word
     temperature: float, # above 0; 0 takes the likeliest word
     top_p: float, # share of the probability that is kept, likeliest words first, above 0 to 1
-    chance: Float[Tensor, 'b'], # uniform numbers in [0, 1), one a row; not looked at if `temperature` is 0
-) -> Int[Tensor, 'b']: # on the CPU
+    *,
+    chance: Float[Tensor, ' b'], # uniform numbers in [0, 1), one a row; not looked at if `temperature` is 0
+) -> Int[Tensor, ' b']: # on the CPU
     "The next word of each row."
     z = logits.detach().cpu().double()
     if not z.isfinite().all(): raise UserError('the model gives NaN or infinity as the score of a word; expected finite weights')
@@ -49,7 +50,7 @@ def _block(block: nn.Module, x: Float[Tensor, 'b t d'], allowed: Bool[Tensor, 'b
 
 class _Reader:
     "Reads left-padded rows, then one word after the other; keys and values of all that was read are kept."
-    def __init__(self, model: VLJEPA, rows: list[list[int]], image: Tensor | None, there: Tensor | None):
+    def __init__(self, model: VLJEPA, rows: list[list[int]], image: Tensor | None, *, there: Tensor | None):
         from transformers import DynamicCache
         self.model, device, longest = model, model.step_weights.device, max(map(len, rows))
         text = torch.tensor([[0] * (longest - len(r)) + r for r in rows], device=device)
@@ -58,15 +59,15 @@ class _Reader:
         self.seen = real if image is None else torch.cat([there[:, None].expand(-1, self.n), real], 1) # by whoever comes next
         self.position = real.sum(1)
         image = None if image is None else model.cross_modal_fusion.image_in(_image_states(model, {'image': image, 'image_there': there}, False))
-        self.logits = self._read(text, (real.cumsum(1) - 1).clamp(min=0), prefix_mask(real, None, there, self.n), image)
+        self.logits = self._read(text, (real.cumsum(1) - 1).clamp(min=0), prefix_mask(real, None, there, n=self.n), image)
 
     def _read(self, text: Int[Tensor, 'b t'], position: Int[Tensor, 'b t'], allowed: Tensor, image: Tensor | None = None) -> Float[Tensor, 'b v']:
         x = self.model.language_encoder(input_ids=text, attention_mask=allowed[:, None, -text.shape[1]:, self.n:], position_ids=position, past_key_values=self.words, use_cache=True).last_hidden_state
         if image is not None: x = torch.cat([image, x], 1)
-        for i, block in enumerate(self.model.cross_modal_fusion.blocks): x, self.past[i] = _block(block, x, allowed, self.past[i])
+        for i, block in enumerate(self.model.cross_modal_fusion.blocks): x, self.past[i] = _block(block, x, allowed, past=self.past[i])
         return self.model.autoregressive_head(self.model.cross_modal_fusion.norm(x[:, -1]))
 
-    def add(self, words: Int[Tensor, 'b']):
+    def add(self, words: Int[Tensor, ' b']):
         "One more word for each row; `logits` are then those of the next."
         self.seen = pad(self.seen, (0, 1), value=True)
         self.logits = self._read(words.to(self.seen.device)[:, None], self.position[:, None], self.seen[:, None])
@@ -85,7 +86,7 @@ def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
 def model_images(
     model: VLJEPA, # that will look at them
     images: list | Tensor | None, # a path, Pillow image, array or tensor of bytes, or bytes of a file for each row, or None where it has none; or a tensor (b, 3, s, s)
-) -> tuple[Float[Tensor, 'b 3 s s'], Bool[Tensor, 'b']] | tuple[None, None]: # images, and True for rows that have one; None and None if none has
+) -> tuple[Float[Tensor, 'b 3 s s'], Bool[Tensor, ' b']] | tuple[None, None]: # images, and True for rows that have one; None and None if none has
     "Images as the model takes them, on its device."
     if images is None: return None, None
     size, device = model.config.vision.image_size, model.step_weights.device
@@ -100,12 +101,13 @@ def model_images(
 # %% ../../nbs/vl/82_generation.ipynb #b1276a14
 def _write(model: VLJEPA, rows: list[list[int]], images: list | Tensor | None, size: int, end: int | None, most: int, temperature: float, top_p: float, chances: list[torch.Generator]) -> list[list[int]]:
     "What is written after each row of ids, up to `end`."
-    reader, new = _Reader(model, rows, *model_images(model, images)), []
+    pixels, there = model_images(model, images)
+    reader, new = _Reader(model, rows, pixels, there=there), []
     room = torch.tensor([min(most, model.config.context_length - len(r)) for r in rows])
     done = torch.zeros(len(rows), dtype=torch.bool)
     while True:
         chance = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in chances])
-        new.append(pick_words(reader.logits[:, :size], temperature, top_p, chance))
+        new.append(pick_words(reader.logits[:, :size], temperature, top_p, chance=chance))
         done |= (len(new) >= room) | (new[-1] == (-1 if end is None else end))
         if done.all(): break
         reader.add(new[-1])
@@ -127,6 +129,7 @@ def generate(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # that it was trained with
     prompts: list[str], # what each row begins with; may be empty
+    *,
     images: list | Tensor | None = None, # one for each row, or None where it has none: see `model_images`
     max_new_tokens: int = 128, # at most so many are written; fewer where a row is full at `context_length`
     temperature: float = 0., # of sampling; 0 takes the likeliest word each time
@@ -136,7 +139,7 @@ def generate(
     batch_size: int = 32, # rows at a time; says nothing about the result
 ) -> list[str]: # without prompts and marks
     "What the model writes after each prompt and image."
-    _check_options(model, tokenizer, prompts, images, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    _check_options(model, tokenizer, prompts, images=images, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, batch_size=batch_size)
     rows, length, texts = [[tokenizer.begin_id, *tokenizer.encode(p)] for p in prompts], model.config.context_length, []
     for i, r in enumerate(rows):
         if len(r) >= length: raise UserError(f'prompt {i} has {len(r)} tokens with its beginning; expected at most {length - 1}, one less than the context_length')
@@ -145,6 +148,6 @@ def generate(
     try:
         for i in tqdm(range(0, len(rows), batch_size), desc='writing', unit='batch', disable=None if len(rows) > batch_size else True):
             part = slice(i, i + batch_size)
-            texts += _write(model, rows[part], None if images is None else images[part], tokenizer.vocab_size, tokenizer.end_id if stop_at_end else None, max_new_tokens, temperature, top_p, chances[part])
+            texts += _write(model, rows[part], None if images is None else images[part], size=tokenizer.vocab_size, end=tokenizer.end_id if stop_at_end else None, most=max_new_tokens, temperature=temperature, top_p=top_p, chances=chances[part])
     finally: model.train(training)
     return [tokenizer.decode(t) for t in texts]

@@ -8,7 +8,7 @@ __all__ = ['next_token_labels', 'JointMasks', 'joint_masks', 'collapse_watch', '
 # %% ../../nbs/vl/81_hybrid.ipynb #a7612702
 import math
 from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
@@ -67,7 +67,7 @@ def joint_masks(
 # %% ../../nbs/vl/81_hybrid.ipynb #d0e5b936
 _ADVICE = 'the model collapses: raise the weight of SIGReg (or, with a slow copy, its momentum), lower the learning rate, or hide less'
 
-def _other_cosine(z: Float[Tensor, 'n d'], rows: Int[Tensor, 'n']) -> float:
+def _other_cosine(z: Float[Tensor, 'n d'], rows: Int[Tensor, ' n']) -> float:
     "Mean cosine of all pairs from two different rows; NaN without any."
     u, row = normalize(z.double(), dim=1), rows.unique(return_inverse=True)[1]
     sums = u.new_zeros(int(row.max()) + 1, u.shape[1]).index_add_(0, row, u)
@@ -76,8 +76,9 @@ def _other_cosine(z: Float[Tensor, 'n d'], rows: Int[Tensor, 'n']) -> float:
 
 def collapse_watch(
     embeddings: Float[Tensor, 'n d'], # 2 or more
-    rows: Int[Tensor, 'n'], # the row of the batch that each belongs to
+    rows: Int[Tensor, ' n'], # the row of the batch that each belongs to
     min_spread: float = .1, # warn below
+    *,
     min_rank: float = .02, # warn below this share of the largest possible rank, and below 1.5
     max_ratio: float = .5, # warn above this share of the SIGReg ratio of a single point
     max_cosine: float = .9, # warn above
@@ -128,6 +129,7 @@ class VLJEPAObjective(nn.Module):
         alpha: float = .3, # weight of the predictions of embeddings; the model's attribute must agree
         beta: float = .7, # weight of the prediction of tokens; likewise
         sigreg_weight: float = .02, # of SIGReg beside the predictions, 0 or more; not used with a slow copy
+        *,
         num_slices: int = 256, # random directions a batch
         seed: int = 0, # of the directions
         watch_every: int = 100, # batches between two looks at the embeddings, 1 or more
@@ -147,7 +149,7 @@ class VLJEPAObjective(nn.Module):
         batch: dict[str, Tensor], # that they were made of
     ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs `loss_jepa`, `loss_jepa_0`..., `loss_lm`, `loss_sigreg`, `sigreg_ratio`, and of the watch, which sees this process alone, `watch_spread`, `watch_rank`, `watch_sigreg_ratio`, `watch_cosine`
         "Loss of one batch."
-        total, jepa, lm = hybrid_loss(outputs, batch, self.alpha, self.beta)
+        total, jepa, lm = hybrid_loss(outputs, batch, self.alpha, beta=self.beta)
         logs = {'loss_lm': lm} if self.beta else {}
         if self.alpha:
             with torch.no_grad(): logs |= {'loss_jepa': jepa} | {f'loss_jepa_{k}': x for k, x in enumerate(rollout_losses(outputs))}

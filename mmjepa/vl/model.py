@@ -30,7 +30,7 @@ from ..losses import masked_patch_loss
 @dataclass(frozen=True)
 class VLJEPAConfig:
     "Shape of a `VLJEPA`."
-    vision: EncoderConfig = field(default_factory=lambda: EncoderConfig(256, 16, 3, 0, 384, 12, 6)) # images: no labels, no text
+    vision: EncoderConfig = field(default_factory=lambda: EncoderConfig(256, 16, 3, num_classes=0, emb_dim=384, depth=12, num_heads=6)) # images: no labels, no text
     vocab_size: int = 50_000 # words of the tokenizer, special ones included
     context_length: int = 4096 # longest row of text, tokens
     hidden_size: int = 256 # width of a text state; divisible by `num_heads`
@@ -72,7 +72,8 @@ def _check_config(c: VLJEPAConfig):
 def prefix_mask(
     real: Bool[Tensor, 'b t'], # True where a token of text stands
     document: Int[Tensor, 'b t'] | None = None, # number of the document that each token belongs to, those of one side by side; None: one a row
-    there: Bool[Tensor, 'b'] | None = None, # True for rows with an image; None: all
+    there: Bool[Tensor, ' b'] | None = None, # True for rows with an image; None: all
+    *,
     n: int = 0, # image tokens, in front
 ) -> Bool[Tensor, 'b s s']: # s = n + t; row i: what token i sees
     "Which tokens attend to which."
@@ -108,6 +109,7 @@ class Fusion(nn.Module):
         image_width: int, # of image states
         hidden: int, # width of text states and of all that comes out
         heads: int, # attention heads; divides `hidden`
+        *,
         depth: int, # blocks
     ):
         super().__init__()
@@ -139,6 +141,7 @@ class JEPAHead(nn.Module):
         hidden: int, # width of a fused state
         image_width: int, # width of a patch in the vision encoder
         dim: int, # of embeddings
+        *,
         steps: int, # of the rollout
     ):
         super().__init__()
@@ -155,10 +158,10 @@ class JEPAHead(nn.Module):
 
 # %% ../../nbs/vl/80_model.ipynb #b9272ed9
 def rollout_pairs(
-    row: Int[Tensor, 'm'], # of each hidden position, in order
-    document: Int[Tensor, 'm'], # its document; an image's is the first of its row
+    row: Int[Tensor, ' m'], # of each hidden position, in order
+    document: Int[Tensor, ' m'], # its document; an image's is the first of its row
     step: int, # k, 0 or more
-) -> Bool[Tensor, 'r']: # r = max(m - k, 0); True where position j predicts position j + k
+) -> Bool[Tensor, ' r']: # r = max(m - k, 0); True where position j predicts position j + k
     "Which hidden positions have a target at a step of the rollout."
     r = max(len(row) - step, 0)
     a, b = slice(0, r), slice(len(row) - r, None)
@@ -185,7 +188,7 @@ def fused_states(
     text, real, document = (batch.get(k) for k in ('text', 'text_mask', 'document'))
     image = _image_states(model, batch, hide)
     n = 0 if image is None else image.shape[1]
-    allowed = prefix_mask(torch.ones_like(text, dtype=torch.bool) if real is None else real, document, batch.get('image_there'), n)
+    allowed = prefix_mask(torch.ones_like(text, dtype=torch.bool) if real is None else real, document, batch.get('image_there'), n=n)
     words = model.language_encoder.embed_tokens(text)
     if hide: words = torch.where(batch['text_hidden'][..., None], model.jepa_head.text_mask.to(words.dtype), words)
     plain = real is None and document is None # then the encoder's own causal mask does, and is faster
@@ -249,8 +252,8 @@ class VLJEPA(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['jepa
         c = config
         self.config, self.alpha, self.beta = c, .3, .7
         self.vision_encoder, self.language_encoder = MultimodalEncoder(c.vision), _language_encoder(c)
-        self.cross_modal_fusion = Fusion(c.vision.emb_dim, c.hidden_size, c.num_heads, c.fusion_depth)
-        self.jepa_head = JEPAHead(c.hidden_size, c.vision.emb_dim, c.embedding_dim, c.prediction_steps)
+        self.cross_modal_fusion = Fusion(c.vision.emb_dim, c.hidden_size, c.num_heads, depth=c.fusion_depth)
+        self.jepa_head = JEPAHead(c.hidden_size, c.vision.emb_dim, c.embedding_dim, steps=c.prediction_steps)
         self.autoregressive_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         nn.init.normal_(self.autoregressive_head.weight, std=.02)
         if c.tie_embeddings: self.autoregressive_head.weight = self.language_encoder.embed_tokens.weight
@@ -325,7 +328,7 @@ def logits(
 # %% ../../nbs/vl/80_model.ipynb #b24108a4
 def rollout_losses(
     outputs: dict, # of `VLJEPA` with `alpha` above 0
-) -> Float[Tensor, 's']: # one a step; mean over pairs and dimensions, over all ranks; 0 for a step without pairs
+) -> Float[Tensor, ' s']: # one a step; mean over pairs and dimensions, over all ranks; 0 for a step without pairs
     "Squared error of the predictions, step by step."
     each = lambda p, t: masked_patch_loss(p[None], t[None], torch.ones(1, len(p), dtype=torch.bool, device=p.device))
     return torch.stack([each(p, t) for p, t in zip(outputs['predictions'], outputs['targets'])])
@@ -334,6 +337,7 @@ def hybrid_loss(
     outputs: dict, # of `VLJEPA`
     batch: dict[str, Tensor], # that they were made of
     alpha: float = .3, # weight of the predictions of embeddings, 0 or more
+    *,
     beta: float = .7, # weight of the prediction of tokens, 0 or more
 ) -> tuple[Float[Tensor, ''], Float[Tensor, ''], Float[Tensor, '']]: # total, jepa, lm; 0 for a half of weight 0
     "`alpha * jepa + beta * lm`, over all ranks."

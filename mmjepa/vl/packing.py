@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class JsonSource:
         path: str | Path, # records with `text`, and perhaps `image` (a path) and `prompt`
         tokenizer: Tokenizer, # of texts
         image_size: int = 0, # side of images, pixels; 0 ignores them
+        *,
         seed: int = 0, # of the order
         longest: int = 0, # most tokens of a text that has an image, which must fit a row; 0 for no limit
         val_split: float = 0., # share of the records that is held out, as by `split_rows`
@@ -93,6 +94,7 @@ class StreamSource(JsonSource):
         records: Callable[[int], Iterator[dict]], # starts pass 0, 1, ...: yields records with `text`, and perhaps `prompt`, `image` (bytes), `place` and `index`
         tokenizer: Tokenizer, # of texts
         name: str, # what errors call it
+        *,
         image_size: int = 0, # side of images, pixels; 0 ignores them
         longest: int = 0, # most tokens of a text that has an image; 0 for no limit
         val_split: float = 0., # share of the records that is held out, chosen by their `index`
@@ -149,6 +151,7 @@ def hub_stream(
     name: str, # of a dataset on the hub, or a folder that `datasets` can read
     seed: int = 0, # of the order
     split: str = 'train', # which of its splits
+    *,
     buffer: int = 1000, # records that are held to mix them
 ) -> Callable[[int], Iterator[dict]]: # for `StreamSource`
     "Passes over a dataset that is streamed."
@@ -170,6 +173,7 @@ class TokenMixture:
         sources: dict[str, JsonSource], # by name
         weights: dict[str, float], # by name, 0 or more, not all 0
         length: int, # tokens of a row
+        *,
         pad_id: int, # what stands behind the last document of a row that is not full
         image_size: int = 0, # side of images, pixels; 0: rows have none
         answers_only: bool = False, # labels on answers alone, not on prompts

@@ -8,7 +8,6 @@ __all__ = ['DEVICES', 'count_parameters', 'Work', 'count_flops', 'count_activati
 
 # %% ../../nbs/vl/85_scaling.ipynb #3bfa15a0
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -107,26 +106,27 @@ def _pass_kept(c: VLJEPAConfig, work: Work, half: int, checkpointing: bool) -> f
     w, seen = v.emb_dim, work.images * v.grid**2
     ends = seen * (v.in_chans * v.patch_size**2 * half + 4 * w) + n * w * half + 8 * t * d + 4 * s * d + half * (t * t + s * s) # patches, norms, the way into fusion, masks
     if checkpointing: return ends + 4 * (seen * v.depth * w + t * c.num_layers * d + s * c.fusion_depth * d)
-    return ends + seen * v.depth * _block_kept(w, v.num_heads, half, v.mlp_ratio) + t * c.num_layers * _layer_kept(c, half) + s * c.fusion_depth * _block_kept(d, c.num_heads, half)
+    return ends + seen * v.depth * _block_kept(w, v.num_heads, half, ratio=v.mlp_ratio) + t * c.num_layers * _layer_kept(c, half) + s * c.fusion_depth * _block_kept(d, c.num_heads, half)
 
 def _working(c: VLJEPAConfig, work: Work, half: int, checkpointing: bool) -> float:
     "Bytes for a row that only one block at a time needs: gradients on their way, or the whole block if it is made again or for targets alone."
     v, t, (_, s, _), copy = c.vision, work.text, _tokens(c, work), work.alpha and c.target == 'ema'
     if not checkpointing and not copy: return (8 * half + 8) * c.hidden_size * s
-    return half * (t * t + s * s) * bool(copy) + max(work.images * v.grid**2 * _block_kept(v.emb_dim, v.num_heads, half, v.mlp_ratio), t * _layer_kept(c, half), s * _block_kept(c.hidden_size, c.num_heads, half))
+    return half * (t * t + s * s) * bool(copy) + max(work.images * v.grid**2 * _block_kept(v.emb_dim, v.num_heads, half, ratio=v.mlp_ratio), t * _layer_kept(c, half), s * _block_kept(c.hidden_size, c.num_heads, half))
 
 # %% ../../nbs/vl/85_scaling.ipynb #3c3419c8
 def count_activations(
     config: VLJEPAConfig,
     work: Work,
     rows: int, # of a micro-batch
+    *,
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
     checkpointing: bool = False, # blocks keep their inputs only
 ) -> float:
     "Bytes that backward needs from forward, beside weights."
     c, e, (_, _, hidden) = config, config.embedding_dim, _tokens(config, work)
     learns = bool(work.alpha) + bool(work.beta or (work.alpha and c.target == 'stop_gradient'))
-    kept = learns * _pass_kept(c, work, half, checkpointing)
+    kept = learns * _pass_kept(c, work, half, checkpointing=checkpointing)
     if work.alpha:
         sigreg = c.target == 'stop_gradient'
         kept += hidden * (half * ((1 + sigreg) * c.hidden_size + 6 * e * c.prediction_steps) + 4 * e * (c.prediction_steps + sigreg) + 8 * work.num_slices * sigreg)
@@ -151,6 +151,7 @@ def memory(
     config: VLJEPAConfig,
     work: Work,
     rows: int, # of a micro-batch
+    *,
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
     checkpointing: bool = False, # blocks keep their inputs only
     devices: int = 1, # that train together
@@ -161,7 +162,7 @@ def memory(
     trained, share = sum(n for k, n in p.items() if k != 'target'), devices if sharded else 1
     out = {'weights': 4 * sum(p.values()) / share, 'gradients': 4 * trained / share, 'optimizer': 8 * trained / share,
            'copies': _gathered_bytes(config, half) if sharded else (_cast_bytes(config) if half == 2 else 0) + (4 * trained if devices > 1 else 0),
-           'activations': count_activations(config, work, rows, half, checkpointing), 'working': rows * _working(config, work, half, checkpointing)}
+           'activations': count_activations(config, work, rows, half=half, checkpointing=checkpointing), 'working': rows * _working(config, work, half, checkpointing=checkpointing)}
     return out
 
 # %% ../../nbs/vl/85_scaling.ipynb #20c61a57
@@ -188,12 +189,13 @@ def stage_work(
     vision = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}
     shares = [sum(x for k, x in stage_mixture(curriculum, s).items() if k in vision) for s in curriculum.stages]
     images = [min(1., share * length / min(pair_tokens, length)) for share in shares]
-    return [Work(length, s.alpha, s.beta, i) for s, i in zip(curriculum.stages, images)]
+    return [Work(length, s.alpha, s.beta, images=i) for s, i in zip(curriculum.stages, images)]
 
 def plan_cost(
     curriculum: CurriculumConfig, # of `load_curriculum`
     device: Device, # one of `DEVICES`
     devices: int = 1, # that train together
+    *,
     mfu: float = .4, # share of the peak that useful products reach, above 0 to 1
     shard_tokens: int = 100_000_000, # tokens of a shard
     pair_tokens: int = 256, # of a record with a picture, mean
@@ -215,6 +217,7 @@ def plan_memory(
     curriculum: CurriculumConfig, # of `load_curriculum`
     devices: int = 1, # that train together
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
+    *,
     pair_tokens: int = 256, # of a record with a picture, mean
 ) -> pd.DataFrame: # bytes, by layout (rows) and by what they are for (columns)
     "Memory of each device in the stage that needs most."
@@ -222,7 +225,7 @@ def plan_memory(
     if devices < 1: raise UserError(f'devices is {devices}; expected 1 or more')
     if t.batch_size % (t.micro_batch_size * devices): raise UserError(f'batch_size {t.batch_size} over micro_batch_size {t.micro_batch_size} x {devices} devices is {t.batch_size / t.micro_batch_size / devices:g}; expected a whole number of micro-batches a step')
     layouts = {f'{"FSDP" if sharded else "DDP"}{", checkpointing" if again else ""}': (again, sharded) for sharded in (False, True) for again in (False, True)}
-    rows = {name: max((memory(model, w, t.micro_batch_size, half, again, devices, sharded) for w in stage_work(curriculum, pair_tokens)), key=lambda m: sum(m.values())) for name, (again, sharded) in layouts.items()}
+    rows = {name: max((memory(model, w, t.micro_batch_size, half=half, checkpointing=again, devices=devices, sharded=sharded) for w in stage_work(curriculum, pair_tokens)), key=lambda m: sum(m.values())) for name, (again, sharded) in layouts.items()}
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/vl/85_scaling.ipynb #6fab891c
@@ -230,6 +233,7 @@ def plan_report(
     curriculum: CurriculumConfig, # of `load_curriculum`
     name: str, # of a device, one of `DEVICES`
     devices: int, # that train together
+    *,
     cost: pd.DataFrame, # of `plan_cost`
     need: pd.DataFrame, # of `plan_memory`
 ) -> str:
@@ -304,7 +308,7 @@ def main(
     try: shard = int(read_number(shard_tokens))
     except UserError as e: raise UserError(f'--shard_tokens is {shard_tokens!r}; {e}') from e
     curriculum = load_curriculum(config, total_tokens or None, ranks=0)
-    cost = plan_cost(curriculum, DEVICES[device], devices, mfu, shard, pair_tokens)
-    need = plan_memory(curriculum, devices, 2 if precision == 'bf16' else 4, pair_tokens)
-    print(plan_report(curriculum, device, devices, cost, need))
+    cost = plan_cost(curriculum, DEVICES[device], devices, mfu=mfu, shard_tokens=shard, pair_tokens=pair_tokens)
+    need = plan_memory(curriculum, devices, 2 if precision == 'bf16' else 4, pair_tokens=pair_tokens)
+    print(plan_report(curriculum, device, devices, cost=cost, need=need))
     print(f'figure: {save_figure(plan_figure(cost, need, DEVICES[device].memory), output)}')

@@ -221,12 +221,12 @@ def test_live_images_are_those_of_the_cache(models, tmp_path, capsys):
         seed_everything(0)
         model = VisionTextAligner(config(models, audio_model_name=str(models/'whisper'), standardize=True), towers)
         loader = create_dataloader(ImageTextDataset(records, on_error='skip'), 16)
-        return train_alignment(model, loader, 2, tmp_path/name, val_rows=torch.arange(50, 60), cache_dir=tmp_path/f'cache-{name}', precision='fp32', **options).drop(columns=CLOCK), capsys.readouterr().out
+        return train_alignment(model, loader, 2, output_dir=tmp_path/name, val_rows=torch.arange(50, 60), cache_dir=tmp_path/f'cache-{name}', precision='fp32', **options).drop(columns=CLOCK), capsys.readouterr().out
     (cached, said), (live, told) = table('cached'), table('live', cache=False)
     pd.testing.assert_frame_equal(live, cached, check_exact=False, rtol=1e-3, atol=1e-3)
     for words in (said, told): assert '2 bad records skipped, such as record 3: image: not an image that can be read' in words
     with pytest.raises(UserError, match='record 3: image: not an image that can be read'):
-        train_alignment(VisionTextAligner(config(models), {m: towers[m] for m in ('image', 'text')}), create_dataloader(ImageTextDataset([r for r in records if r.get('text') and r.get('image')]), 16), 1, tmp_path/'strict', cache_dir=tmp_path/'cache-strict', cache=False, val_rows=torch.tensor([0, 1]))
+        train_alignment(VisionTextAligner(config(models), {m: towers[m] for m in ('image', 'text')}), create_dataloader(ImageTextDataset([r for r in records if r.get('text') and r.get('image')]), 16), 1, output_dir=tmp_path/'strict', cache_dir=tmp_path/'cache-strict', cache=False, val_rows=torch.tensor([0, 1]))
 
 
 def rows_on_disk(cache, modality): return sum(len(load_file(p)['values']) for p in cache.glob(f'{modality}-*/part-*'))

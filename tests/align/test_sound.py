@@ -15,7 +15,7 @@ needs_espeak = pytest.mark.skipif(not shutil.which('espeak-ng'), reason='espeak-
 needs_soundfile = pytest.mark.skipif(not importlib.util.find_spec('soundfile'), reason='soundfile is not installed')
 
 
-def said(k, who, engine): return spoken_digit(k, RATE, make_generator('speaker', engine, who), engine)
+def said(k, who, engine): return spoken_digit(k, RATE, make_generator('speaker', engine, who), engine=engine)
 
 
 # ---------------------------------------------------------------- espeak-ng
@@ -61,7 +61,7 @@ def test_espeak_is_used_where_it_is_found():
     assert digit_engine() == digit_engine('auto') == digit_engine('espeak') == 'espeak'
     assert torch.equal(said(4, 0, 'espeak'), said(4, 0, 'espeak'))
     assert not torch.equal(said(4, 0, 'espeak'), said(4, 0, 'formant'))
-    assert torch.equal(spoken_digit(4, RATE, make_generator(1)), spoken_digit(4, RATE, make_generator(1), 'espeak'))
+    assert torch.equal(spoken_digit(4, RATE, make_generator(1)), spoken_digit(4, RATE, make_generator(1), engine='espeak'))
     for rate in (8000, 44100):
         word = spoken_digit(4, rate, make_generator(1))
         assert abs(word.abs().max() - .5) < 1e-6 and .2 < len(word) / rate < 2

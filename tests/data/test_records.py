@@ -149,7 +149,7 @@ def test_the_tokenizer_command_with_bad_records(tmp_path):
 @pytest.mark.skipif(not (data_dir()/'emoji/pairs.jsonl').exists(), reason='needs the emoji of $MMJEPA_DATA')
 def test_real_pairs():
     path = data_dir()/'emoji/pairs.jsonl'
-    train, val = get_json_loaders(path, 'pair', 64, 2, on_error='raise', context=32)
+    train, val = get_json_loaders(path, 'pair', 64, num_workers=2, on_error='raise', context=32)
     assert (len(train.dataset), len(val.dataset)) == (1480, 164)
     seen = torch.cat([b['index'] for loader in (train, val) for b in loader])
     assert len(seen) == 1480 // 64 * 64 + 164 == len(seen.unique())

@@ -27,7 +27,7 @@ def uneven(folder):
 
 def epochs(rank, world, urls, workers):
     "Rows of three epochs; every step waits for the other rank, so that an uneven end would hang or raise."
-    loader = get_shard_loader(urls, 'pair', BATCH, workers, image_size=8, context=8, say=lambda line: None)
+    loader = get_shard_loader(urls, 'pair', BATCH, num_workers=workers, image_size=8, context=8, say=lambda line: None)
     found = []
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)

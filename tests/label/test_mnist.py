@@ -1,6 +1,5 @@
 "What a user can get wrong with the commands: one line, exit status 2, and nothing that was there is lost."
 import json, os, subprocess, sys
-from pathlib import Path
 
 import pytest
 from PIL import Image

@@ -1,6 +1,5 @@
 "The real command, killed at random moments and resumed, ends with the bits of an uninterrupted run."
 import random, signal, subprocess, sys, time
-from pathlib import Path
 
 import pandas as pd
 import pytest

@@ -24,7 +24,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp('map')
     data, tok = digit_pairs(folder, 200), load_tokenizer()
     seed_everything(0)
-    save_pair_model(ContrastiveModel(ContrastiveConfig(EncoderConfig(8, 4, 3, 0, 16, 1, 2, vocab_size=tok.vocab_size, context=24), proj_dim=8)), tok, folder/'model')
+    save_pair_model(ContrastiveModel(ContrastiveConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24), proj_dim=8)), tok, folder/'model')
     done = command('mmjepa.pretrain.embed', ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
     assert done.returncode == 0 and '200 embeddings' in done.stdout, done
     return folder

@@ -25,7 +25,7 @@ from ranks import on_ranks
 B, T, N = 8, 6, 16  # rows, tokens of a text, patches
 
 
-def encoder_config(multiway): return EncoderConfig(16, 4, 3, 0, 16, 2, 2, drop_path=0., vocab_size=30, context=T, multiway=multiway)
+def encoder_config(multiway): return EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=2, num_heads=2, drop_path=0., vocab_size=30, context=T, multiway=multiway)
 
 
 def batch_of(rows):
@@ -140,7 +140,7 @@ def test_bad_input_is_one_line(tmp_path, data, args, words):
 
 def test_another_tokenizer_than_the_encoders(tmp_path, data):
     tok = load_tokenizer()
-    save_encoder(MultimodalEncoder(EncoderConfig(16, 4, 3, 0, 16, 1, 2, vocab_size=tok.vocab_size, context=24)), tok, tmp_path/'encoder')
+    save_encoder(MultimodalEncoder(EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24)), tok, tmp_path/'encoder')
     code, out = run('data.text', data, '--vocab-size', 286, '--output', tmp_path/'words.spm')
     assert code == 0, out
     code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer', tmp_path/'words.spm', '--output', tmp_path/'out')

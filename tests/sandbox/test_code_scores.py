@@ -16,9 +16,9 @@ contained = pytest.mark.skipif(bool(refusal()), reason=f'no containment: {refusa
 with_data = pytest.mark.skipif(not HUMANEVAL.exists(), reason='HumanEval is not in the folder of data sets (MMJEPA_DATA)')
 
 OWN = {p.task_id: p for p in (
-    CodeProblem('own/0', 'def add(a, b):\n    "Sum."\n', 'def check(f):\n    assert f(1, 2) == 3\n    assert f(-1, 1) == 0\n', 'add', '    return a + b\n'),
-    CodeProblem('own/1', 'import math\n\ndef root(x):\n    "Square root, 0 for negative numbers."\n', 'METADATA = {}\n\ndef check(candidate):\n    assert candidate(9) == 3\n    assert candidate(-1) == 0\n', 'root', '    return math.sqrt(max(x, 0))\n'),
-    CodeProblem('own/2', 'def twice(x): return 2 * x\n\ndef four(x):\n    "Uses the function above."\n', 'def check(candidate):\n    for i in range(9): assert candidate(i) == 4 * i\n', 'four', '    return twice(twice(x))\n'))}
+    CodeProblem('own/0', 'def add(a, b):\n    "Sum."\n', 'def check(f):\n    assert f(1, 2) == 3\n    assert f(-1, 1) == 0\n', entry_point='add', canonical_solution='    return a + b\n'),
+    CodeProblem('own/1', 'import math\n\ndef root(x):\n    "Square root, 0 for negative numbers."\n', 'METADATA = {}\n\ndef check(candidate):\n    assert candidate(9) == 3\n    assert candidate(-1) == 0\n', entry_point='root', canonical_solution='    return math.sqrt(max(x, 0))\n'),
+    CodeProblem('own/2', 'def twice(x): return 2 * x\n\ndef four(x):\n    "Uses the function above."\n', 'def check(candidate):\n    for i in range(9): assert candidate(i) == 4 * i\n', entry_point='four', canonical_solution='    return twice(twice(x))\n'))}
 
 
 def statuses(*completions, problem='own/0', **options):

@@ -123,7 +123,7 @@ def train(folder, material, world=1, resume=False, name='curriculum'):
     settings['training'] |= {'micro_batch_size': 4 // world, 'gradient_accumulation_steps': 1, 'scheduler': {'warmup_tokens': 100, 'min_lr': 1e-4}}
     config, tok = make_curriculum({**settings, 'total_tokens': 1024}, ranks=world), ByteTokenizer()
     sources = [open_sources(config, tok, part, root=material, say=lambda line: None) for part in (False, True)]
-    table = run_curriculum(config, folder, tok, *sources, epochs=STEPS, precision='fp32', resume=resume)
+    table = run_curriculum(config, folder, tok, sources=sources[0], held=sources[1], epochs=STEPS, precision='fp32', resume=resume)
     return [] if table is None else table[['stage', 'tokens_seen', 'loss_total', 'val_loss_lm', 'embedding_error']].values.tolist()
 
 

@@ -28,7 +28,7 @@ def material(tmp_path_factory):
     "A run's folder with an untrained model, 40 pairs of which every second is a chart, and two problems."
     root = tmp_path_factory.mktemp('material')
     torch.manual_seed(0)
-    save_vl_model(VLJEPA(VLJEPAConfig(EncoderConfig(8, 4, 3, 0, 16, 1, 2), 260, 96, 16, 1, 2, 1, fusion_depth=1, embedding_dim=8)), ByteTokenizer(), root/'run/model')
+    save_vl_model(VLJEPA(VLJEPAConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2), 260, 96, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, fusion_depth=1, embedding_dim=8)), ByteTokenizer(), root/'run/model')
     lines = []
     for i in range(40):
         Image.new('RGB', (9, 7), (6 * i, 0, 99)).save(root/f'{i}.png')

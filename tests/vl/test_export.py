@@ -62,7 +62,7 @@ def build(**shape):
     "A model whose biases, scales and attention matter."
     torch.manual_seed(1)
     settings = dict(vocab_size=260, context_length=96, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=40, embedding_dim=16) | shape
-    model = VLJEPA(VLJEPAConfig(EncoderConfig(8, 4, 3, 0, 16, 1, 2), **settings)).eval()
+    model = VLJEPA(VLJEPAConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2), **settings)).eval()
     with torch.no_grad():
         for p in model.parameters(): p.copy_(p * 4 if p.dim() > 1 else p + .2 * torch.randn(p.shape))
     return model
@@ -303,7 +303,7 @@ def test_a_graph_computes_what_pytorch_does(tmp_path):
     "Also for shapes that the trace did not see, and without a word of this machine's files."
     onnxruntime = pytest.importorskip('onnxruntime', reason='pip install mmjepa[onnx]')
     model = build(num_layers=1, fusion_depth=1)
-    folder = export_model(model, ByteTokenizer(), tmp_path/'onnx', 'onnx')
+    folder = export_model(model, ByteTokenizer(), tmp_path/'onnx', format='onnx')
     session = onnxruntime.InferenceSession(str(folder/'model.onnx'), providers=['CPUExecutionProvider'])
     for shape in ((1, 1), (4, 1), (1, 50), (3, 96)):
         ids = torch.randint(260, shape, generator=torch.Generator().manual_seed(0))
@@ -316,7 +316,7 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path):
     other = build(num_layers=1, fusion_depth=1)
     other.autoregressive_head = Doubled(32, 260, bias=False)
     with pytest.raises(UserError, match='onnxruntime and PyTorch differ by .* nothing was written'):
-        export_model(other, ByteTokenizer(), tmp_path/'onnx', 'onnx')
+        export_model(other, ByteTokenizer(), tmp_path/'onnx', format='onnx')
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from ranks import on_ranks
 
 ROWS, TOKENS, WORDS = 9, 10, 40
 SHARE = 3  # rows of rank 0; the rest are rank 1's
-CONFIG = VLJEPAConfig(EncoderConfig(12, 4, 3, 0, 16, 1, 2, drop_path=0.), WORDS, TOKENS, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
+CONFIG = VLJEPAConfig(EncoderConfig(12, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, drop_path=0.), WORDS, TOKENS, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
 EMA = replace(CONFIG, target='ema', momentum=.9)
 CASES = {'hybrid': (CONFIG, .3, .7), 'tokens': (CONFIG, 0., 1.), 'embeddings': (CONFIG, 1., 0.), 'tied': (replace(CONFIG, tie_embeddings=True), .3, .7), 'slow copy': (EMA, .3, .7)}
 SHARDED = 'hybrid', 'slow copy'
