@@ -472,7 +472,8 @@ def fit(
     if ckpt: log(f'resumed at step {t.at.step} of {t.total}{again}')
     elif not t.restartable: log('the loader has no state_dict: --resume will begin an epoch again')
     if config.tracker: t.acc.init_trackers(config.project, config=dict(vars(config)))
-    quiet = dict(disable=not is_main(), mininterval=.5 if sys.stderr.isatty() else 10)
+    quiet = {} if is_main() else {'disable': True} # said for other ranks alone: `TQDM_DISABLE` decides on the first
+    quiet['mininterval'] = .5 if sys.stderr.isatty() else 10
     with _peers(folder), StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
         while t.at.step < t.total or t.at.batch:
             bar.set_description(f'epoch {t.at.epoch}/{config.epochs}')
