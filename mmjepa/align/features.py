@@ -173,7 +173,7 @@ def _identify(dataset: ImageTextDataset, modality: str, rows) -> tuple[list[int]
         if item == len(first): first.append(i)
     return first, index, [*known], reasons
 
-def _parts(make: Callable, files: dict[Path, list[int]], say: Callable, bar) -> tuple[list[_Part], int]:
+def _parts(make: Callable, files: dict[Path, list[int]], say: Callable, *, bar) -> tuple[list[_Part], int]:
     "All parts, made where they are missing or damaged, and how many items were computed."
     made, parts = 0, {}
     for own in (True, False): # its own share first, then what no other rank has made
