@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.testing import assert_close
@@ -57,7 +58,7 @@ def rows():
 def train(folder, model=None, objective=squares, **options):
     "`fit` on 12 rows, 4 steps an epoch; `options` are those of `TrainConfig` and `fit`. Gives the model and the table."
     fields = TrainConfig.__dataclass_fields__
-    config = TrainConfig(precision='fp32', **{k: v for k, v in options.items() if k in fields})
+    config = TrainConfig(precision='fp32', log_every=1, **{k: v for k, v in options.items() if k in fields})
     model = model or Line()
     loader = StatefulDataLoader(rows(), batch_size=BATCH)
     table = fit(model, objective, loader, config=config, output_dir=folder/'run',
@@ -149,6 +150,14 @@ def test_the_optimizer_has_the_decay_and_the_betas_of_the_config(tmp_path, steps
     assert [s['betas'] for s in steps] == [{(.6, .7)}] * STEPS
 
 
+def test_an_optimizer_of_ones_own_gets_the_groups_and_the_rates(tmp_path, steps):
+    def sgd(groups): return torch.optim.SGD([{**g, 'betas': None} for g in groups], lr=7.)
+    config = dict(epochs=1, lr=.1, weight_decay=.3)
+    train(tmp_path, optimizer=sgd, **config)
+    assert [s['lr'] for s in steps] == [{learning_rate(TrainConfig(**config), step, STEPS)} for step in range(STEPS)]
+    assert [s['weight_decay'] for s in steps] == [{.3, 0.}] * STEPS
+
+
 def steep(outputs, batch):
     loss, logs = squares(outputs, batch)
     return 1000 * loss, logs
@@ -177,6 +186,21 @@ def decaying(model, weight_decay=.1):
     return {n for n, decay in found if decay}
 
 
+class Parts(nn.Module):
+    "One of each kind."
+    def __init__(self):
+        super().__init__()
+        self.line, self.picture = nn.Linear(4, 4), nn.Conv2d(3, 4, 2)
+        self.norm, self.batch, self.table = nn.LayerNorm(4), nn.BatchNorm1d(4), nn.Embedding(5, 4)
+        self.position, self.cls_token = nn.Parameter(torch.zeros(1, 9, 4)), nn.Parameter(torch.zeros(1, 1, 4))
+        self.mask_token, self.scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(()))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_matrices_of_layers_decay_and_nothing_else():
+    assert decaying(Parts()) == {'line.weight', 'picture.weight'}
+
+
 def test_the_matrices_of_our_encoder_decay_and_nothing_else():
     "Projections of attention, feed-forwards and patches; no positions, tables, norms or biases."
     shape = EncoderConfig(image_size=8, patch_size=4, emb_dim=8, depth=1, num_heads=2, vocab_size=7, context=5)
@@ -184,6 +208,31 @@ def test_the_matrices_of_our_encoder_decay_and_nothing_else():
     block = {f'encoder.blocks.0.{n}.weight' for n in ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')}
     head = {f'head.{i}.weight' for i in (0, 3, 6)}
     assert decaying(model) == {'encoder.embedders.image.patches.proj.weight', *block, *head}
+
+
+def test_a_table_that_is_a_layer_as_well_does_not_decay():
+    "The output matrix of a language model may be its table of embeddings."
+    tied = nn.ModuleDict({'table': nn.Embedding(5, 4), 'head': nn.Linear(4, 5, bias=False), 'line': nn.Linear(4, 4)})
+    tied['head'].weight = tied['table'].weight
+    assert decaying(tied) == {'line.weight'}
+
+
+class Listed(Parts):
+    def no_weight_decay(self): return {'line.weight'}
+
+
+def test_what_a_module_lists_does_not_decay():
+    "timm's models name such parameters; the list counts wherever the module stands."
+    assert decaying(Listed()) == {'picture.weight'}
+    both = nn.ModuleDict({'a': Listed(), 'b': Parts()})
+    assert decaying(both) == {'a.picture.weight', 'b.picture.weight', 'b.line.weight'}
+
+
+def test_tokens_and_positions_of_timm_do_not_decay():
+    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
+    found = decaying(nn.ModuleDict({'vit': vit}))
+    assert {'vit.patch_embed.proj.weight', 'vit.blocks.0.attn.qkv.weight', 'vit.head.weight'} <= found
+    assert not [n for n in found if 'token' in n or 'pos' in n or 'norm' in n or n.endswith('bias')]
 
 
 # ---------------------------------------------------------------- modes, scores and checkpoints
