@@ -1,14 +1,15 @@
 """A step of masked image modelling against a step of the bare encoder: `python benchmarks/masked.py`.
 
-Same images, same encoder. The bare step is forward and backward of the mean of all states; masked image modelling adds the mask, the mask token,
-the normalized target, the linear head and the loss. The two take turns; the ratio is that of one round.
+Same images, same encoder. The bare step is forward and backward of the mean of all states; masked image modelling
+adds the mask, the mask token, the normalized target, the linear head and the loss. The two take turns; the ratio is
+that of one round.
 """
 import statistics
-import time
 
 import torch
 from fastcore.script import call_parse
 
+from measure import in_turn, ratios, spread
 from mmjepa.core import get_device, make_generator, seed_everything
 from mmjepa.encoders import EncoderConfig, MultimodalEncoder
 from mmjepa.losses import masked_patch_loss
@@ -28,24 +29,27 @@ def main(
     "Median time of both steps and of their ratio."
     seed_everything(0)
     device = get_device()
-    model = MaskedModel(MultimodalEncoder(EncoderConfig(image_size, patch_size, 3, num_classes=0, emb_dim=emb_dim, depth=depth, num_heads=2, vocab_size=300, context=16))).to(device).train()
-    raw = {'image': torch.randint(256, (batch, 3, image_size, image_size), dtype=torch.uint8, device=device)}
-    transform, image = MaskedTransform(image_size // patch_size), torch.randn(batch, 3, image_size, image_size, device=device)
+    shape = EncoderConfig(image_size, patch_size, 3, num_classes=0, emb_dim=emb_dim, depth=depth, num_heads=2,
+                          vocab_size=300, context=16)
+    model = MaskedModel(MultimodalEncoder(shape)).to(device).train()
+    size = batch, 3, image_size, image_size
+    raw, image = {'image': torch.randint(256, size, dtype=torch.uint8, device=device)}, torch.randn(size, device=device)
+    transform = MaskedTransform(image_size // patch_size)
 
-    def bare(i): model.encoder(image=image).mean().backward()
+    def bare():
+        for _ in range(steps):
+            model.zero_grad()
+            model.encoder(image=image).mean().backward()
 
-    def masked(i):
-        b = transform(raw, make_generator(i))
-        masked_patch_loss(model.patches(b['image'], b['mask']), model.target(b['image']), b['mask']).backward()
+    def masked():
+        for i in range(steps):
+            model.zero_grad()
+            b = transform(raw, make_generator(i))
+            found = model.patches(b['image'], b['mask'])
+            masked_patch_loss(found, model.target(b['image']), b['mask']).backward()
 
-    def seconds(step):
-        start = time.perf_counter()
-        for i in range(steps): model.zero_grad(); step(i)
-        if device.type == 'cuda': torch.cuda.synchronize()
-        return (time.perf_counter() - start) / steps
-
-    seconds(bare), seconds(masked)
-    times = [(seconds(bare), seconds(masked)) for _ in range(rounds)]
-    a, b, ratio = (statistics.median(x) for x in zip(*((a, b, b / a) for a, b in times)))
-    print(f'{batch} images of {image_size} pixels, {(image_size // patch_size)**2} patches, {depth} x {emb_dim}, {device}, {torch.get_num_threads()} threads: '
-          f'encoder {1e3 * a:.0f} ms, masked {1e3 * b:.0f} ms, ratio {ratio:.2f} ({min(y / x for x, y in times):.2f} to {max(y / x for x, y in times):.2f})')
+    times = in_turn({'encoder': bare, 'masked': masked}, rounds)
+    print(f'{batch} images of {image_size} pixels, {shape.grid**2} patches, {depth} x {emb_dim}, {device}, '
+          f'{torch.get_num_threads()} threads')
+    for name, t in times.items(): print(f'{name:<8} {1e3 * statistics.median(t) / steps:.0f} ms a step')
+    print(f'ratio {spread(ratios(times["masked"], times["encoder"]))}')

@@ -1,17 +1,17 @@
 """The contrastive loss at several widths against the largest width alone: `python benchmarks/matryoshka.py`.
 
-Timed: forward and backward from embeddings (b, d) and scale to their gradients. `largest` is `clip_loss` of all d numbers, `nested` is `mrl_loss`
-of three widths, `naive` the mean of three `clip_loss`. The three take turns; ratios are those of one round. 1.3 or less is the aim.
+Timed: forward and backward from embeddings (b, d) and scale to their gradients. `largest` is `clip_loss` of all d
+numbers, `nested` is `mrl_loss` of three widths, `naive` the mean of three `clip_loss`. The three take turns; ratios
+are those of one round. 1.3 or less is the aim.
 """
 import statistics
-import time
 
 import torch
 from fastcore.script import call_parse
 
-from mmjepa.contrastive import clip_loss
+from measure import in_turn, ratios, spread
+from mmjepa.contrastive import clip_loss, mrl_loss
 from mmjepa.core import get_device
-from mmjepa.contrastive import mrl_loss
 
 
 @call_parse
@@ -24,18 +24,13 @@ def main(
     device, dims = get_device(), (d // 4, d // 2, d)
     g = torch.Generator().manual_seed(0)
     a = torch.randn(b, d, generator=g)
-    x, y, scale = (t.to(device).requires_grad_() for t in (a, a + torch.randn(b, d, generator=g), torch.tensor(20.)))
-    variants = {'largest': lambda: clip_loss(x, y, scale), 'nested': lambda: mrl_loss(x, y, dims, logit_scale=scale),
-                'naive': lambda: sum(clip_loss(x[:, :k], y[:, :k], scale) for k in dims) / len(dims)}
+    drawn = a, a + torch.randn(b, d, generator=g), torch.tensor(20.)
+    x, y, scale = args = [t.to(device).requires_grad_() for t in drawn]
 
-    def seconds(f):
-        start = time.perf_counter()
-        torch.autograd.grad(f(), (x, y, scale))
-        if device.type == 'cuda': torch.cuda.synchronize()
-        return time.perf_counter() - start
+    def largest(): return torch.autograd.grad(clip_loss(x, y, scale), args)
+    def nested(): return torch.autograd.grad(mrl_loss(x, y, dims, logit_scale=scale), args)
+    def naive(): return torch.autograd.grad(sum(clip_loss(x[:, :k], y[:, :k], scale) for k in dims) / len(dims), args)
 
-    for f in variants.values(): seconds(f)
-    times = [{name: seconds(f) for name, f in variants.items()} for _ in range(rounds)]
-    for name in variants:
-        ratios = [t[name] / t['largest'] for t in times]
-        print(f'{name:<8} {statistics.median(t[name] for t in times):.3f} s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
+    times = in_turn({'largest': largest, 'nested': nested, 'naive': naive}, rounds)
+    for name, t in times.items():
+        print(f'{name:<8} {statistics.median(t):.3f} s, ratio {spread(ratios(t, times["largest"]))}')

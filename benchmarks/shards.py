@@ -1,11 +1,12 @@
-"""Images a second of the shard loader against a bare loop that only decodes and transforms: `python benchmarks/shards.py`.
+"""Images a second of the shard loader against a bare loop that only decodes and transforms: `python
+benchmarks/shards.py`.
 
-The bare loop, the pictures and the clock are those of `benchmarks/loader.py`: torch's own DataLoader over a list of image files, with the same
-decoding, transform and number of workers. The shard loader reads the same pictures from tar files with texts and other fields, checks them,
-shuffles, and can be resumed. The variants take turns in an order that changes from round to round; the ratio is that of one round. 0.9 or
-more is the aim. Before that, the time to count the samples of a shard, in microseconds a sample.
+The bare loop, the pictures and the clock are those of `benchmarks/loader.py`: torch's own DataLoader over a list of
+image files, with the same decoding, transform and number of workers. The shard loader reads the same pictures from
+tar files with texts and other fields, checks them, shuffles, and can be resumed. The variants take turns in an order
+that changes from round to round; the ratio is that of one round. 0.9 or more is the aim. Before that, the time to
+count the samples of a shard, in microseconds a sample.
 """
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -13,21 +14,30 @@ from pathlib import Path
 import torch
 from fastcore.script import call_parse
 
-from loader import bare, images_per_second, photos
-from mmjepa.core import data_dir
-from mmjepa.data.records import digit_pairs
+from loader import Work, compare, sets
 from mmjepa.data.shards import get_shard_loader, write_shards
 from mmjepa.data.tars import ShardRecords
 
 
-def shard_loader(mode):
-    "The training loader of the shards that were made of the JSON file."
-    def make(path, size, batch_size, workers):
-        return get_shard_loader(f'{path.parent}/shards/{{0000..}}.tar', mode, batch_size, num_workers=workers, image_size=size, say=lambda line: None)
-    return make
+def make_shards(path: Path, home: Path, maxsize: str) -> str:
+    "Write the pairs of a JSON file as shards without an index; returns their pattern."
+    shards = f'{home}/shards/{{0000..}}.tar'
+    write_shards(path, shards, maxsize)
+    (home/'shards/index.json').unlink()
+    return shards
 
 
-VARIANTS = {'bare': bare, 'shards, image': shard_loader('image'), 'shards, pair': shard_loader('pair')}
+def microseconds(shards: str) -> float:
+    "To count a sample."
+    start = time.process_time()
+    n = len(ShardRecords(shards))
+    return 1e6 * (time.process_time() - start) / n
+
+
+def shard_loader(shards: str, mode: str, work: Work):
+    "The training loader of the shards."
+    return get_shard_loader(shards, mode, work.batch_size, num_workers=work.workers, image_size=work.size,
+                            say=lambda line: None)
 
 
 @call_parse
@@ -42,22 +52,11 @@ def main(
 ):
     "Median images a second and the ratio to the bare loop of the same round."
     torch.set_num_threads(1)
+    work = Work(workers, batch_size, size)
     with tempfile.TemporaryDirectory() as folder:
-        folder, emoji = Path(folder), data_dir()/'emoji/pairs.jsonl'
-        (folder/'photos').mkdir()
-        sets = {'photos (JPEG)': photos(folder/'photos', 600, side), 'emoji' if emoji.exists() else 'digits': emoji if emoji.exists() else digit_pairs(folder/'digits', 1797)}
-        for name, path in sets.items():
-            home = folder/f'{path.parent.name}-shards'
-            write_shards(path, f'{home}/shards/{{0000..}}.tar', maxsize)
-            (home/'shards/index.json').unlink()
-            start = time.process_time(); n = len(ShardRecords(f'{home}/shards/{{0000..}}.tar'))
-            print(f'{name:<14} counted in {1e6 * (time.process_time() - start) / n:.0f} microseconds a sample')
-            make = lambda v: bare(path, size, batch_size, workers) if v == 'bare' else VARIANTS[v](home/'x', size, batch_size, workers)
-            loaders, speed = {v: make(v) for v in VARIANTS}, {v: [] for v in VARIANTS}
-            for r in range(rounds + 1):
-                for v in sorted(VARIANTS, key=lambda v: hash((v, r))):
-                    found = images_per_second(loaders[v], epochs)
-                    if r: speed[v].append(found) # the first round fills the disk cache
-            for v in VARIANTS:
-                ratios = [a / b for a, b in zip(speed[v], speed['bare'])]
-                print(f'{name:<14} {workers} workers  {v:<14} {statistics.median(speed[v]):7.0f} images/s, ratio to bare: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}')
+        print(f'{workers} workers')
+        for name, path in sets(Path(folder), side).items():
+            shards = make_shards(path, Path(folder)/f'{path.parent.name}-shards', maxsize)
+            print(f'{name:<14} counted in {microseconds(shards):.0f} microseconds a sample')
+            tarred = {f'shards, {mode}': shard_loader(shards, mode, work) for mode in ('image', 'pair')}
+            compare({'bare': work.bare(path), **tarred}, rounds, epochs, name=name)

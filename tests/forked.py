@@ -1,18 +1,23 @@
-"""Processes that find torch loaded: forked from a server that has imported what most of them need, and nothing that they compute with.
+"""Processes that find torch loaded: forked from a server that imported what most of them need, and computed nothing.
 
-A fresh interpreter spends seconds on `import torch, timm`, over and over. What a process does is the same as with `python -m`: a process of its own, with its own
-state, arguments, environment, output, exit status and signals.
+A fresh interpreter spends seconds on `import torch, timm`, over and over. What a process does is the same as with
+`python -m`: a process of its own, with its own state, arguments, environment, output, exit status and signals.
 """
 import multiprocessing as mp
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-LOADED = ['torch', 'timm', 'accelerate', 'torchdata.stateful_dataloader', 'pandas', 'seaborn', 'mmjepa.encoders', 'mmjepa.training', 'mmjepa.plots']  # no command, since each is loaded as `__main__`
+# no command, since each is loaded as `__main__`
+LOADED = ['torch', 'timm', 'accelerate', 'torchdata.stateful_dataloader', 'pandas', 'seaborn',
+          'mmjepa.encoders', 'mmjepa.training', 'mmjepa.plots']
+
+STREAMS = 'stdout', 'stderr'
 
 
 def server():
@@ -30,17 +35,19 @@ def as_launched():
 def _main(out, env, module, runs):
     as_launched()
     os.environ.update(env)
-    for number, path in enumerate((out/'stdout', out/'stderr'), 1): os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    for number, name in enumerate(STREAMS, 1): os.dup2(os.open(out/name, os.O_WRONLY | os.O_APPEND), number)
     for args in runs:
         sys.argv[1:] = args
         runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
 def start(module, *runs, **env):
-    "A running process: `python -m module *args` for each list of `runs`, as long as none of them fails. What it writes is in its folder `out`."
+    """A running process: `python -m module *args` for each list of `runs`, as long as none of them fails.
+    What it writes is in its folder `out`."""
     out = Path(tempfile.mkdtemp())
-    for name in ('stdout', 'stderr'): (out/name).touch()
-    process = server().Process(target=_main, args=(out, env, module, [[*map(str, args)] for args in runs]))
+    for name in STREAMS: (out/name).touch()
+    words = [[str(a) for a in args] for args in runs]
+    process = server().Process(target=_main, args=(out, env, module, words))
     process.start()
     process.out = out
     return process
@@ -49,10 +56,12 @@ def start(module, *runs, **env):
 def finish(process, timeout=300):
     "The end of a process, as `subprocess.run` tells it."
     process.join(timeout)
-    if late := process.is_alive(): process.kill(); process.join()
-    done = subprocess.CompletedProcess(process.name, process.exitcode, *((process.out/name).read_text(encoding='utf-8') for name in ('stdout', 'stderr')))
-    for name in ('stdout', 'stderr'): (process.out/name).unlink()
-    process.out.rmdir()
+    if late := process.is_alive():
+        process.kill()
+        process.join()
+    written = {name: (process.out/name).read_text(encoding='utf-8') for name in STREAMS}
+    done = subprocess.CompletedProcess(process.name, process.exitcode, **written)
+    shutil.rmtree(process.out)
     assert not late, done
     return done
 
@@ -70,5 +79,7 @@ def free_port():
 
 def launch(module, *args, ranks=2, **env):
     "The same on several ranks, with the environment that `torch.distributed.run` gives to each; one result a rank."
-    env = {**env, 'WORLD_SIZE': str(ranks), 'LOCAL_WORLD_SIZE': str(ranks), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
-    return [finish(p) for p in [start(module, args, **env, RANK=str(r), LOCAL_RANK=str(r)) for r in range(ranks)]]
+    world = dict(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR='127.0.0.1',
+                 MASTER_PORT=str(free_port()))
+    started = [start(module, args, **env, **world, RANK=str(r), LOCAL_RANK=str(r)) for r in range(ranks)]
+    return [finish(p) for p in started]

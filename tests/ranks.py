@@ -9,8 +9,9 @@ import torch.multiprocessing as mp
 from forked import as_launched, free_port, server
 
 
-def _rank(rank, world, port, folder, f, args):
-    os.environ.update(ACCELERATE_USE_CPU='1', CUDA_VISIBLE_DEVICES='', RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+def _rank(rank, world, port, folder, f, args): # `start_processes` gives them by position
+    os.environ.update(ACCELERATE_USE_CPU='1', CUDA_VISIBLE_DEVICES='', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                      RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     as_launched()
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=world)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from tree import NBS, NOTEBOOKS, NUMBERED, ROOT, directives, exported, settings
 
-# What `nbdev_docs` does before it calls Quarto. Its two workers are forked, as nbdev does in a notebook, so that what most pages import is loaded once; and they end
-# at once: the shells of sixty pages take as long to be torn down as to be run.
+# What `nbdev_docs` does before it calls Quarto. Its two workers are forked, as nbdev does in a notebook, so that what
+# most pages import is loaded once; and they end at once: sixty shells take as long to be torn down as to be run.
 PROCESS = '''
 import torch, timm, transformers, seaborn
 import nbdev.serve
@@ -30,12 +30,16 @@ nbdev.serve.proc_nbs(n_workers=2)
 def site(tmp_path_factory):
     "A copy of the sources with its pages in `_proc`."
     root = tmp_path_factory.mktemp('site')
-    for name in ('nbs', 'mmjepa'): shutil.copytree(ROOT/name, root/name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', 'nbdev.yml'))
+    ignored = shutil.ignore_patterns('__pycache__', 'nbdev.yml')
+    for name in ('nbs', 'mmjepa'): shutil.copytree(ROOT/name, root/name, symlinks=True, ignore=ignored)
     for name in ('settings.ini', '_quarto.yml'): shutil.copy(ROOT/name, root/name)
-    done = subprocess.run([sys.executable, '-c', PROCESS], cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = [sys.executable, '-c', PROCESS]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-3000:]
     return root/'_proc'
 
+
+def folder(site, path): return (site/path.relative_to(NBS)).parent
 
 def page(site, path): return nbformat.v4.reads((site/path.relative_to(NBS)).read_text(encoding='utf-8'))
 
@@ -52,7 +56,8 @@ def prose(text): return re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
 
 def address(site, path):
     "Where a page lies on the site; nbdev takes the number out."
-    return (path.relative_to(NBS).parent/header(page(site, path)).get('output-file', path.with_suffix('.html').name)).as_posix()
+    name = header(page(site, path)).get('output-file', path.with_suffix('.html').name)
+    return (path.relative_to(NBS).parent/name).as_posix()
 
 def output_files(site): return {address(site, p) for p in NOTEBOOKS}
 
@@ -81,8 +86,9 @@ def test_a_page_has_a_title_and_a_description(site, path):
 
 @each_page
 def test_a_page_keeps_its_introduction(site, path):
-    introduction = nbformat.read(path, as_version=4).cells[1].source
-    assert any(c.source.strip().startswith(introduction.splitlines()[0][:60]) for c in page(site, path).cells if c.cell_type == 'markdown')
+    opening = nbformat.read(path, as_version=4).cells[1].source.splitlines()[0][:60]
+    shown = [c.source.strip() for c in page(site, path).cells if c.cell_type == 'markdown']
+    assert any(text.startswith(opening) for text in shown)
 
 
 @each_notebook
@@ -103,16 +109,18 @@ def test_links_lead_somewhere(site, path):
         for target in re.findall(r'\]\(<?([^)\s>]+)', prose(text)):
             file = target.split('#')[0]
             if target.startswith(base): assert file.removeprefix(base).lstrip('/') in pages, target
-            elif file and not re.match(r'[a-z]+:', file): assert (site/path.relative_to(NBS).parent/file).exists(), f'{path.name}: {target}'
+            elif file and not re.match(r'[a-z]+:', file):
+                assert (folder(site, path)/file).exists(), f'{path.name}: {target}'
 
 
 @each_page
 def test_pictures_are_there_and_show_something(site, path):
     for cell in page(site, path).cells:
-        if cell.cell_type == 'markdown':
-            for source in re.findall(r'!\[[^\]]*\]\(([^)\s]+)', prose(cell.source)): assert (site/path.relative_to(NBS).parent/source).is_file(), source
+        named = re.findall(r'!\[[^\]]*\]\(([^)\s]+)', prose(cell.source)) if cell.cell_type == 'markdown' else []
+        for source in named: assert (folder(site, path)/source).is_file(), source
         for output in cell.get('outputs', []):
             png = output.get('data', {}).get('image/png')
             if png is None: continue
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert('L'))
-            assert min(pixels.shape) >= 40 and pixels.std() > 1, f'{path.name}: an empty figure after {cell.source[:60]!r}'
+            empty = min(pixels.shape) < 40 or pixels.std() <= 1
+            assert not empty, f'{path.name}: an empty figure after {cell.source[:60]!r}'

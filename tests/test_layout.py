@@ -1,4 +1,4 @@
-"""The rules of the house, read from the notebooks and the modules (DESIGN: order, names, size, outputs, documentation)."""
+"""The rules of the house, read from notebooks and modules: order, names, size, calls, outputs, documentation."""
 import ast
 import importlib
 import inspect
@@ -7,10 +7,12 @@ from dataclasses import is_dataclass
 
 import nbformat
 import pytest
+import torch
 import yaml
 from fastcore.docments import docments
 
-from tree import MODULES, NBS, NOTEBOOKS, NUMBER, NUMBERED, ROOT, cells, directives, exported, module_file, name_of, our_imports, settings
+from tree import (MODULES, NBS, NOTEBOOKS, NUMBER, NUMBERED, ROOT, cells, directives, exported, module_file, name_of,
+                  our_imports, our_names, settings, sources)
 
 SCREEN, NOTEBOOK_BYTES = 60, 2_000_000  # lines of a function or a cell; bytes
 
@@ -30,16 +32,17 @@ def public(name):
 def methods(cls):
     "The public methods that a class defines itself."
     found = {n: getattr(f, '__func__', f) for n, f in vars(cls).items() if not n.startswith('_')}
-    return {n: f for n, f in found.items() if inspect.isfunction(f) and f.__code__.co_filename == inspect.getsourcefile(cls)}
+    file = inspect.getsourcefile(cls)
+    return {n: f for n, f in found.items() if inspect.isfunction(f) and f.__code__.co_filename == file}
 
 
 # ---------------------------------------------------------------- order and names
 
-# A wing holds the numbers of its tens, and imports from these wings alone ('' is the core, which lies in none; its nineties use all of them).
-WINGS = {'': [*range(0, 20), *range(90, 100)], 'data': range(20, 30), 'label': range(30, 40), 'pretrain': range(40, 50), 'align': range(50, 60),
-         'pairs': range(60, 70), 'sandbox': range(70, 80), 'vl': range(80, 90)}
-USES = {'': {''}, 'data': {'', 'data'}, **{w: {'', 'data', w} for w in ('label', 'pretrain', 'align', 'pairs', 'sandbox')},
-        'vl': {'', 'data', 'pairs', 'sandbox', 'vl'}}
+# A wing holds the numbers of its tens, and imports from these wings alone ('' is the core, which lies in none; its
+# nineties use all of them).
+FIRST = {'data': 20, 'label': 30, 'pretrain': 40, 'align': 50, 'pairs': 60, 'sandbox': 70, 'vl': 80}
+WINGS = {'': [*range(20), *range(90, 100)], **{w: range(first, first + 10) for w, first in FIRST.items()}}
+USES = {**{w: {'', 'data', w} for w in WINGS}, '': {''}, 'vl': {'', 'data', 'pairs', 'sandbox', 'vl'}}
 
 
 def wing(name): return name.rpartition('.')[0]
@@ -56,7 +59,8 @@ def test_an_export_imports_only_smaller_numbers(path):
         for other in our_imports(cell.source):
             assert other in NUMBER, f'mmjepa.{other} has no notebook'
             assert NUMBER[other] < NUMBER[own], f'{path.name} imports mmjepa.{other}, number {NUMBER[other]}'
-            assert NUMBER[own] >= 90 or wing(other) in USES[wing(own)], f'{path.name} imports mmjepa.{other} of another wing'
+            allowed = WINGS if NUMBER[own] >= 90 else USES[wing(own)]
+            assert wing(other) in allowed, f'{path.name} imports mmjepa.{other} of another wing'
 
 
 @each_notebook
@@ -105,11 +109,71 @@ def test_a_function_fits_a_screen(name):
             assert f.end_lineno - f.body[0].lineno < SCREEN, f'mmjepa.{name}.{f.name}'
 
 
+# ---------------------------------------------------------------- imports and calls
+
+MOST = 3  # arguments by position
+CALLERS = [*NOTEBOOKS, *sorted((ROOT/'tests').rglob('*.py')), *sorted((ROOT/'benchmarks').glob('*.py'))]
+
+
+@each_notebook
+def test_no_private_name_crosses_a_module(path):
+    "Neither `from mmjepa.x import _y` nor `y._z` of what is imported from there."
+    nodes = [n for c in exported(path) for n in ast.walk(ast.parse(c.source))]
+    imports = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]
+    ours = [a for n in imports for a in n.names if (getattr(n, 'module', None) or a.name).split('.')[0] == 'mmjepa']
+    called = {a.asname or a.name for a in ours}
+    taken = [a.name for a in ours]
+    taken += [n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in called]
+    private = [name for name in taken if name.startswith('_') and not name.endswith('__')]
+    assert not private, f'{path.name} takes {private} from another module'
+
+
+def takes_any_number(thing):
+    "Whether a function or class has `*args`, and may be called with as many as one likes."
+    try: parameters = inspect.signature(thing).parameters.values()
+    except ValueError: return True  # of a class written in C
+    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+@pytest.mark.parametrize('path', CALLERS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_calls_have_at_most_three_positional_arguments(path):
+    "Calls of what the package exports; how many arguments `*args` stands for is unknown, and not counted."
+    names = our_names(path, {name: module(name).__all__ for name in MODULES})
+    for call in (n for tree in sources(path) for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        if not isinstance(call.func, ast.Name) or call.func.id not in names: continue
+        given = [a for a in call.args if not isinstance(a, ast.Starred)]
+        home, name = names[call.func.id]
+        if len(given) <= MOST or takes_any_number(getattr(module(home), name)): continue
+        pytest.fail(f'{path.name} gives {len(given)} arguments by position: {ast.unparse(call)[:160]}')
+
+
+def by_position(f):
+    "Names of the parameters that may be given by position, but `self`."
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    found = inspect.signature(f).parameters.values()
+    return [p.name for p in found if p.kind in kinds and p.name not in ('self', 'cls')]
+
+
+@each_module
+def test_functions_are_keyword_only_from_the_fourth_argument_on(name):
+    "Public functions, methods and `__init__`; not what a dataclass or a named tuple writes, nor what PyTorch calls."
+    checked = {}
+    for symbol, thing in public(name).items():
+        if inspect.isfunction(thing): checked[symbol] = thing
+        if not inspect.isclass(thing) or issubclass(thing, torch.autograd.Function): continue
+        checked |= {f'{symbol}.{m}': f for m, f in methods(thing).items() if m != 'forward'}
+        written = is_dataclass(thing) or issubclass(thing, tuple)
+        if '__init__' in vars(thing) and not written: checked[symbol] = thing.__init__
+    checked.pop('main', None)  # its parameters are flags
+    long = {symbol: by_position(f)[MOST:] for symbol, f in checked.items() if len(by_position(f)) > MOST}
+    assert not long, f'mmjepa.{name}: these parameters need a * before them: {long}'
+
+
 # ---------------------------------------------------------------- a notebook is a lesson and a test
 
 @each_page
 def test_a_notebook_opens_with_its_title_and_one_line(path):
-    "And nothing else: nbdev makes front matter of the whole cell, so that more would never reach the site. The introduction follows."
+    "And nothing else: nbdev makes front matter of the whole cell, and more would be lost. The introduction follows."
     title, introduction = cells(path)[:2]
     assert re.fullmatch(r'# \S[^\n]*\n\n> \S[^\n]*', title.source)
     assert introduction.cell_type == 'markdown' and len(introduction.source) > 80
@@ -118,7 +182,8 @@ def test_a_notebook_opens_with_its_title_and_one_line(path):
 @each_page
 def test_outputs_are_no_progress_bars(path):
     for cell in cells(path, 'code'):
-        for output in cell.outputs: assert '\r' not in ''.join(output.get('text', '')), f'{path.name}: {cell.source[:80]}'
+        for output in cell.outputs:
+            assert '\r' not in ''.join(output.get('text', '')), f'{path.name}: {cell.source[:80]}'
 
 
 @each_notebook
@@ -130,15 +195,16 @@ def test_a_notebook_keeps_its_outputs(path):
 
 @each_notebook
 def test_a_notebook_checks_what_it_says(path):
-    checks = [c for c in cells(path, 'code') if c not in exported(path) and re.search(r'\bassert|\btest_\w+\(|assert_close', c.source)]
-    assert len(checks) >= 4
+    others = [c for c in cells(path, 'code') if c not in exported(path)]
+    assert sum(bool(re.search(r'\bassert|\btest_\w+\(', c.source)) for c in others) >= 4
 
 
 @each_notebook
 def test_flagged_cells_define_nothing_for_others(path):
     flagged = [c for c in cells(path, 'code') if directives(c) & {'slow', 'cuda', 'notest'}]
     assert not [c for c in flagged if c in exported(path) or 'default_exp' in directives(c)]
-    assert not [c for c in flagged if re.search(r'(?m)^(from|import) ', c.source)], 'imports stand in a cell of their own, without a flag'
+    importing = [c for c in flagged if re.search(r'(?m)^(from|import) ', c.source)]
+    assert not importing, 'imports stand in a cell of their own, without a flag'
 
 
 @each_page
@@ -174,8 +240,10 @@ def test_public_names_are_documented(name):
     missing = []
     for symbol, thing in public(name).items():
         if not (inspect.isclass(thing) or inspect.isfunction(thing)): continue
-        if not thing.__doc__ or thing.__doc__.startswith(f'{symbol}('): missing.append(symbol)  # what a dataclass writes by itself
-        if inspect.isclass(thing): missing += [f'{symbol}.{m}' for m, f in methods(thing).items() if not f.__doc__ and m != 'forward']
+        own = thing.__doc__ and not thing.__doc__.startswith(f'{symbol}(')  # what a dataclass writes by itself
+        if not own: missing.append(symbol)
+        parts = methods(thing) if inspect.isclass(thing) else {}
+        missing += [f'{symbol}.{m}' for m, f in parts.items() if not f.__doc__ and m != 'forward']
     assert not missing, f'no docstring in mmjepa.{name}: {missing}'
 
 
@@ -184,13 +252,19 @@ def explains_itself(annotation):
     return inspect.isclass(annotation) and annotation.__module__.startswith('mmjepa.')
 
 
+def inherited_fields(thing):
+    "Of a dataclass: they are documented in its base."
+    bases = thing.__mro__[1:] if inspect.isclass(thing) else ()
+    return {f for base in bases for f in vars(base).get('__annotations__', {})}
+
+
 @each_module
 def test_parameters_are_documented(name):
     missing = []
     for symbol, thing in public(name).items():
         own_init = inspect.isclass(thing) and ('__init__' in vars(thing) or is_dataclass(thing))
         if not (own_init or inspect.isfunction(thing)): continue
-        inherited = {f for base in thing.__mro__[1:] for f in vars(base).get('__annotations__', {})} if inspect.isclass(thing) else set()  # documented there
+        inherited = inherited_fields(thing)
         for parameter, d in docments(thing, full=True, returns=False).items():
             if parameter in inherited: continue
             several = d.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

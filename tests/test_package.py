@@ -1,6 +1,7 @@
 """What `pip` makes of the project, and what an import brings along."""
 import email
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from tree import MODULES, ROOT, module_file, settings
 
 SOURCES = 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'CHANGELOG.md'
 # Imported where they are used, so that a part of the library costs no more than torch and timm do.
-HEAVY = ('accelerate', 'IPython', 'matplotlib', 'nbdev', 'onnx', 'pandas', 'pydantic', 'scipy', 'seaborn', 'sklearn', 'torchdata',
-         'transformers', 'umap', 'wandb', 'webdataset')
+HEAVY = ('accelerate', 'IPython', 'matplotlib', 'nbdev', 'onnx', 'pandas', 'pydantic', 'scipy', 'seaborn', 'sklearn',
+         'torchdata', 'transformers', 'umap', 'wandb', 'webdataset')
 
 
 def run(*command, cwd):
@@ -37,14 +38,17 @@ def sdist(tmp_path_factory):
 def wheel(sdist, tmp_path_factory):
     "The wheel that the source archive alone gives."
     folder = tmp_path_factory.mktemp('wheel')
-    with tarfile.open(sdist) as archive: archive.extractall(folder, filter='data') if hasattr(tarfile, 'data_filter') else archive.extractall(folder)
-    source = next(folder.glob('mmjepa-*'))
-    run('-m', 'pip', '-q', 'wheel', '--no-deps', '--no-index', '--no-build-isolation', '-w', str(folder/'dist'), '.', cwd=source)
-    with zipfile.ZipFile(next((folder/'dist').glob('*.whl'))) as archive: return {n: archive.read(n).decode() for n in archive.namelist()}
+    safe = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {} # Python 3.10 and 3.11 had it later
+    with tarfile.open(sdist) as archive: archive.extractall(folder, **safe)
+    options = '-q', '--no-deps', '--no-index', '--no-build-isolation', '-w', str(folder/'dist')
+    run('-m', 'pip', 'wheel', *options, '.', cwd=next(folder.glob('mmjepa-*')))
+    with zipfile.ZipFile(next((folder/'dist').glob('*.whl'))) as archive:
+        return {n: archive.read(n).decode() for n in archive.namelist()}
 
 
 @pytest.fixture(scope='module')
-def metadata(wheel): return email.message_from_string(next(v for n, v in wheel.items() if n.endswith('.dist-info/METADATA')))
+def metadata(wheel):
+    return email.message_from_string(next(v for n, v in wheel.items() if n.endswith('.dist-info/METADATA')))
 
 
 def plain(requirement): return requirement.split(';')[0].replace(' ', '').replace('(', '').replace(')', '').lower()
@@ -52,14 +56,15 @@ def plain(requirement): return requirement.split(';')[0].replace(' ', '').replac
 def same(a, b):
     "Two lists of requirements, whatever the order of their bounds."
     def parts(r):
-        name = plain(r); at = min([i for i in map(name.find, '<>=!~') if i >= 0], default=len(name))
-        return name[:at].replace('_', '-'), tuple(sorted(name[at:].split(',')))
+        name, bounds = re.fullmatch(r'([^<>=!~]*)(.*)', plain(r)).groups()
+        return name.replace('_', '-'), sorted(bounds.split(','))
     return sorted(map(parts, a)) == sorted(map(parts, b))
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     ours = {n for n in wheel if '.dist-info/' not in n}
-    assert ours == {p.relative_to(ROOT).as_posix() for p in [*(ROOT/'mmjepa').rglob('*.py'), *(ROOT/'mmjepa/vl/cpp').iterdir()]}
+    files = [*(ROOT/'mmjepa').rglob('*.py'), *(ROOT/'mmjepa/vl/cpp').iterdir()]
+    assert ours == {p.relative_to(ROOT).as_posix() for p in files}
     assert {module_file(m).relative_to(ROOT).as_posix() for m in MODULES} <= ours
 
 

@@ -26,7 +26,8 @@ def module_file(
     return ROOT/'mmjepa'/f'{name.replace(".", "/")}.py'
 
 
-MODULES = sorted('.'.join(p.relative_to(ROOT/'mmjepa').with_suffix('').parts) for p in (ROOT/'mmjepa').rglob('*.py') if not p.stem.startswith('_'))
+_FILES = [p.relative_to(ROOT/'mmjepa') for p in (ROOT/'mmjepa').rglob('*.py') if not p.stem.startswith('_')]
+MODULES = sorted('.'.join(p.with_suffix('').parts) for p in _FILES)
 NUMBER = {name_of(p): int(p.stem[:2]) for p in NUMBERED}  # of a module: its place in the order
 
 
@@ -58,12 +59,35 @@ def our_imports(
     "The modules of this package that the code imports, at its top or inside a function."
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == 'mmjepa': names = [f'mmjepa.{a.name}' for a in node.names]
-        elif isinstance(node, ast.ImportFrom): names = [node.module or '']
+        if isinstance(node, ast.ImportFrom):
+            names = [f'mmjepa.{a.name}' for a in node.names] if node.module == 'mmjepa' else [node.module or '']
         elif isinstance(node, ast.Import): names = [a.name for a in node.names]
         else: continue
         found |= {n.removeprefix('mmjepa.') for n in names if n.startswith('mmjepa.')}
     return {n for n in found if not n.startswith('_')}
+
+
+def sources(
+    path: Path,  # a notebook or a Python file
+) -> list:       # parsed: one tree a code cell, or one of the whole file
+    "The code of a file."
+    codes = [c.source for c in cells(path, 'code')] if path.suffix == '.ipynb' else [path.read_text(encoding='utf-8')]
+    return [ast.parse(code) for code in codes]
+
+
+def our_names(
+    path: Path,   # a notebook or a Python file
+    public: dict, # names that each module exports, by module
+) -> dict:        # (module, name) by what it is called there
+    "What the code calls public names of this package: imported ones, and those that a notebook exports."
+    own = name_of(path) if path in NUMBERED else ''
+    found = {n: (own, n) for n in public.get(own, ())}
+    for node in (n for tree in sources(path) for n in ast.walk(tree)):
+        module = node.module or '' if isinstance(node, ast.ImportFrom) else ''
+        if not module.startswith('mmjepa.'): continue
+        module = module.removeprefix('mmjepa.')
+        found |= {a.asname or a.name: (module, a.name) for a in node.names if a.name in public.get(module, ())}
+    return found
 
 
 def settings():

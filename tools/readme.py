@@ -10,13 +10,14 @@ NOTEBOOK, FILES = 'nbs/index.ipynb', 'README_files'
 NOTE = f'<!-- Written by tools/readme.py from {NOTEBOOK}: edit the notebook. -->\n\n'
 
 _directive = re.compile(r'(?m)^#\|\s*([\w-]+).*\n?')
+_hidden = re.compile(r'(?m)^#\|\s*(hide|default_exp|include: false)')
 _target = re.compile(r'(\]\(|(?:src|href)=")(?![a-z]+:|#|/)([^)"#\s]+)')
 
 
 def shown(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:  # the same notebook, changed
     "`nb` without its hidden cells and without directives."
-    nb.metadata['language_info'] = {'name': 'python'}  # nbdev_clean takes it out; it names the language of the code blocks
-    nb.cells = [c for c in nb.cells if c.cell_type != 'code' or not re.search(r'(?m)^#\|\s*(hide|default_exp|include: false)', c.source)]
+    nb.metadata['language_info'] = {'name': 'python'}  # nbdev_clean takes it out; it is the language of the code blocks
+    nb.cells = [c for c in nb.cells if c.cell_type != 'code' or not _hidden.search(c.source)]
     for c in nb.cells:
         if c.cell_type != 'code': continue
         if re.search(r'(?m)^#\|\s*echo: false', c.source): c.source = ''
@@ -30,8 +31,9 @@ def from_root(
 ) -> str:        # the same text, its links starting in the root
     "`text` with every relative link moved up one folder."
     def move(m):
-        path = m[2] if m[2].startswith(FILES) else f'nbs/{m[2]}'
-        if path.startswith('nbs/') and not (root/path).exists(): raise SystemExit(f'{NOTEBOOK} links to {path}, which does not exist')
+        if m[2].startswith(FILES): return m[0]
+        path = f'nbs/{m[2]}'
+        if not (root/path).exists(): raise SystemExit(f'{NOTEBOOK} links to {path}, which does not exist')
         return m[1] + path
     return _target.sub(move, text)
 

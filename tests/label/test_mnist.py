@@ -51,30 +51,33 @@ def test_wrong_values(capsys, tmp_path, flags, words):
 
 
 def test_wrong_folders(capsys, tmp_path):
-    run = lambda root, *more: complaint(capsys, '--data', str(root), '--output-dir', str(tmp_path/'run'), *more)
+    def run(root): return complaint(capsys, '--data', str(root), '--output-dir', str(tmp_path/'run'))
     (tmp_path/'empty').mkdir()
     assert 'train' in run(tmp_path/'empty')
     root = tree(tmp_path/'hollow')
     for p in (root/'train/dog').iterdir(): p.unlink()
     assert 'dog' in run(root)
-    root = tree(tmp_path/'text'); (root/'train/cat/1.png').write_text('not a picture')
+    root = tree(tmp_path/'text')
+    (root/'train/cat/1.png').write_text('not a picture')
     assert '1.png' in run(root)
     assert '2' in run(tree(tmp_path/'one', train=1))
-    root = tree(tmp_path/'sizes'); Image.new('L', (9, 12)).save(root/'train/cat/1.png')
+    root = tree(tmp_path/'sizes')
+    Image.new('L', (9, 12)).save(root/'train/cat/1.png')
     assert 'image_size' in run(root)
 
 
 def test_a_finished_run_is_left_alone(capsys, tmp_path):
     folder = tmp_path/'run'
-    run_command(command, [*SMALL, '--output-dir', str(folder)])
+    flags = [*SMALL, '--output-dir', str(folder)]
+    run_command(command, flags)
     before = {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-    assert 'add --resume' in complaint(capsys, *SMALL, '--output-dir', str(folder))
-    assert 'experiment.lr 0.002 -> 0.5' in complaint(capsys, *SMALL, '--output-dir', str(folder), '--resume', '--lr', '0.5')
+    assert 'add --resume' in complaint(capsys, *flags)
+    assert 'experiment.lr 0.002 -> 0.5' in complaint(capsys, *flags, '--resume', '--lr', '0.5')
     assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()} == before
     settings = json.loads((folder/'config.json').read_text())
     settings['experiment']['emb_dim'] = 32  # the settings say one shape, the checkpoint has another
     (folder/'config.json').write_text(json.dumps(settings))
-    line = complaint(capsys, *SMALL, '--output-dir', str(folder), '--resume', '--emb_dim', '32')
+    line = complaint(capsys, *flags, '--resume', '--emb_dim', '32')
     assert 'has shape' in line and 'but the model has' in line
 
 
@@ -94,19 +97,30 @@ run_command(main.__wrapped__, {[*SMALL, '--output-dir', str(tmp_path/'run')]!r})
     assert not list((tmp_path/'run/checkpoints').glob('*'))
 
 
+NAMES = ('output_dir epochs batch_size lr depth num_heads emb_dim patch_size proj_dim no_multimodal eval_every seed '
+         'lam label_drop_prob data_dir num_views max_steps resume precision tracker preset data image_size')
+
+
+def process(*argv, launcher=(), **options):
+    "The command as a user starts it."
+    argv = [sys.executable, *launcher, '-m', 'mmjepa.label.mnist', *argv]
+    return subprocess.run(argv, capture_output=True, text=True, **options)
+
+
 def test_help_and_hyphens_as_a_process(tmp_path):
-    help = subprocess.run([sys.executable, '-m', 'mmjepa.label.mnist', '--help'], capture_output=True, text=True)
-    names = 'output_dir epochs batch_size lr depth num_heads emb_dim patch_size proj_dim no_multimodal eval_every label_drop_prob seed data_dir lam num_views max_steps resume precision tracker preset data image_size'
-    assert help.returncode == 0 and all(f'--{n}' in help.stdout for n in names.split())
-    wrong = subprocess.run([sys.executable, '-m', 'mmjepa.label.mnist', *SMALL, '--batch-size=-4', '--output-dir', str(tmp_path/'run')], capture_output=True, text=True)
+    help = process('--help')
+    assert help.returncode == 0 and all(f'--{n}' in help.stdout for n in NAMES.split())
+    wrong = process(*SMALL, '--batch-size=-4', '--output-dir', str(tmp_path/'run'))
     assert wrong.returncode == 2 and 'batch_size is -4' in wrong.stderr and 'Traceback' not in wrong.stderr
 
 
 def test_two_processes_under_accelerate(tmp_path):
     "The same module under a launcher: one run, one folder, a report from the first rank."
+    launcher = ('-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no '
+                '--dynamo_backend no').split()
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
-    p = subprocess.run([*launch, '-m', 'mmjepa.label.mnist', *SMALL, '--output-dir', str(tmp_path/'run')], capture_output=True, text=True, env=env, timeout=600)
+    p = process(*SMALL, '--output-dir', str(tmp_path/'run'), launcher=launcher, env=env, timeout=600)
     assert p.returncode == 0, p.stderr
     assert p.stdout.count('report and pictures') == 1
-    assert {'report.md', 'metrics.csv', 'config.json', 'training.log', 'attention.png', 'model'} <= {f.name for f in (tmp_path/'run').iterdir()}
+    expected = {'report.md', 'metrics.csv', 'config.json', 'training.log', 'attention.png', 'model'}
+    assert expected <= {f.name for f in (tmp_path/'run').iterdir()}

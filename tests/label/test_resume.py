@@ -7,12 +7,14 @@ from safetensors.torch import load_file
 
 from mmjepa.checkpoint import list_checkpoints
 
-FLAGS = '--data digits --epochs 5 --emb-dim 32 --depth 2 --num-heads 2 --batch-size 96 --save-every 4 --eval-every 2'.split()
+FLAGS = ('--data digits --epochs 5 --emb-dim 32 --depth 2 --num-heads 2 --batch-size 96 --save-every 4 '
+         '--eval-every 2').split()
 CLOCK = ['images_per_s', 'seconds']  # the only columns that a clock decides
 
 
 def start(folder, *more):
-    return subprocess.Popen([sys.executable, '-m', 'mmjepa.label.mnist', *FLAGS, '--output-dir', str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, '-m', 'mmjepa.label.mnist', *FLAGS, '--output-dir', str(folder), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process):
