@@ -19,13 +19,16 @@ def _check(z: Tensor, y: Tensor | None = None, name: str = 'z', least: int = 1) 
     "`z` detached, in float32 or float64."
     if z.ndim != 2 or not z.shape[1]: raise UserError(f'{name} has shape {tuple(z.shape)}; expected (rows, dimensions)')
     if len(z) < least: raise UserError(f'{name} has {len(z)} rows; expected {least} or more')
-    if y is not None and len(y) != len(z): raise UserError(f'{name} has {len(z)} rows, but {len(y)} labels; expected as many')
-    if bad := int((~z.isfinite()).any(1).sum()): raise UserError(f'{name}: NaN or infinity in {bad} of {len(z)} rows; expected finite numbers')
+    if y is not None and len(y) != len(z):
+        raise UserError(f'{name} has {len(z)} rows, but {len(y)} labels; expected as many')
+    if bad := int((~z.isfinite()).any(1).sum()):
+        raise UserError(f'{name}: NaN or infinity in {bad} of {len(z)} rows; expected finite numbers')
     return z.detach() if z.dtype == torch.float64 else z.detach().float()
 
 def _check_split(train_z, train_y, test_z, test_y) -> tuple[Tensor, Tensor]:
     train_z, test_z = _check(train_z, train_y, 'train_z'), _check(test_z, test_y, 'test_z')
-    if train_z.shape[1] != test_z.shape[1]: raise UserError(f'train_z has {train_z.shape[1]} dimensions, test_z {test_z.shape[1]}; expected as many')
+    if train_z.shape[1] != test_z.shape[1]:
+        raise UserError(f'train_z has {train_z.shape[1]} dimensions, test_z {test_z.shape[1]}; expected as many')
     return train_z, test_z
 
 # %% ../nbs/10_probes.ipynb #5ad96234
@@ -45,7 +48,8 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     train_z, test_z = _check_split(train_z, train_y, test_z, test_y=test_y)
-    if len(train_y.unique()) < 2: raise UserError(f'train_y holds only class {int(train_y[0])}; a probe expects 2 or more classes')
+    if len(train_y.unique()) < 2:
+        raise UserError(f'train_y holds only class {int(train_y[0])}; a probe expects 2 or more classes')
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
     with catch_warnings():
         simplefilter('ignore', ConvergenceWarning)
@@ -101,8 +105,11 @@ def pair_similarities(
     z, order = normalize(_check(z, y), dim=1).cpu(), y.cpu().argsort(stable=True)
     _, code, count = y.cpu()[order].unique_consecutive(return_inverse=True, return_counts=True)
     size, start = count[code], (count.cumsum(0) - count)[code] # of the block of each sorted row
-    if len(count) < 2 or count.max() < 2: raise UserError(f'{len(z)} rows of {len(count)} classes; expected 2 or more classes, one of them with 2 or more rows')
-    random = lambda high: (torch.rand(pairs, generator=generator, dtype=torch.float64) * high).long() # 0..high-1, each with its own `high`
+    if len(count) < 2 or count.max() < 2:
+        raise UserError(f'{len(z)} rows of {len(count)} classes; '
+                        'expected 2 or more classes, one of them with 2 or more rows')
+    # 0..high-1, each with its own `high`
+    random = lambda high: (torch.rand(pairs, generator=generator, dtype=torch.float64) * high).long()
     several = (size > 1).nonzero()[:, 0]
     i, j = several[random(len(several))], random(len(z))
     same = start[i] + (i - start[i] + 1 + random(size[i] - 1)) % size[i]

@@ -52,7 +52,8 @@ class StopFlag:
         except ValueError: pass # only the main thread may handle signals
         return self
     def _handle(self, number, frame):
-        if number == signal.SIGINT and time.monotonic() - self.at > 2: self._restore() # a launcher repeats a signal at once; a person does not
+        if number == signal.SIGINT and time.monotonic() - self.at > 2:
+            self._restore() # a launcher repeats a signal at once; a person does not
         self.signal, self.at = number, min(self.at, time.monotonic())
     def _restore(self):
         for s, handler in self._old.items(): signal.signal(s, handler)
@@ -60,7 +61,8 @@ class StopFlag:
     def __exit__(self, *_): self._restore()
     def raised(self, device: torch.device) -> bool:
         "True on every rank as soon as one rank has the signal."
-        return bool(all_reduce_sum(torch.tensor(float(self.signal), device=device))) if world_size() > 1 else bool(self.signal)
+        if world_size() == 1: return bool(self.signal)
+        return bool(all_reduce_sum(torch.tensor(float(self.signal), device=device)))
 
 # %% ../nbs/08_runs.ipynb #267f3f1b
 def check_finite(
@@ -70,8 +72,9 @@ def check_finite(
 ):
     "Raise a `UserError` that names the terms which are NaN or infinite."
     bad = [f'{k} is {v.item()}' for k, v in logs.items() if not torch.isfinite(v)]
-    if bad: raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, has the weights before it: '
-                            'try a smaller --lr, or --precision fp32')
+    if bad:
+        raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, '
+                        'has the weights before it: try a smaller --lr, or --precision fp32')
 
 # %% ../nbs/08_runs.ipynb #a9eb8a96
 class Progress:
@@ -86,13 +89,18 @@ class Progress:
 
     def add(self, logs: dict[str, Tensor], samples: int, seconds: float):
         "Count one step of this rank."
-        for k, v in logs.items(): self.sums[k] = [x + y for x, y in zip(self.sums.get(k, (0., 0)), (v.item(), 1))] # a log may be missing in some steps
-        self.batch += 1; self.samples += samples; self.seconds += seconds
+        for k, v in logs.items():
+            total, n = self.sums.get(k, (0., 0)) # a log may be missing in some steps
+            self.sums[k] = [total + v.item(), n + 1]
+        self.batch += 1
+        self.samples += samples
+        self.seconds += seconds
 
     def row(self) -> dict:
         "The epoch so far: means of the logs, speed of all ranks, seconds of training."
-        speed = self.samples * world_size() / max(self.seconds, 1e-9)
-        return {'epoch': self.epoch, **{k: v / n for k, (v, n) in self.sums.items()}, 'images_per_s': round(speed, 1), 'seconds': round(self.seconds, 2)}
+        images_per_s = self.samples * world_size() / max(self.seconds, 1e-9)
+        return {'epoch': self.epoch, **{k: v / n for k, (v, n) in self.sums.items()},
+                'images_per_s': round(images_per_s, 1), 'seconds': round(self.seconds, 2)}
 
     def state_dict(self) -> dict:
         "All of it."
@@ -108,10 +116,14 @@ def new_folder(
 ) -> Path: # `path`, or `path-2`, `path-3`, ... if it is taken
     "A folder that does not exist yet."
     path, n = Path(path), 1
-    while (found := path if n == 1 else path.with_name(f'{path.name}-{n}')).exists(): n += 1
+    found = path
+    while found.exists():
+        n += 1
+        found = path.with_name(f'{path.name}-{n}')
     return found
 
-FREE_SETTINGS = ('keep', 'save_every', 'tracker', 'project', 'micro_batch_size', 'gradient_accumulation_steps') # may change between a run and its continuation; the last two, where a batch is divided otherwise over other ranks
+# Settings that may change between a run and its continuation; the last two where other ranks divide the batch.
+FREE_SETTINGS = ('keep', 'save_every', 'tracker', 'project', 'micro_batch_size', 'gradient_accumulation_steps')
 
 def open_run(
     folder: str | Path, # output folder of the run
@@ -123,12 +135,13 @@ def open_run(
     "Check an output folder, write its `config.json`, find its newest checkpoint."
     folder, config = Path(folder), Path(folder)/'config.json'
     if list_checkpoints(folder/'checkpoints') and not resume:
-        raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
+        raise UserError(f'{folder} holds the checkpoints of another run; '
+                        'add --resume to continue it, or choose another --output_dir')
     if resume and config.exists():
         try: old = json.loads(config.read_text())
         except ValueError as e: raise UserError(f'{config} is damaged: {e}; expected the settings of the run') from e
-        free = lambda d: {k: free(v) if isinstance(v, dict) else v for k, v in d.items() if k not in FREE_SETTINGS}
-        if changed := differences(free(old), free(json.loads(json.dumps(settings)))):
+        def fixed(d): return {k: fixed(v) if isinstance(v, dict) else v for k, v in d.items() if k not in FREE_SETTINGS}
+        if changed := differences(fixed(old), fixed(json.loads(json.dumps(settings)))):
             raise UserError(f'--resume with other settings than {config}: {"; ".join(changed)}')
     if is_main(): write_text(config, json.dumps(settings, indent=1))
     return newest_checkpoint(folder/'checkpoints', say) if resume else None
@@ -137,7 +150,7 @@ def open_run(
 def whole(
     tree, # nested dicts and lists of tensors and numbers, such as `model.state_dict()`
 ):
-    "The same, of whole tensors on the CPU, where some are shared out (a collective call): on the first rank; the others get empty ones."
+    "The same, with sharded tensors whole on the CPU of the first rank, and empty on the others (a collective call)."
     if isinstance(tree, dict): return {k: whole(v) for k, v in tree.items()}
     if isinstance(tree, list): return [whole(v) for v in tree]
     if not hasattr(tree, 'full_tensor'): return tree
@@ -148,7 +161,7 @@ def shared(
     value, # whole tensor, the same on all ranks, or anything else
     own: Tensor | None, # what it is to stand for; None: nothing
 ):
-    "A whole tensor, shared out as `own` is (a collective call); anything else as it is."
+    "A whole tensor, sharded as `own` is (a collective call); anything else as it is."
     if not hasattr(own, 'full_tensor') or not isinstance(value, Tensor) or value.shape != own.shape: return value
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)

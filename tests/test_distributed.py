@@ -64,7 +64,8 @@ def test_batch_norm_keeps_the_same_running_statistics():
 def train_five_steps(rank, world, folder, multimodal):
     "The real loop on the real model, 16 images a step over all ranks, without dropped paths or hidden patches."
     g = torch.Generator().manual_seed(0)
-    data = ImageSet(torch.randint(256, (80, 1, 8, 8), generator=g, dtype=torch.uint8), torch.randint(4, (80,), generator=g), list('abcd'), name='noise')
+    data = ImageSet(torch.randint(256, (80, 1, 8, 8), generator=g, dtype=torch.uint8),
+                    torch.randint(4, (80,), generator=g), list('abcd'), name='noise')
     encoder = EncoderConfig(image_size=8, patch_size=4, num_classes=4, emb_dim=16, depth=2, num_heads=2, drop_path=0.)
     seed_everything(0)
     model = MultimodalLeJEPA(LeJEPAConfig(encoder, proj_hidden=24, proj_dim=8, label_view_patches=1., label_view_swap=0., multimodal=multimodal))
@@ -76,7 +77,8 @@ def train_five_steps(rank, world, folder, multimodal):
         losses.append(loss.item())
         return loss, logs
     lejepa = LeJEPAObjective(num_slices=16)
-    fit(model, objective, loader, config=TrainConfig(epochs=1, lr=1e-2, precision='fp32'), output_dir=Path(folder)/str(world), transform=views)
+    fit(model, objective, loader, config=TrainConfig(epochs=1, lr=1e-2, precision='fp32'),
+        output_dir=Path(folder)/str(world), transform=views)
     return torch.tensor(losses)
 
 

@@ -42,9 +42,12 @@ def data(masked):
     return batch
 
 
-def clip(chunk): return ('image', 'text', 'scale'), 0, lambda out, _: clip_loss(out['image'], out['text'], out['scale'], chunk=chunk)
-def siglip(chunk): return ('image', 'text', 'scale', 'bias'), 0, lambda out, _: siglip_loss(out['image'], out['text'], out['scale'], logit_bias=-out['bias'], chunk=chunk)
-def nested(chunk): return ('image', 'text', 'scale'), 0, lambda out, _: mrl_loss(out['image'], out['text'], (1, 2, 4), logit_scale=out['scale'], chunk=chunk)
+def clip(chunk):
+    return ('image', 'text', 'scale'), 0, lambda out, _: clip_loss(out['image'], out['text'], out['scale'], chunk=chunk)
+def siglip(chunk):
+    return ('image', 'text', 'scale', 'bias'), 0, lambda out, _: siglip_loss(out['image'], out['text'], out['scale'], logit_bias=-out['bias'], chunk=chunk)
+def nested(chunk):
+    return ('image', 'text', 'scale'), 0, lambda out, _: mrl_loss(out['image'], out['text'], (1, 2, 4), logit_scale=out['scale'], chunk=chunk)
 def patch(masked): return ('patch',), masked, lambda out, b: masked_patch_loss(out['patch'], b['pixels'], b['mask'])
 def token(masked): return ('token',), masked, lambda out, b: masked_token_loss(out['token'], b['ids'], b['mask'])
 

@@ -48,7 +48,8 @@ def test_a_gallery_of_100_000_needs_little_memory():
     print(done.stdout)
     for line in done.stdout.splitlines():                                # float32, float16
         peak, wrong, mean, far = map(float, line.split())
-        assert peak < 200, done.stdout                                   # MB; a row of similarities of all queries alone would be 800
+        # MB; a row of similarities of all queries alone would be 800
+        assert peak < 200, done.stdout
         assert wrong <= 1 and 100 < mean < 10_000 and far < 1e-6, done.stdout    # by rounding of two cosines
 
 

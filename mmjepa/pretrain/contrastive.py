@@ -45,7 +45,8 @@ class ContrastiveConfig:
     max_scale: float = 100. # largest multiplier of the cosines, 1 or more
 
     def __post_init__(self):
-        if isinstance(self.encoder, dict): object.__setattr__(self, 'encoder', EncoderConfig(**self.encoder)) # as read from JSON
+        if isinstance(self.encoder, dict):
+            object.__setattr__(self, 'encoder', EncoderConfig(**self.encoder)) # as read from JSON
         for name, low in dict(proj_dim=1, decoder_depth=0, accum=1, max_scale=1).items():
             if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
 
@@ -114,7 +115,8 @@ def words(
 ) -> Float[Tensor, 'm v']:
     "Logits of the hidden words of a batch of `PairTransform`."
     states = self._states(text=batch['text_seen'], text_mask=batch['text_mask'])
-    return self.decoder(states, batch['text_mask'], image_states, batch['text_hidden'], self.encoder.embedders['text'].table.weight)
+    return self.decoder(states, batch['text_mask'], image_states, batch['text_hidden'],
+                        self.encoder.embedders['text'].table.weight)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #3a61b980
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ class PairEvaluation:
         "Scores of a model."
         out = {}
         if len(self.held): out |= self.losses(model) | retrieval_table(*embed_pairs(model, self.held))
-        if last and len(self.train): out |= {f'train_{k}': v for k, v in retrieval_table(*embed_pairs(model, self.train)).items()}
+        if last and len(self.train):
+            out |= {f'train_{k}': v for k, v in retrieval_table(*embed_pairs(model, self.train)).items()}
         return out
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #c15a34d5
@@ -255,7 +258,8 @@ def load_pair_model(
     "Read a model with its tokenizer; nothing is unpickled."
     folder = Path(folder)
     if (folder/'model'/'config.json').is_file(): folder = folder/'model' # the folder of a run
-    if not (folder/'config.json').is_file(): raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
+    if not (folder/'config.json').is_file():
+        raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
     try: model = ContrastiveModel.from_pretrained(folder).eval()
     except (OSError, RuntimeError, ValueError, TypeError) as e: raise UserError(f'{folder}: the model cannot be read ({str(e).splitlines()[0]}); expected one of mmjepa_contrastive_pretrain') from e
     return model, load_tokenizer(folder)
@@ -319,7 +323,10 @@ def pair_curves(
                                 (has('loss_clip', 'val_loss_clip'), has('loss_mlm', 'val_loss_mlm'), has('image_to_text_r10', 'text_to_image_r10'), has('logit_scale'))):
         plot_curves(table, names, ax).set(title=title, ylabel='')
         if title == 'logit scale': ax.set_ylim(0, None)
-        if 'recall' in title and n: ax.axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance'); ax.set_ylim(0, 1); ax.legend()
+        if 'recall' in title and n:
+            ax.axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance')
+            ax.set_ylim(0, 1)
+            ax.legend()
     return fig
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0a840042
@@ -341,7 +348,8 @@ def write_pair_report(
     if n:
         batches = [b for b in held]
         texts = [tokenizer.decode(ids) for b in batches for ids in b['text']]
-        save_figure(found_figure(*embed_pairs(model, batches), torch.cat([b['image'] for b in batches]), texts=texts), folder/'found.png')
+        save_figure(found_figure(*embed_pairs(model, batches), torch.cat([b['image'] for b in batches]), texts=texts),
+                    folder/'found.png')
         pictures.append('found.png')
     lines = ['# Contrastive pretraining', '', f'{run.json_data or run.pair_data}, {len(table)} epochs, {n} pairs held out' + (f' (chance at 10: {min(1., 10 / n):.3f})' if n else '') +
              f', seed {run.seed}, from {run.encoder or "scratch"}.', '', '| measure | last epoch |', '|---|---|',
@@ -390,4 +398,5 @@ def main(
 ):
     "Stage two: align images and texts of pairs, and read hidden words off the image."
     run = ContrastiveRun(**{k: v for k, v in locals().items() if k in ContrastiveRun.__dataclass_fields__})
-    run_contrastive(run, output, resume, tracker='wandb' if wandb_project else tracker, project=wandb_project or 'mmjepa', save_every=save_every)
+    run_contrastive(run, output, resume, tracker='wandb' if wandb_project else tracker,
+                    project=wandb_project or 'mmjepa', save_every=save_every)

@@ -25,13 +25,15 @@ def home(tmp_path_factory):
     data, tok = digit_pairs(folder, 200), load_tokenizer()
     seed_everything(0)
     save_pair_model(ContrastiveModel(ContrastiveConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24), proj_dim=8)), tok, folder/'model')
-    done = command('mmjepa.pretrain.embed', ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
+    done = command('mmjepa.pretrain.embed',
+                   ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
     assert done.returncode == 0 and '200 embeddings' in done.stdout, done
     return folder
 
 
 def test_two_ranks_write_what_one_writes(home):
-    done = launch('mmjepa.pretrain.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'two.jsonl', '--block', 32, **ENV)
+    done = launch('mmjepa.pretrain.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output',
+                  home/'two.jsonl', '--block', 32, **ENV)
     assert [d.returncode for d in done] == [0, 0] and (home/'two.jsonl').read_text() == (home/'e.jsonl').read_text(), done
 
 
@@ -51,12 +53,15 @@ def test_killed_and_started_again(home):
 
 def test_map_clusters_and_scores(home):
     args = [home/'e.jsonl', '--cluster-domains', 10, '--kmeans-model', home/'model.pth']
-    done = command('mmjepa.pretrain.map', [*args, '--output', home/'umap.png'], [*args, '--output', home/'umap.html'])  # one process: umap compiles itself once
+    # one process: umap compiles itself once
+    done = command('mmjepa.pretrain.map', [*args, '--output', home/'umap.png'], [*args, '--output', home/'umap.html'])
     assert done.returncode == 0 and (home/'umap.png').read_bytes()[:4] == b'\x89PNG', done
     first, again = [line for line in done.stdout.splitlines() if 'V-measure' in line]
-    assert first == again and (home/'model.pth').stat().st_mtime_ns < (home/'umap.png').stat().st_mtime_ns  # loaded, not trained again
+    # loaded, not trained again
+    assert first == again and (home/'model.pth').stat().st_mtime_ns < (home/'umap.png').stat().st_mtime_ns
     page = (home/'umap.html').read_text()
-    assert page.count('iVBOR') >= 200 and 'http://' not in page and 'https://' not in page  # every thumbnail inside, nothing from a network
+    # every thumbnail inside, nothing from a network
+    assert page.count('iVBOR') >= 200 and 'http://' not in page and 'https://' not in page
 
 
 def line(*v): return json.dumps({'embedding': v})

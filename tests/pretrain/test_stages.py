@@ -25,7 +25,9 @@ from ranks import on_ranks
 B, T, N = 8, 6, 16  # rows, tokens of a text, patches
 
 
-def encoder_config(multiway): return EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=2, num_heads=2, drop_path=0., vocab_size=30, context=T, multiway=multiway)
+def encoder_config(multiway):
+    return EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=2, num_heads=2, drop_path=0., vocab_size=30,
+                         context=T, multiway=multiway)
 
 
 def batch_of(rows):
@@ -57,7 +59,8 @@ def masked(rank, world, multiway):
 
 def contrastive(rank, world, accum):
     seed_everything(0)
-    return gradients(ContrastiveModel(ContrastiveConfig(encoder_config(False), proj_dim=8, accum=accum)), ContrastiveObjective(), rank, world)
+    return gradients(ContrastiveModel(ContrastiveConfig(encoder_config(False), proj_dim=8, accum=accum)),
+                     ContrastiveObjective(), rank, world)
 
 
 def compare(f, argument):
@@ -85,7 +88,9 @@ def data(tmp_path_factory): return digit_pairs(tmp_path_factory.mktemp('pairs'),
 
 def start(module, *args, launch=()):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    return subprocess.Popen([sys.executable, *launch, '-m', f'mmjepa.{module}', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
+    return subprocess.Popen([sys.executable, *launch, '-m', f'mmjepa.{module}', *map(str, args)],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+                            start_new_session=True)
 
 
 def finish(process, timeout=300):
@@ -103,11 +108,13 @@ def two_ranks(precision):
 
 
 def test_both_stages_by_their_commands(tmp_path, data):
-    code, out = run('pretrain.masked', '--json-data', data, '--output', tmp_path/'one', '--encoder_out', tmp_path/'encoder', '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
+    code, out = run('pretrain.masked', '--json-data', data, '--output', tmp_path/'one', '--encoder_out',
+                    tmp_path/'encoder', '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
     assert code == 0 and f'encoder: {tmp_path/"encoder"}' in out and (tmp_path/'one/report.md').exists(), out
     table = pd.read_csv(tmp_path/'one/metrics.csv')
     assert table[['loss_mim', 'loss_mlm', 'val_loss_mim', 'val_loss_mlm']].notna().all(axis=None) and out.count('val mlm') == 2
-    code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', tmp_path/'encoder', '--output', tmp_path/'two', '--epochs', 2, '--batch-size', 20, '--accum-contrastive', 2)
+    code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', tmp_path/'encoder', '--output',
+                    tmp_path/'two', '--epochs', 2, '--batch-size', 20, '--accum-contrastive', 2)
     assert code == 0 and 'report and pictures' in out, out
     start_weights, end = load_file(tmp_path/'encoder/model.safetensors'), load_file(tmp_path/'two/model/model.safetensors')
     assert {k: v.shape for k, v in start_weights.items()} == {k[8:]: v.shape for k, v in end.items() if k.startswith('encoder.')}
@@ -119,7 +126,8 @@ def test_both_stages_by_their_commands(tmp_path, data):
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])
 def test_two_processes_under_a_launcher(tmp_path, data, precision):
-    code, out = run('pretrain.contrastive', '--json-data', data, '--output', tmp_path/'run', '--epochs', 2, '--batch-size', 16, *SHAPE, launch=two_ranks(precision))
+    code, out = run('pretrain.contrastive', '--json-data', data, '--output', tmp_path/'run', '--epochs', 2,
+                    '--batch-size', 16, *SHAPE, launch=two_ranks(precision))
     assert code == 0, out
     assert json.loads((tmp_path/'run/config.json').read_text())['processes'] == 2
     assert out.count('report and pictures') == 1
@@ -143,7 +151,8 @@ def test_another_tokenizer_than_the_encoders(tmp_path, data):
     save_encoder(MultimodalEncoder(EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24)), tok, tmp_path/'encoder')
     code, out = run('data.text', data, '--vocab-size', 286, '--output', tmp_path/'words.spm')
     assert code == 0, out
-    code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer', tmp_path/'words.spm', '--output', tmp_path/'out')
+    code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer',
+                    tmp_path/'words.spm', '--output', tmp_path/'out')
     assert code == 2 and 'is not the one of' in out and not (tmp_path/'out').exists(), out
 
 
