@@ -290,6 +290,14 @@ class TokenCorruption:
     def __post_init__(self):
         if not 0 <= self.ratio <= 1: raise UserError(f'the ratio of hidden tokens is {self.ratio}; expected 0 to 1')
 
+    @classmethod
+    def of(cls,
+        tokenizer, # of `mmjepa.data.text`
+        ratio: float, # share of each text's tokens that is chosen, 0 to 1
+    ) -> 'TokenCorruption':
+        "For the tokens of a tokenizer."
+        return cls(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), ratio)
+
     def __call__(self,
         ids: Int[Tensor, 'b t'], # token ids
         real: Bool[Tensor, 'b t'], # True where a token stands

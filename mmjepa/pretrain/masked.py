@@ -19,14 +19,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from ..core import Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks, world_size, write_text
+from ..core import (Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks,
+                         world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
 from ..losses import masked_patch_loss, masked_token_loss, patch_pixels, unpatch
 from ..masking import TokenCorruption, block_mask
 from ..data.mixture import UnpairedLoader, open_source
-from ..runs import RunLog
+from ..runs import RunLog, write_report
 from ..data.text import load_tokenizer
 from ..training import TrainConfig, fit
 
@@ -74,7 +75,8 @@ class LatentTarget(nn.Module):
         momentum: float = .996, # share of the old weights that a step keeps, 0 to 1
     ):
         super().__init__()
-        self.encoder, self.momentum, self.dim = copy.deepcopy(encoder).eval().requires_grad_(False), momentum, encoder.cfg.emb_dim
+        self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+        self.momentum, self.dim = momentum, encoder.cfg.emb_dim
     def train(self,
         mode: bool = True, # of the model around it; not followed
     ):
@@ -103,7 +105,8 @@ class MaskedModel(nn.Module):
         cfg = encoder.cfg
         self.encoder, self.target = encoder, target or PixelTarget(cfg)
         self.mask_token = nn.Parameter(torch.randn(1, 1, cfg.emb_dim) * .2)
-        self.patch_head, self.token_head = nn.Linear(cfg.emb_dim, self.target.dim), TokenHead(cfg.emb_dim, cfg.vocab_size)
+        self.patch_head = nn.Linear(cfg.emb_dim, self.target.dim)
+        self.token_head = TokenHead(cfg.emb_dim, cfg.vocab_size)
 
     def patches(self,
         image: Float[Tensor, 'b c h w'], # in [-1, 1]
@@ -169,17 +172,20 @@ class MaskedEvaluation:
         last: bool = True, # the end of the run
     ) -> dict[str, float]: # `val_loss_mim`, `val_loss_mlm`
         "Mean loss over all hidden patches and words."
-        device, out = model.mask_token.device, {}
+        out = {}
         for name, key in (('image', 'mim'), ('text', 'mlm')):
             if name not in self.loaders: continue
-            losses = [self._loss(model, name, b) for b in self.batches(name, device)]
-            if losses:
-                out[f'val_loss_{key}'] = (sum(l * n for l, n in losses) / max(1, sum(n for _, n in losses))).item()
+            total, count = 0., 0
+            for batch in self.batches(name, model.mask_token.device):
+                loss, n = self._loss(model, name, batch)
+                total, count = total + loss * n, count + n
+            if torch.is_tensor(count): out[f'val_loss_{key}'] = (total / count.clamp(min=1)).item()
         return out
 
     def _loss(self, model, name, b):
         if name == 'image':
-            return masked_patch_loss(model.patches(b['image'], b['mask']), model.target(b['image']), b['mask']), b['mask'].sum()
+            patches, n = model.patches(b['image'], b['mask']), b['mask'].sum()
+            return masked_patch_loss(patches, model.target(b['image']), b['mask']), n
         return word_loss(model.words(b['text_seen'], b['text_mask'], b['text_hidden']), b), b['text_hidden'].sum()
 
 # %% ../../nbs/pretrain/40_masked.ipynb #3a851f92
@@ -188,8 +194,8 @@ def fill_in(
     model: MaskedModel, # trained on pixels, in evaluation mode
     image: Float[Tensor, 'b c h w'], # in [-1, 1]
     mask: Bool[Tensor, 'b n'], # True where a patch is hidden
-) -> tuple[Float[Tensor, 'b c h w'], Float[Tensor, 'b c h w']]: # what the model sees (hidden patches grey), and what it makes of it
-    "Images with hidden patches predicted."
+) -> tuple[Float[Tensor, 'b c h w'], Float[Tensor, 'b c h w']]:
+    "What the model sees (hidden patches grey), and what it makes of it."
     p = model.encoder.cfg.patch_size
     own = patch_pixels(image, p, normalize=False)
     made = model.patches(image, mask).float() * own.std(-1, keepdim=True) + own.mean(-1, keepdim=True)
@@ -227,10 +233,12 @@ def load_encoder(
         raise UserError(f'{folder}: no encoder there; '
                         'expected a folder written by mmjepa_masked_pretrain --encoder_out')
     try: encoder = MultimodalEncoder.from_pretrained(folder)
-    except (OSError, RuntimeError, ValueError, TypeError) as e: raise UserError(f'{folder}: the encoder cannot be read ({str(e).splitlines()[0]})') from e
+    except (OSError, RuntimeError, ValueError, TypeError) as e:
+        raise UserError(f'{folder}: the encoder cannot be read ({str(e).splitlines()[0]})') from e
     tokenizer = load_tokenizer(folder)
     if encoder.cfg.vocab_size != tokenizer.vocab_size:
-        raise UserError(f'{folder}: the encoder knows {encoder.cfg.vocab_size} tokens and its tokenizer {tokenizer.vocab_size}; expected the same')
+        raise UserError(f'{folder}: the encoder knows {encoder.cfg.vocab_size} tokens and its tokenizer '
+                        f'{tokenizer.vocab_size}; expected the same')
     return encoder, tokenizer
 
 # %% ../../nbs/pretrain/40_masked.ipynb #963ba32c
@@ -238,7 +246,7 @@ def load_encoder(
 class EncoderRun:
     "The choices that both stages share."
     json_data: str = '' # JSON lines with `image` and/or `text`
-    val_data: str = '' # shards or JSON lines held out for validation; JSON lines without it hold out `val_split` of their rows
+    val_data: str = '' # held-out shards or JSON lines; without it, `val_split` of the rows of JSON lines
     tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers; '': bytes, or that of the encoder
     context: int = 32 # longest text, tokens
     image_size: int = 64 # side, pixels
@@ -313,17 +321,22 @@ def build_masked(
     seed_everything(run.seed)
     cfg = encoder_config(run, tokenizer.vocab_size)
     encoder = MultimodalEncoder(cfg)
-    corrupt = TokenCorruption(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), ratio=run.text_mask_ratio)
+    corrupt = TokenCorruption.of(tokenizer, run.text_mask_ratio)
     config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision)
-    return MaskedModel(encoder, LatentTarget(encoder) if run.target == 'latent' else None), MaskedTransform(cfg.grid, corrupt, run.mask_ratio), config
+    model = MaskedModel(encoder, LatentTarget(encoder) if run.target == 'latent' else None)
+    return model, MaskedTransform(cfg.grid, corrupt, run.mask_ratio), config
 
 def open_masked(
     run: MaskedRun,
     tokenizer, # of `mmjepa.data.text`
 ) -> tuple[UnpairedLoader, dict[str, object]]: # training batches; held-out loaders by modality
     "Loaders of both sources."
-    found = {mode: open_source(run, run.json_data or data, mode, tokenizer=tokenizer, held=run.val_data) for mode, data in (('image', run.image_data), ('text', run.text_data))}
-    return UnpairedLoader({mode: train for mode, (train, _, _) in found.items()}), {mode: held for mode, (_, held, _) in found.items() if len(held)}
+    train, held = {}, {}
+    for mode, data in (('image', run.image_data), ('text', run.text_data)):
+        found = open_source(run, run.json_data or data, mode, tokenizer=tokenizer, held=run.val_data)
+        train[mode] = found[0]
+        if len(found[1]): held[mode] = found[1]
+    return UnpairedLoader(train), held
 
 # %% ../../nbs/pretrain/40_masked.ipynb #8f6af3b0
 def run_masked(
@@ -365,18 +378,16 @@ def write_masked_report(
     from mmjepa.plots import plot_curves, save_figure
     fig, axs = plt.subplots(1, 2, figsize=(9, 3.2), layout='constrained')
     for ax, key, name in zip(axs, ('mim', 'mlm'), ('hidden patches (squared error)', 'hidden words (nats)')):
-        plot_curves(table, [c for c in (f'loss_{key}', f'val_loss_{key}') if c in table and table[c].notna().any()], ax).set(title=name)
+        measured = [c for c in (f'loss_{key}', f'val_loss_{key}') if c in table and table[c].notna().any()]
+        plot_curves(table, measured, ax).set(title=name)
     save_figure(fig, folder/'curves.png')
     pictures = ['curves.png']
     if run.target == 'pixels' and 'image' in evaluate.loaders:
         device = model.mask_token.device
         save_figure(filled_figure(model, next(evaluate.batches('image', device))), folder/'filled.png')
         pictures.append('filled.png')
-    last = table.iloc[-1]
-    lines = ['# Masked pretraining', '', f'{run.json_data or run.image_data}, {len(table)} epochs, seed {run.seed}.', '', '| measure | last epoch |', '|---|---|',
-             *(f'| {c} | {last[c]:.4f} |' for c in MASKED_COLUMNS[1:6] if last[c] == last[c]), '', *(f'![{p}]({p})' for p in pictures), '']
-    write_text(folder/'report.md', '\n'.join(lines))
-    return folder/'report.md'
+    about = f'{run.json_data or run.image_data}, {len(table)} epochs, seed {run.seed}.'
+    return write_report(folder, 'Masked pretraining', about, row=table.iloc[-1][MASKED_COLUMNS[1:6]], pictures=pictures)
 
 # %% ../../nbs/pretrain/40_masked.ipynb #966d9be2
 @command
