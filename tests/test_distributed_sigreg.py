@@ -76,4 +76,4 @@ def test_two_ranks_equal_one_process(tmp_path):
         assert not isinstance(found[rank], str), found[rank]
         for share in SHARES:
             assert_close([torch.as_tensor(t) for t in found[rank][share]], expected,
-                         msg=lambda m: f'{share} + {N - share} rows: {m}')
+                         msg=f'{share} + {N - share} rows: {{}}'.format)

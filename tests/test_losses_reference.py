@@ -39,7 +39,9 @@ def test_clip():
 def test_siglip():
     from transformers import SiglipConfig, SiglipModel
     model, out = outputs_of(SiglipConfig, SiglipModel)
-    with torch.no_grad(): model.logit_scale.fill_(1.5); model.logit_bias.fill_(-2.)
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5)
+        model.logit_bias.fill_(-2.)
     ids, pixels = torch.randint(3, 20, (6, 6)), torch.randn(6, 3, 8, 8)
     out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
     check(model, out,

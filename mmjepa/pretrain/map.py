@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'EmbeddingTable', 'read_embeddings', 'fit_centroids', 'assign', 'load_centroids', 'save_centroids',
-           'cluster_scores', 'cross_table', 'project', 'plot_map', 'map_figure', 'thumbnail', 'map_page', 'draw_map',
-           'main']
+           'cluster_scores', 'cross_table', 'project', 'plot_map', 'map_figure', 'thumbnail', 'map_page', 'MapConfig',
+           'draw_map', 'main']
 
 # %% ../../nbs/pretrain/43_map.ipynb #747e432c
-import base64, io, json, math
+import base64, io, json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from ..core import UserError, atomic_path, command, remove, write_text
+from ..core import UserError, atomic_path, command, write_text
 from ..data.records import JsonRecords, record_image
 
 # %% ../../nbs/pretrain/43_map.ipynb #fea09210
@@ -55,7 +55,8 @@ def read_embeddings(
         v = _vector(fields, lines.place(i))
         if vectors is None: vectors = np.empty((len(lines), len(v)), np.float32)
         if len(v) != vectors.shape[1]:
-            raise UserError(f'{lines.place(i)}: the embedding has {len(v)} numbers and the first one {vectors.shape[1]}; expected as many')
+            raise UserError(f'{lines.place(i)}: the embedding has {len(v)} numbers and the first one '
+                            f'{vectors.shape[1]}; expected as many')
         vectors[i] = v
         kept.append({k: x for k, x in fields.items() if k != 'embedding'})
     return EmbeddingTable(vectors, kept, lines.folder)
@@ -88,8 +89,9 @@ def load_centroids(
 ) -> Float[np.ndarray, 'k d']:
     "Centroids of a file."
     try: found = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise UserError(f'{path}: not a file of centroids ({str(e).splitlines()[0]:.80}); '
-                                           'expected tensors only, as --kmeans_model writes them') from e
+    except Exception as e:
+        raise UserError(f'{path}: not a file of centroids ({str(e).splitlines()[0]:.80}); '
+                        'expected tensors only, as --kmeans_model writes them') from e
     c = found.get('centroids') if isinstance(found, dict) else None
     if not torch.is_tensor(c) or c.ndim != 2 or not c.is_floating_point():
         raise UserError(f"{path}: has no tensor 'centroids' (k, d); expected a file of --kmeans_model")
@@ -138,7 +140,8 @@ def project(
         warnings.filterwarnings('ignore', category=FutureWarning)
         from umap import UMAP
         init = 'spectral' if len(vectors) > 50 else 'random' # spectral layout needs more rows than dimensions
-        return UMAP(n_neighbors=min(neighbours, len(vectors) - 1), metric='cosine', init=init, random_state=seed).fit_transform(vectors).astype(np.float32)
+        umap = UMAP(n_neighbors=min(neighbours, len(vectors) - 1), metric='cosine', init=init, random_state=seed)
+        return umap.fit_transform(vectors).astype(np.float32)
 
 # %% ../../nbs/pretrain/43_map.ipynb #9945da44
 def plot_map(
@@ -152,15 +155,16 @@ def plot_map(
     import seaborn as sns
     names = sorted(dict.fromkeys(map(str, groups)), key=lambda s: (not s.isdigit(), int(s) if s.isdigit() else 0, s))
     colours = sns.color_palette('colorblind' if len(names) <= 10 else 'husl', len(names))
-    marks, groups = 'osD^vP', np.array(list(map(str, groups)))
+    groups, marks = np.array([str(g) for g in groups]), 'osD^vP'
+    size = 16000 / len(xy) # of a dot, at most 28 and at least 2 points²
     for i, (name, colour) in enumerate(zip(names, colours)):
         x, y = xy[groups == name].T
-        ax.scatter(x, y, s=min(28, max(2, 16000 / len(xy))), color=colour, marker=marks[i // 10 % 6], linewidths=0,
-                   alpha=.8, label=name or '(none)')
+        ax.scatter(x, y, s=min(28, max(2, size)), color=colour, marker=marks[i // 10 % 6], linewidths=0, alpha=.8,
+                   label=name or '(none)')
     ax.set(title=title, xlabel='UMAP 1', ylabel='UMAP 2', xticks=[], yticks=[])
     if 1 < len(names) <= 20:
         ax.legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8,
-                  markerscale=max(1., 24 / max(6, 16000 / len(xy))))
+                  markerscale=max(1., 24 / max(6, size)))
     return ax
 
 def map_figure(
@@ -177,35 +181,134 @@ def map_figure(
 _PAGE = '''<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>Embedding map</title>
 <style>
-:root{color-scheme:light dark} body{margin:0;font:14px system-ui,sans-serif;background:Canvas;color:CanvasText;display:flex;height:100vh}
-#map{flex:1;min-width:0;touch-action:none} aside{width:15em;overflow:auto;padding:1em;border-left:1px solid GrayText}
-label{display:block;cursor:pointer} i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .4em}
-#tip{position:fixed;max-width:18em;padding:.5em;background:Canvas;border:1px solid GrayText;border-radius:4px;pointer-events:none;display:none} #tip img{display:block;width:64px;image-rendering:auto}
+:root{color-scheme:light dark}
+body{margin:0;font:14px system-ui,sans-serif;background:Canvas;color:CanvasText;display:flex;height:100vh}
+#map{flex:1;min-width:0;touch-action:none}
+aside{width:15em;overflow:auto;padding:1em;border-left:1px solid GrayText}
+label{display:block;cursor:pointer}
+i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .4em}
+#tip{position:fixed;max-width:18em;padding:.5em;background:Canvas;border:1px solid GrayText;border-radius:4px;
+  pointer-events:none;display:none}
+#tip img{display:block;width:64px;image-rendering:auto}
 </style>
 <canvas id="map" tabindex="0" aria-label="Map of embeddings; arrow keys go from dot to dot"></canvas>
-<aside><select id="by" aria-label="colour by"></select><div id="legend"></div><p>Wheel: zoom. Drag: move. Arrow keys: next dot. Double click: all.</p></aside><div id="tip" role="status"></div>
+<aside><select id="by" aria-label="colour by"></select><div id="legend"></div>
+<p>Wheel: zoom. Drag: move. Arrow keys: next dot. Double click: all.</p></aside>
+<div id="tip" role="status"></div>
 <script type="application/json" id="data">@DATA@</script>
 <script>@CODE@</script></html>'''
 
-_CODE = '''const D=JSON.parse(document.getElementById('data').textContent),c=document.getElementById('map'),g=c.getContext('2d'),tip=document.getElementById('tip'),by=document.getElementById('by'),legend=document.getElementById('legend');
-let zoom=1,ox=0,oy=0,off=new Set(),at=-1,drag=null,key=Object.keys(D.groups)[0];
-for(const k of Object.keys(D.groups)){const o=document.createElement('option');o.textContent=k;o.value=k;by.append(o)}
-const group=i=>D.groups[key].of[i],names=()=>D.groups[key].names,colour=j=>`hsl(${Math.round(360*j/names().length)} 70% ${[45,60][j%2]}%)`;
-const place=i=>{const s=Math.min(c.width,c.height)*.46*zoom;return[c.width/2+ox+D.x[i]*s,c.height/2+oy-D.y[i]*s]};
-function draw(){c.width=c.clientWidth;c.height=c.clientHeight;const r=Math.max(2,Math.min(5,200/Math.sqrt(D.x.length)))*Math.sqrt(zoom);
- for(let i=0;i<D.x.length;i++){if(off.has(group(i)))continue;const[x,y]=place(i);g.fillStyle=colour(group(i));g.globalAlpha=.8;g.beginPath();g.arc(x,y,i===at?r*2:r,0,7);g.fill()}}
-function list(){legend.replaceChildren();names().forEach((n,j)=>{const l=document.createElement('label'),b=document.createElement('input'),s=document.createElement('i');b.type='checkbox';b.checked=!off.has(j);
- b.onchange=()=>{b.checked?off.delete(j):off.add(j);draw()};s.style.background=colour(j);l.append(b,s,n);legend.append(l)})}
-function show(i){at=i;draw();if(i<0){tip.style.display='none';return}const[x,y]=place(i),b=c.getBoundingClientRect();tip.replaceChildren();
- if(D.images[i]){const m=new Image();m.src='data:image/png;base64,'+D.images[i];m.alt='';tip.append(m)}
- const t=document.createElement('div');t.textContent=D.texts[i];tip.append(t);for(const k in D.groups){const d=document.createElement('small');d.textContent=`${k}: ${D.groups[k].names[D.groups[k].of[i]]} `;tip.append(d)}
- tip.style.display='block';tip.style.left=Math.min(b.left+x+12,innerWidth-tip.offsetWidth-4)+'px';tip.style.top=Math.min(b.top+y+12,innerHeight-tip.offsetHeight-4)+'px'}
-function nearest(px,py){let best=-1,d=144;for(let i=0;i<D.x.length;i++){if(off.has(group(i)))continue;const[x,y]=place(i),q=(x-px)**2+(y-py)**2;if(q<d){d=q;best=i}}return best}
-c.onpointermove=e=>{if(drag){ox+=e.offsetX-drag[0];oy+=e.offsetY-drag[1];drag=[e.offsetX,e.offsetY];draw();return}const i=nearest(e.offsetX,e.offsetY);if(i!==at)show(i)};
-c.onpointerdown=e=>{drag=[e.offsetX,e.offsetY];c.setPointerCapture(e.pointerId)};c.onpointerup=()=>drag=null;c.onpointerleave=()=>show(-1);c.ondblclick=()=>{zoom=1;ox=oy=0;draw()};
-c.onwheel=e=>{e.preventDefault();const f=Math.exp(-e.deltaY/500),x=e.offsetX-c.width/2,y=e.offsetY-c.height/2;ox=x-(x-ox)*f;oy=y-(y-oy)*f;zoom*=f;draw()};
-c.onkeydown=e=>{const d={ArrowRight:1,ArrowDown:1,ArrowLeft:-1,ArrowUp:-1}[e.key];if(!d)return;e.preventDefault();for(let n=D.x.length,i=at<0?(d>0?-1:0):at,k=0;k<n;k++){i=(i+d+n)%n;if(!off.has(group(i))){show(i);break}}};
-by.onchange=()=>{key=by.value;off.clear();list();draw()};addEventListener('resize',draw);list();draw();'''
+# %% ../../nbs/pretrain/43_map.ipynb #a4fc6245
+_CODE = '''
+const data = JSON.parse(document.getElementById('data').textContent), n = data.x.length;
+const [canvas, tip, by, legend] = ['map', 'tip', 'by', 'legend'].map(id => document.getElementById(id));
+const pen = canvas.getContext('2d'), hidden = new Set();
+let zoom = 1, ox = 0, oy = 0, at = -1, drag = null, key = Object.keys(data.groups)[0];
+
+const make = (tag, given = {}) => Object.assign(document.createElement(tag), given);
+const names = () => data.groups[key].names, group = i => data.groups[key].of[i], seen = i => !hidden.has(group(i));
+const colour = j => `hsl(${Math.round(360 * j / names().length)} 70% ${[45, 60][j % 2]}%)`;
+for (const name of Object.keys(data.groups)) by.append(make('option', {textContent: name, value: name}));
+
+function place(i) {
+  const s = Math.min(canvas.width, canvas.height) * .46 * zoom;
+  return [canvas.width / 2 + ox + data.x[i] * s, canvas.height / 2 + oy - data.y[i] * s];
+}
+
+function draw() {
+  canvas.width = canvas.clientWidth;
+  canvas.height = canvas.clientHeight;
+  const r = Math.max(2, Math.min(5, 200 / Math.sqrt(n))) * Math.sqrt(zoom);
+  for (let i = 0; i < n; i++) {
+    if (!seen(i)) continue;
+    const [x, y] = place(i);
+    pen.fillStyle = colour(group(i));
+    pen.globalAlpha = .8;
+    pen.beginPath();
+    pen.arc(x, y, i === at ? r * 2 : r, 0, 7);
+    pen.fill();
+  }
+}
+
+function list() {
+  legend.replaceChildren();
+  names().forEach((name, j) => {
+    const label = make('label'), dot = make('i'), box = make('input', {type: 'checkbox', checked: !hidden.has(j)});
+    box.onchange = () => {
+      if (box.checked) hidden.delete(j); else hidden.add(j);
+      draw();
+    };
+    dot.style.background = colour(j);
+    label.append(box, dot, name);
+    legend.append(label);
+  });
+}
+
+function show(i) {
+  at = i;
+  draw();
+  if (i < 0) { tip.style.display = 'none'; return; }
+  const [x, y] = place(i), frame = canvas.getBoundingClientRect();
+  tip.replaceChildren();
+  if (data.images[i]) tip.append(make('img', {src: 'data:image/png;base64,' + data.images[i], alt: ''}));
+  tip.append(make('div', {textContent: data.texts[i]}));
+  for (const [k, g] of Object.entries(data.groups))
+    tip.append(make('small', {textContent: `${k}: ${g.names[g.of[i]]} `}));
+  tip.style.display = 'block';
+  tip.style.left = Math.min(frame.left + x + 12, innerWidth - tip.offsetWidth - 4) + 'px';
+  tip.style.top = Math.min(frame.top + y + 12, innerHeight - tip.offsetHeight - 4) + 'px';
+}
+
+function nearest(px, py) {
+  let best = -1, least = 12 ** 2; // pixels, squared
+  for (let i = 0; i < n; i++) {
+    if (!seen(i)) continue;
+    const [x, y] = place(i), d = (x - px) ** 2 + (y - py) ** 2;
+    if (d < least) { least = d; best = i; }
+  }
+  return best;
+}
+
+function next(step) {
+  let i = at < 0 && step > 0 ? -1 : Math.max(at, 0);
+  for (let k = 0; k < n; k++) {
+    i = (i + step + n) % n;
+    if (seen(i)) { show(i); return; }
+  }
+}
+
+canvas.onpointermove = e => {
+  if (!drag) {
+    const i = nearest(e.offsetX, e.offsetY);
+    if (i !== at) show(i);
+    return;
+  }
+  ox += e.offsetX - drag[0];
+  oy += e.offsetY - drag[1];
+  drag = [e.offsetX, e.offsetY];
+  draw();
+};
+canvas.onpointerdown = e => { drag = [e.offsetX, e.offsetY]; canvas.setPointerCapture(e.pointerId); };
+canvas.onpointerup = () => { drag = null; };
+canvas.onpointerleave = () => show(-1);
+canvas.ondblclick = () => { zoom = 1; ox = oy = 0; draw(); };
+canvas.onwheel = e => {
+  e.preventDefault();
+  const f = Math.exp(-e.deltaY / 500), x = e.offsetX - canvas.width / 2, y = e.offsetY - canvas.height / 2;
+  ox = x - (x - ox) * f;
+  oy = y - (y - oy) * f;
+  zoom *= f;
+  draw();
+};
+canvas.onkeydown = e => {
+  const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[e.key];
+  if (step) { e.preventDefault(); next(step); }
+};
+by.onchange = () => { key = by.value; hidden.clear(); list(); draw(); };
+addEventListener('resize', draw);
+list();
+draw();
+'''
 
 # %% ../../nbs/pretrain/43_map.ipynb #bba064ff
 def thumbnail(
@@ -221,6 +324,13 @@ def thumbnail(
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, 'PNG', optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
+def _grouping(of: list) -> dict[str, list]:
+    "Names of the groups, and the number of each row's."
+    of = [str(x) for x in of]
+    names = sorted(set(of), key=lambda s: (len(s) if s.isdigit() else 0, s))
+    number = {name: i for i, name in enumerate(names)}
+    return {'names': [name or '(none)' for name in names], 'of': [number[x] for x in of]}
+
 def map_page(
     xy: Float[np.ndarray, 'n 2'], # positions
     panels: dict[str, list], # name of a grouping -> group of each row
@@ -229,57 +339,69 @@ def map_page(
     images: str | Path | None = None, # folder of image paths; None for that of the table's file
 ) -> str: # HTML
     "The map as one page that needs nothing else."
-    xy = (xy - xy.mean(0)) / max(1e-9, np.abs(xy - xy.mean(0)).max())
-    groups = {}
-    for title, of in panels.items():
-        names = sorted({str(x) for x in of}, key=lambda s: (len(s) if s.isdigit() else 0, s))
-        groups[title] = {'names': [x or '(none)' for x in names], 'of': [names.index(str(x)) for x in of]}
-    data = {'x': [round(float(v), 4) for v in xy[:, 0]], 'y': [round(float(v), 4) for v in xy[:, 1]], 'groups': groups or {'all': {'names': ['all'], 'of': [0] * len(xy)}},
+    centred = xy - xy.mean(0)
+    x, y = (centred / max(1e-9, np.abs(centred).max())).T
+    root, pictures = images or table.folder, []
+    for r in tqdm(table.records, desc='pictures', disable=len(table.records) < 5000):
+        pictures.append(thumbnail(r, root) if r.get('image') else '')
+    data = {'x': [round(float(v), 4) for v in x], 'y': [round(float(v), 4) for v in y],
+            'groups': {title: _grouping(of) for title, of in (panels or {'all': ['all'] * len(xy)}).items()},
             'texts': [str(r.get('text', f'row {i + 1}'))[:300] for i, r in enumerate(table.records)],
-            'images': [thumbnail(r, images or table.folder) if r.get('image') else '' for r in tqdm(table.records, desc='pictures', disable=len(table.records) < 5000)]}
+            'images': pictures}
     return _PAGE.replace('@CODE@', _CODE).replace('@DATA@', json.dumps(data).replace('<', '\\u003c'))
 
 # %% ../../nbs/pretrain/43_map.ipynb #4a03403d
 FORMATS = ('.png', '.svg', '.pdf', '.html')
 
+@dataclass(frozen=True)
+class MapConfig:
+    "What is drawn."
+    output: str | Path = 'umap.png' # .png, .svg, .pdf, or .html for a page to explore
+    cluster_domains: int = 0 # K-means clusters; 0 for none
+    kmeans_model: str | Path = '' # file of centroids: used where it exists, else trained and written there
+    images: str | Path = '' # folder of the image paths, for the page's thumbnails (that of the embeddings)
+    seed: int = 0 # of layout and clusters
+
+    def __post_init__(self):
+        if Path(self.output).suffix not in FORMATS:
+            raise UserError(f'--output is {self.output}; expected a name that ends with one of {", ".join(FORMATS)}')
+        if self.cluster_domains < 0: raise UserError(f'cluster_domains is {self.cluster_domains}; expected 0 or more')
+
 def draw_map(
     path: str | Path, # JSON lines with embeddings
-    output: str | Path, # .png, .svg, .pdf or .html
-    k: int = 0, # clusters; 0 for none
-    *,
-    kmeans_model: str | Path = '', # file of centroids: used if it exists, else written
-    images: str | Path = '', # folder of image paths, for the page; '' for that of `path`
-    seed: int = 0, # of layout and clusters
+    config: MapConfig = MapConfig(), # what is drawn
 ) -> dict: # scores of the clusters, if there are domains; files written, by what they hold
     "Read, cluster, score, project and draw."
-    output = Path(output)
-    if output.suffix not in FORMATS:
-        raise UserError(f'--output is {output}; expected a name that ends with one of {", ".join(FORMATS)}')
-    if k < 0: raise UserError(f'cluster_domains is {k}; expected 0 or more')
-    table, panels, done = read_embeddings(path), {}, {'map': output}
+    table, done = read_embeddings(path), {'map': Path(config.output)}
     if len(table.vectors) < 4: raise UserError(f'{path}: holds {len(table.vectors)} rows; expected 4 or more for a map')
-    if table.domains: panels['domain'] = table.domains
-    if k:
-        known = kmeans_model and Path(kmeans_model).exists()
-        centroids = load_centroids(kmeans_model, k, table.vectors.shape[1]) if known else fit_centroids(table.vectors, k, seed)
-        if kmeans_model and not known:
-            save_centroids(kmeans_model, centroids)
-            done['centroids'] = Path(kmeans_model)
-        panels[f'{k} clusters'] = clusters = assign(table.vectors, centroids).tolist()
-        if table.domains: done |= _write_scores(table.domains, np.array(clusters), output)
-    _write_map(table, panels, output, images=images, seed=seed)
+    panels = {'domain': table.domains} if table.domains else {}
+    if config.cluster_domains:
+        clusters, new = _find_clusters(table.vectors, config)
+        panels[f'{config.cluster_domains} clusters'] = clusters.tolist()
+        if new: done['centroids'] = Path(config.kmeans_model)
+        if table.domains: done |= _write_scores(table.domains, clusters, Path(config.output))
+    _write_map(table, panels, config)
     return done
 
-def _write_scores(domains, clusters, output: Path) -> dict:
+def _find_clusters(vectors: np.ndarray, config: MapConfig) -> tuple[np.ndarray, bool]:
+    "The cluster of each row, and whether new centroids were written."
+    file, k = config.kmeans_model, config.cluster_domains
+    if file and Path(file).exists(): return assign(vectors, load_centroids(file, k, vectors.shape[1])), False
+    centroids = fit_centroids(vectors, k, config.seed)
+    if file: save_centroids(file, centroids)
+    return assign(vectors, centroids), bool(file)
+
+def _write_scores(domains: list[str], clusters: np.ndarray, output: Path) -> dict:
     "The crosstab beside the picture, and the scores."
     file = output.with_name(f'{output.stem}_crosstab.csv')
     with atomic_path(file) as temp: cross_table(domains, clusters).to_csv(temp)
     return {'scores': cluster_scores(domains, clusters), 'crosstab': file}
 
-def _write_map(table: EmbeddingTable, panels: dict, output: Path, images, seed: int):
+def _write_map(table: EmbeddingTable, panels: dict, config: MapConfig):
     "Picture or page, by the suffix of `output`."
-    xy = project(table.vectors, seed)
-    if output.suffix == '.html': return write_text(output, map_page(xy, panels, table, images=images or None))
+    output, xy = Path(config.output), project(table.vectors, config.seed)
+    if output.suffix == '.html':
+        return write_text(output, map_page(xy, panels, table, images=config.images or None))
     import matplotlib.pyplot as plt
     fig = map_figure(xy, panels or {f'{len(xy):,} embeddings': [''] * len(xy)})
     with atomic_path(output) as temp: fig.savefig(temp, dpi=120, format=output.suffix[1:])
@@ -288,19 +410,16 @@ def _write_map(table: EmbeddingTable, panels: dict, output: Path, images, seed: 
 # %% ../../nbs/pretrain/43_map.ipynb #ac74538b
 @command
 def main(
-    embeddings:str, # JSON lines with a field embedding, as mmjepa_embed writes them
-    output:str='umap.png', # .png, .svg, .pdf, or .html for a page to explore
-    cluster_domains:int=0, # K-means clusters; 0 for none
-    kmeans_model:str='', # file of centroids: used where it exists, else trained and written there
-    images:str='', # folder of the image paths, for the page's thumbnails (that of the embeddings)
-    seed:int=0, # of layout and clusters
+    embeddings: str, # JSON lines with a field embedding, as mmjepa_embed writes them
+    config: MapConfig = MapConfig(),
 ):
     "Draw the map of a data set's embeddings, cluster them, and compare clusters with domains."
-    done = draw_map(embeddings, output, cluster_domains, kmeans_model=kmeans_model, images=images, seed=seed)
+    done = draw_map(embeddings, config)
     if 'scores' in done:
         import pandas as pd
         s = done['scores']
         print(pd.read_csv(done['crosstab'], index_col=0).to_string())
-        print(f"V-measure {s['v_measure']:.4f} | homogeneity {s['homogeneity']:.4f} | completeness {s['completeness']:.4f} on {s['rows']:,} rows with a domain")
+        print(f"V-measure {s['v_measure']:.4f} | homogeneity {s['homogeneity']:.4f} | "
+              f"completeness {s['completeness']:.4f} on {s['rows']:,} rows with a domain")
     for what, where in done.items():
         if what != 'scores': print(f'{what}: {where}')

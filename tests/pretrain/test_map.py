@@ -1,4 +1,4 @@
-"""From embeddings to a map, as processes: two ranks that share the work, a stop in the middle, clusters that are kept, bad files."""
+"""From embeddings to a map, as processes: two ranks, a stop in the middle, clusters that are kept, bad files."""
 import json
 import signal
 import time
@@ -24,7 +24,9 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp('map')
     data, tok = digit_pairs(folder, 200), load_tokenizer()
     seed_everything(0)
-    save_pair_model(ContrastiveModel(ContrastiveConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24), proj_dim=8)), tok, folder/'model')
+    encoder = EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
+                            context=24)
+    save_pair_model(ContrastiveModel(ContrastiveConfig(encoder, proj_dim=8)), tok, folder/'model')
     done = command('mmjepa.pretrain.embed',
                    ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
     assert done.returncode == 0 and '200 embeddings' in done.stdout, done
@@ -34,11 +36,13 @@ def home(tmp_path_factory):
 def test_two_ranks_write_what_one_writes(home):
     done = launch('mmjepa.pretrain.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output',
                   home/'two.jsonl', '--block', 32, **ENV)
-    assert [d.returncode for d in done] == [0, 0] and (home/'two.jsonl').read_text() == (home/'e.jsonl').read_text(), done
+    assert [d.returncode for d in done] == [0, 0], done
+    assert (home/'two.jsonl').read_text() == (home/'e.jsonl').read_text()
 
 
 def test_killed_and_started_again(home):
-    args = ['--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'killed.jsonl', '--block', '1', '--batch_size', '1']
+    args = ['--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'killed.jsonl', '--block', '1',
+            '--batch_size', '1']
     process, parts = start('mmjepa.pretrain.embed', args, **ENV), home/'killed.jsonl.parts'
     while process.is_alive() and len(list(parts.glob('*.jsonl'))) < 5: time.sleep(.01)
     process.kill()
@@ -46,9 +50,10 @@ def test_killed_and_started_again(home):
     assert not (home/'killed.jsonl').exists() and 5 <= len(list(parts.glob('*.jsonl'))) < 200
     done = command('mmjepa.pretrain.embed', args)
     assert done.returncode == 0 and 'were finished before' in done.stdout, done
-    records = [[json.loads(line) for line in (home/name).read_text().splitlines()] for name in ('killed.jsonl', 'e.jsonl')]
-    for a, b in zip(*records, strict=True):                      # batches of one: equal to rounding
-        assert max(abs(x - y) for x, y in zip(a.pop('embedding'), b.pop('embedding'), strict=True)) < 1e-5 and a == b
+    def records(name): return [json.loads(line) for line in (home/name).read_text().splitlines()]
+    for a, b in zip(records('killed.jsonl'), records('e.jsonl'), strict=True):                      # batches of one: equal to rounding
+        far = [abs(x - y) for x, y in zip(a.pop('embedding'), b.pop('embedding'), strict=True)]
+        assert max(far) < 1e-5 and a == b
 
 
 def test_map_clusters_and_scores(home):

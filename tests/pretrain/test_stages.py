@@ -34,7 +34,8 @@ def batch_of(rows):
     "Images, texts and what is hidden in them; the rows hide different numbers of words."
     g = torch.Generator().manual_seed(0)
     hidden = torch.rand(B, T, generator=g) < torch.linspace(.1, .9, B)[:, None]
-    batch = {'image': torch.randn(B, 3, 16, 16, generator=g), 'mask': torch.rand(B, N, generator=g) < .4, 'text': torch.randint(4, 30, (B, T), generator=g),
+    batch = {'image': torch.randn(B, 3, 16, 16, generator=g), 'mask': torch.rand(B, N, generator=g) < .4,
+             'text': torch.randint(4, 30, (B, T), generator=g),
              'text_mask': torch.ones(B, T, dtype=torch.bool), 'text_hidden': hidden}
     batch['text_seen'] = batch['text'].masked_fill(hidden, 3)
     return {k: v[rows] for k, v in batch.items()}
@@ -95,7 +96,9 @@ def start(module, *args, launch=()):
 
 def finish(process, timeout=300):
     try: out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); raise
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, out
 
 
@@ -103,8 +106,10 @@ def run(module, *args, **kwargs): return finish(start(module, *args, **kwargs))
 
 
 def two_ranks(precision):
-    "`accelerate launch`; on a machine without MPI its `--cpu` starts one process only, so torchrun's way is asked for (`start` keeps the ranks off any GPU)."
-    return ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--dynamo_backend', 'no', '--mixed_precision', precision, '--main_process_port', '0']
+    """`accelerate launch`; without MPI its `--cpu` starts one process only, so torchrun's way is asked for (`start`
+    keeps the ranks off any GPU)."""
+    return ['-m', 'accelerate.commands.launch', *'--multi_gpu --num_processes 2 --num_machines 1'.split(),
+            *f'--dynamo_backend no --mixed_precision {precision} --main_process_port 0'.split()]
 
 
 def test_both_stages_by_their_commands(tmp_path, data):
@@ -112,12 +117,14 @@ def test_both_stages_by_their_commands(tmp_path, data):
                     tmp_path/'encoder', '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
     assert code == 0 and f'encoder: {tmp_path/"encoder"}' in out and (tmp_path/'one/report.md').exists(), out
     table = pd.read_csv(tmp_path/'one/metrics.csv')
-    assert table[['loss_mim', 'loss_mlm', 'val_loss_mim', 'val_loss_mlm']].notna().all(axis=None) and out.count('val mlm') == 2
+    assert table[['loss_mim', 'loss_mlm', 'val_loss_mim', 'val_loss_mlm']].notna().all(axis=None)
+    assert out.count('val mlm') == 2
     code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', tmp_path/'encoder', '--output',
                     tmp_path/'two', '--epochs', 2, '--batch-size', 20, '--accum-contrastive', 2)
     assert code == 0 and 'report and pictures' in out, out
-    start_weights, end = load_file(tmp_path/'encoder/model.safetensors'), load_file(tmp_path/'two/model/model.safetensors')
-    assert {k: v.shape for k, v in start_weights.items()} == {k[8:]: v.shape for k, v in end.items() if k.startswith('encoder.')}
+    before, after = (load_file(tmp_path/name/'model.safetensors') for name in ('encoder', 'two/model'))
+    shapes = {k.removeprefix('encoder.'): v.shape for k, v in after.items() if k.startswith('encoder.')}
+    assert {k: v.shape for k, v in before.items()} == shapes
     code, out = run('pretrain.embed', '--model', tmp_path/'two', '--json-data', data, '--output', tmp_path/'e.jsonl')
     assert code == 0 and '120 embeddings' in out, out
     line = json.loads((tmp_path/'e.jsonl').read_text().splitlines()[7])
@@ -148,7 +155,9 @@ def test_bad_input_is_one_line(tmp_path, data, args, words):
 
 def test_another_tokenizer_than_the_encoders(tmp_path, data):
     tok = load_tokenizer()
-    save_encoder(MultimodalEncoder(EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24)), tok, tmp_path/'encoder')
+    cfg = EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
+                        context=24)
+    save_encoder(MultimodalEncoder(cfg), tok, tmp_path/'encoder')
     code, out = run('data.text', data, '--vocab-size', 286, '--output', tmp_path/'words.spm')
     assert code == 0, out
     code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer',
@@ -175,7 +184,8 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, data, module):
     assert run(module, *args, '--output', tmp_path/'whole')[0] == 0
     process = start(module, *args, '--output', tmp_path/'killed')
     wait_for(tmp_path/'killed', 3, process)
-    process.send_signal(signal.SIGKILL); process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     code, out = run(module, *args, '--output', tmp_path/'killed', '--resume')
     assert code == 0 and 'resumed at step' in out, out
     tables = [pd.read_csv(tmp_path/name/'metrics.csv').drop(columns=CLOCK) for name in ('whole', 'killed')]
@@ -187,12 +197,14 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, data, module):
 
 def children(pid):
     "Processes of the ranks that a launcher started."
-    return [int(p.name) for p in Path('/proc').iterdir() if p.name.isdigit() and (p/'status').exists() and f'PPid:\t{pid}\n' in (p/'status').read_text()]
+    alive = [p for p in Path('/proc').iterdir() if p.name.isdigit() and (p/'status').exists()]
+    return [int(p.name) for p in alive if f'PPid:\t{pid}\n' in (p/'status').read_text()]
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='finds the rank to kill in /proc')
 def test_a_rank_that_dies_ends_the_others_and_resume_continues(tmp_path, data):
-    args = ['--json-data', data, '--output', tmp_path/'run', '--epochs', 20, '--batch-size', 10, '--save-every', 2, *SHAPE]
+    args = ['--json-data', data, '--output', tmp_path/'run', '--epochs', 20, '--batch-size', 10, '--save-every', 2,
+            *SHAPE]
     process = start('pretrain.contrastive', *args, launch=two_ranks('no'))
     wait_for(tmp_path/'run', 4, process)
     ranks = children(process.pid)
