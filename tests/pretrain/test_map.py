@@ -51,7 +51,8 @@ def test_killed_and_started_again(home):
     done = command('mmjepa.pretrain.embed', args)
     assert done.returncode == 0 and 'were finished before' in done.stdout, done
     def records(name): return [json.loads(line) for line in (home/name).read_text().splitlines()]
-    for a, b in zip(records('killed.jsonl'), records('e.jsonl'), strict=True):                      # batches of one: equal to rounding
+    # batches of one: equal to rounding
+    for a, b in zip(records('killed.jsonl'), records('e.jsonl'), strict=True):
         far = [abs(x - y) for x, y in zip(a.pop('embedding'), b.pop('embedding'), strict=True)]
         assert max(far) < 1e-5 and a == b
 
