@@ -20,18 +20,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import (Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks)
+from ..core import Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
-from .masked import EncoderRun, augmentation, encoder_config, load_encoder, run_settings, word_loss
+from .masked import (EncoderRun, augmentation, encoder_config, load_encoder, run_settings, train_config,
+                                    word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..pair_scores import margin, recall_table
-from ..runs import RunLog, write_report
+from ..runs import RunConfig, RunLog, stage_report
 from ..data.text import load_tokenizer
-from ..training import TrainConfig, fit
+from ..training import fit
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #7f82bdf1
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class PairEvaluation:
 @dataclass(frozen=True)
 class ContrastiveRun(EncoderRun):
     "All choices of one run on pairs."
-    pair_data: str = '' # shards of pairs, instead of JSON lines
+    pair_data: Source = '' # shards of pairs, such as '/path/{0000..0100}.tar', instead of JSON lines
     encoder: str = '' # folder of an encoder of stage one, which brings its tokenizer and shape; '' for a new one
     proj_dim: int = 128 # width of the common space
     decoder_depth: int = 1 # layers of the decoder of hidden words
@@ -221,8 +222,13 @@ class ContrastiveRun(EncoderRun):
     eval_every: int = 0 # epochs between evaluations; 0: a tenth of the run
 
     def __post_init__(self):
-        if bool(self.json_data) == bool(self.pair_data): raise UserError('expected one of --json_data and --pair_data')
         if self.mlm_weight < 0: raise UserError(f'mlm_weight is {self.mlm_weight}; expected 0 or more')
+
+    @property
+    def data(self) -> str:
+        "Where the pairs are."
+        if bool(self.json_data) == bool(self.pair_data): raise UserError('expected one of --json_data and --pair_data')
+        return self.json_data or self.pair_data
 
 PAIR_COLUMNS = ('epoch loss_total loss_clip loss_mlm val_loss_clip val_loss_mlm logit_scale '
                 'image_to_text_r1 image_to_text_r5 image_to_text_r10 '
@@ -230,33 +236,32 @@ PAIR_COLUMNS = ('epoch loss_total loss_clip loss_mlm val_loss_clip val_loss_mlm 
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #7834c32b
 def open_encoder(
-    run: ContrastiveRun,
+    config: ContrastiveRun,
 ) -> tuple[EncoderConfig, dict | None, object]: # shape, weights to start from, tokenizer
     "Where a run starts: an encoder of stage one with its tokenizer, or nothing."
-    if not run.encoder:
-        tokenizer = load_tokenizer(run.tokenizer or 'bytes')
-        return encoder_config(run, tokenizer.vocab_size), None, tokenizer
-    encoder, tokenizer = load_encoder(run.encoder)
-    if run.tokenizer and (given := load_tokenizer(run.tokenizer)).fingerprint != tokenizer.fingerprint:
-        raise UserError(f'--tokenizer {run.tokenizer} has {given.vocab_size} tokens and is not the one of '
-                        f'{run.encoder} ({tokenizer.vocab_size} tokens); expected the same, or no --tokenizer')
-    return replace(encoder.cfg, drop_path=run.drop_path), encoder.state_dict(), tokenizer
+    if not config.encoder:
+        tokenizer = load_tokenizer(config.tokenizer or 'bytes')
+        return encoder_config(config, tokenizer.vocab_size), None, tokenizer
+    encoder, tokenizer = load_encoder(config.encoder)
+    if config.tokenizer and (given := load_tokenizer(config.tokenizer)).fingerprint != tokenizer.fingerprint:
+        raise UserError(f'--tokenizer {config.tokenizer} has {given.vocab_size} tokens and is not the one of '
+                        f'{config.encoder} ({tokenizer.vocab_size} tokens); expected the same, or no --tokenizer')
+    return replace(encoder.cfg, drop_path=config.drop_path), encoder.state_dict(), tokenizer
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #cf0f6563
 def build_pairs(
-    run: ContrastiveRun,
+    config: ContrastiveRun,
 ) -> tuple[ContrastiveRun, ContrastiveModel, PairTransform, object]:
-    "What a run trains: the run with its encoder's shape, model, transform, tokenizer."
-    seed_everything(run.seed)
-    cfg, weights, tokenizer = open_encoder(run)
+    "What a run trains: the config with its encoder's shape, model, transform, tokenizer."
+    seed_everything(config.seed)
+    cfg, weights, tokenizer = open_encoder(config)
     shape = 'context image_size patch_size emb_dim depth num_heads multiway'.split()
-    run = replace(run, **{k: getattr(cfg, k) for k in shape})
-    config = ContrastiveConfig(cfg, run.proj_dim, run.decoder_depth if run.mlm_weight else 0,
-                               accum=run.accum_contrastive, max_scale=run.max_scale)
-    model = ContrastiveModel(config)
+    config = replace(config, **{k: getattr(cfg, k) for k in shape})
+    layers = config.decoder_depth if config.mlm_weight else 0
+    model = ContrastiveModel(ContrastiveConfig(cfg, config.proj_dim, layers, accum=config.accum_contrastive,
+                                               max_scale=config.max_scale))
     if weights: model.encoder.load_state_dict(weights)
-    corrupt = TokenCorruption.of(tokenizer, run.text_mask_ratio)
-    return run, model, PairTransform(corrupt), tokenizer
+    return config, model, PairTransform(TokenCorruption.of(tokenizer, config.text_mask_ratio)), tokenizer
 
 def save_pair_model(
     model: ContrastiveModel, # trained
@@ -284,29 +289,26 @@ def load_pair_model(
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #af8ea9a8
 def run_contrastive(
-    run: ContrastiveRun,
-    output: str | Path, # folder of the run
-    resume: bool = False, # continue the run in `output`
-    *,
-    tracker: str = '', # '', tensorboard or wandb
-    project: str = 'mmjepa', # name of the tracker's project
-    save_every: int = 0, # steps between checkpoints inside an epoch
+    config: ContrastiveRun,
+    run: RunConfig,
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the model and a report."
     start_ranks()
-    folder = Path(output)
-    run, model, transform, tokenizer = build_pairs(run)
-    data = run.json_data or run.pair_data
-    loader, held, again = open_source(run, data, 'pair', tokenizer=tokenizer, held=run.val_data)
+    folder, data = run.folder, config.data
+    config, model, transform, tokenizer = build_pairs(config)
+    loader, held, again = open_source(config, data, 'pair', tokenizer=tokenizer, held=config.val_data)
     evaluate = PairEvaluation(held, again, transform)
-    config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision, eval_every=run.eval_every or max(1, run.epochs // 10),
-                         tracker=tracker, project=project, save_every=save_every)
-    table = fit(model, ContrastiveObjective(run.mlm_weight), loader, config=config, output_dir=folder, transform=replace(transform, augmentation=augmentation(run.augment)), evaluate=evaluate, monitor='image_to_text_r10', resume=resume, settings=run_settings(run, tokenizer, loader), columns=PAIR_COLUMNS)
+    eval_every = config.eval_every or max(1, config.epochs // 10)
+    table = fit(model, ContrastiveObjective(config.mlm_weight), loader, config=train_config(config, run, eval_every),
+                output_dir=folder, resume=run.resume, evaluate=evaluate, monitor='image_to_text_r10',
+                transform=replace(transform, augmentation=augmentation(config.augment)),
+                settings=run_settings(config, tokenizer, loader), columns=PAIR_COLUMNS)
     if not is_main(): return None
     save_pair_model(model, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
-    say(f'report and pictures: {write_pair_report(run, model, tokenizer, evaluate=evaluate, table=table, folder=folder)}')
+    report = write_pair_report(config, model, tokenizer, evaluate=evaluate, table=table, folder=folder)
+    say(f'report and pictures: {report}')
     return table
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #52387f2b
@@ -334,7 +336,7 @@ def pair_curves(
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0a840042
 def write_pair_report(
-    run: ContrastiveRun,
+    config: ContrastiveRun,
     model: ContrastiveModel, # trained
     tokenizer, # of `mmjepa.data.text`
     *,
@@ -354,50 +356,16 @@ def write_pair_report(
         save_figure(fig, folder/'found.png')
         pictures.append('found.png')
     chance = f' (chance at 10: {min(1., 10 / n):.3f})' if n else ''
-    about = (f'{run.json_data or run.pair_data}, {len(table)} epochs, {n} pairs held out{chance}, seed {run.seed}, '
-             f'from {run.encoder or "scratch"}.')
-    return write_report(folder, 'Contrastive pretraining', about, row=table.iloc[-1], pictures=pictures)
+    about = (f'{config.data}, {len(table)} epochs, {n} pairs held out{chance}, seed {config.seed}, '
+             f'from {config.encoder or "scratch"}.')
+    return stage_report(folder, 'Contrastive pretraining', about, row=table.iloc[-1], pictures=pictures)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0cb5f7ae
 @command
 def main(
-    json_data:Source='', # JSON lines with image and text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
-    pair_data:Source='', # shards of pairs, such as '/path/{0000..0100}.tar'; several with weights too
-    val_data:Source='', # held-out shards or JSON lines
-    encoder:str='', # folder of an encoder of stage one; it brings its tokenizer and its shape
-    output:str='runs/contrastive', # folder of everything that the run writes
-    tokenizer:str='', # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
-    epochs:int=20, # passes over the pairs
-    batch_size:int=64, # pairs a step, on each process
-    lr:float=1e-3, # largest learning rate
-    mlm_weight:float=.5, # of hidden words beside the contrastive loss; 0: no decoder
-    text_mask_ratio:float=.3, # share of tokens that is predicted
-    accum_contrastive:int=1, # encode a batch in so many parts: the same gradient in less memory
-    max_scale:float=100., # largest multiplier of the cosines; a few pairs want a smaller one
-    proj_dim:int=128, # width of the common space
-    decoder_depth:int=1, # layers of the decoder of hidden words
-    multiway:bool=False, # feed-forwards of their own for images and texts
-    drop_path:float=.1, # largest probability with which a block is left out in training
-    augment:float=1., # strength of the images' augmentation; 0: none
-    image_size:int=64, # side of an image in pixels
-    patch_size:int=8, # side of a patch in pixels
-    context:int=32, # longest text in tokens
-    emb_dim:int=128, # width of a token
-    depth:int=4, # transformer blocks
-    num_heads:int=2, # attention heads
-    num_workers:int=0, # processes that read
-    val_split:float=.1, # share of rows held out
-    on_error:str='raise', # at a bad record: raise or skip
-    eval_every:int=0, # epochs between evaluations; 0: a tenth of the run
-    max_steps:int=0, # stop after so many steps
-    seed:int=0, # of everything random
-    precision:str='auto', # fp32, bf16, fp16 or auto
-    wandb_project:str='', # log to this project of Weights & Biases
-    tracker:str='', # tensorboard or wandb
-    save_every:int=0, # steps between checkpoints inside an epoch; 0: one an epoch
-    resume:bool=False, # continue the run in OUTPUT
+    config: ContrastiveRun,
+    run: RunConfig = RunConfig('runs/contrastive'),
+    wandb_project: str = '', # log to this project of Weights & Biases
 ):
     "Stage two: align images and texts of pairs, and read hidden words off the image."
-    run = ContrastiveRun(**{k: v for k, v in locals().items() if k in ContrastiveRun.__dataclass_fields__})
-    run_contrastive(run, output, resume, tracker='wandb' if wandb_project else tracker,
-                    project=wandb_project or 'mmjepa', save_every=save_every)
+    run_contrastive(config, run.with_wandb(wandb_project))

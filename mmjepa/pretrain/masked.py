@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'masked_objective', 'word_loss',
            'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_encoder', 'load_encoder', 'EncoderRun', 'MaskedRun',
-           'encoder_config', 'augmentation', 'run_settings', 'build_masked', 'open_masked', 'run_masked',
-           'write_masked_report', 'main']
+           'encoder_config', 'augmentation', 'train_config', 'run_settings', 'build_masked', 'open_masked',
+           'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
 import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from collections.abc import Callable
 
@@ -19,15 +20,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from ..core import (Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks,
-                         world_size)
+from ..core import (Source, UserError, atomic_path, check_choice, command, is_main, make_generator,
+                         seed_everything, start_ranks, world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
 from ..losses import masked_patch_loss, masked_token_loss, patch_pixels, unpatch
 from ..masking import TokenCorruption, block_mask
 from ..data.mixture import UnpairedLoader, open_source
-from ..runs import RunLog, write_report
+from ..runs import RunConfig, RunLog, stage_report
 from ..data.text import load_tokenizer
 from ..training import TrainConfig, fit
 
@@ -245,9 +246,9 @@ def load_encoder(
 @dataclass(frozen=True)
 class EncoderRun:
     "The choices that both stages share."
-    json_data: str = '' # JSON lines with `image` and/or `text`
-    val_data: str = '' # held-out shards or JSON lines; without it, `val_split` of the rows of JSON lines
-    tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers; '': bytes, or that of the encoder
+    json_data: Source = '' # JSON lines with image and/or text, a tenth held out; several as 'a.jsonl=3 b.jsonl=1'
+    val_data: Source = '' # held-out shards or JSON lines; without it, `val_split` of the rows of JSON lines
+    tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
     context: int = 32 # longest text, tokens
     image_size: int = 64 # side, pixels
     patch_size: int = 8 # side, pixels
@@ -270,30 +271,32 @@ class EncoderRun:
 @dataclass(frozen=True)
 class MaskedRun(EncoderRun):
     "All choices of one pretraining."
-    image_data: str = '' # shards of images, instead of JSON lines
-    text_data: str = '' # shards of texts, instead of JSON lines
-    target: str = 'pixels' # of hidden patches: pixels or latent
+    image_data: Source = '' # shards of images, such as '/path/{0000..0100}.tar', instead of JSON lines
+    text_data: Source = '' # shards of texts, instead of JSON lines
+    target: str = 'pixels' # what hidden patches are predicted as: pixels or latent
     mask_ratio: float = .4 # share of patches hidden, 0 to 1
     text_mask_ratio: float = .15 # share of tokens chosen, 0 to 1
     mlm_weight: float = 1. # of words beside patches
 
-    def __post_init__(self):
-        if self.target not in ('pixels', 'latent'):
-            raise UserError(f'target is {self.target!r}; expected pixels or latent')
+    def __post_init__(self): check_choice('target', self.target, ('pixels', 'latent'))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        "Where the images and where the texts are."
         if bool(self.json_data) == bool(self.image_data or self.text_data):
             raise UserError('expected --json_data, or --image_data with --text_data')
         if bool(self.image_data) != bool(self.text_data):
             raise UserError('expected --image_data and --text_data together')
+        return {'image': self.json_data or self.image_data, 'text': self.json_data or self.text_data}
 
 # %% ../../nbs/pretrain/40_masked.ipynb #1b88002e
 def encoder_config(
-    run: EncoderRun,
+    config: EncoderRun,
     vocab_size: int, # tokens
 ) -> EncoderConfig:
     "Shape of the shared encoder."
-    return EncoderConfig(run.image_size, run.patch_size, 3, num_classes=0, emb_dim=run.emb_dim, depth=run.depth,
-                         num_heads=run.num_heads, drop_path=run.drop_path, vocab_size=vocab_size, context=run.context,
-                         multiway=run.multiway)
+    shape = {k: getattr(config, k) for k in ('emb_dim', 'depth', 'num_heads', 'drop_path', 'context', 'multiway')}
+    return EncoderConfig(config.image_size, config.patch_size, 3, num_classes=0, vocab_size=vocab_size, **shape)
 
 def augmentation(
     strength: float, # 0 (none) or more; 1: up to 10 degrees, a tenth of the side, 10% of the size, a fifth of the light
@@ -302,71 +305,76 @@ def augmentation(
     if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
     return AugmentConfig(10 * strength, .1 * strength, min(.9, .1 * strength), brightness=min(1., .2 * strength), contrast=min(1., .2 * strength), blur=0., noise=.05 * strength, fill=1.) if strength else None
 
+def train_config(
+    config: EncoderRun,
+    run: RunConfig,
+    eval_every: int = 1, # epochs between evaluations
+) -> TrainConfig:
+    "What the training loop needs of both."
+    return TrainConfig(epochs=config.epochs, max_steps=config.max_steps, lr=config.lr, seed=config.seed,
+                       precision=config.precision, eval_every=eval_every, **run.follow())
+
 def run_settings(
-    run, # dataclass of all choices
+    config, # dataclass of all choices
     tokenizer, # of `mmjepa.data.text`
     loader, # of training batches
 ) -> dict: # JSON-able
     "What `config.json` keeps, and what `--resume` compares."
-    return {'run': asdict(run), 'processes': world_size(), 'tokenizer': tokenizer.fingerprint, 'batches': len(loader)}
+    return {'run': asdict(config), 'processes': world_size(), 'tokenizer': tokenizer.fingerprint,
+            'batches': len(loader)}
 
 # %% ../../nbs/pretrain/40_masked.ipynb #41e921e2
 MASKED_COLUMNS = 'epoch loss_total loss_mim loss_mlm val_loss_mim val_loss_mlm images_per_s seconds'.split()
 
 def build_masked(
-    run: MaskedRun,
+    config: MaskedRun,
     tokenizer, # of `mmjepa.data.text`
-) -> tuple[MaskedModel, MaskedTransform, TrainConfig]:
-    "Model, transform and training settings of a run."
-    seed_everything(run.seed)
-    cfg = encoder_config(run, tokenizer.vocab_size)
-    encoder = MultimodalEncoder(cfg)
-    corrupt = TokenCorruption.of(tokenizer, run.text_mask_ratio)
-    config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision)
-    model = MaskedModel(encoder, LatentTarget(encoder) if run.target == 'latent' else None)
-    return model, MaskedTransform(cfg.grid, corrupt, run.mask_ratio), config
+) -> tuple[MaskedModel, MaskedTransform]: # the transform without augmentation
+    "What a run trains."
+    seed_everything(config.seed)
+    encoder = MultimodalEncoder(encoder_config(config, tokenizer.vocab_size))
+    target = LatentTarget(encoder) if config.target == 'latent' else None
+    corrupt = TokenCorruption.of(tokenizer, config.text_mask_ratio)
+    return MaskedModel(encoder, target), MaskedTransform(encoder.cfg.grid, corrupt, config.mask_ratio)
 
 def open_masked(
-    run: MaskedRun,
+    config: MaskedRun,
     tokenizer, # of `mmjepa.data.text`
 ) -> tuple[UnpairedLoader, dict[str, object]]: # training batches; held-out loaders by modality
     "Loaders of both sources."
     train, held = {}, {}
-    for mode, data in (('image', run.image_data), ('text', run.text_data)):
-        found = open_source(run, run.json_data or data, mode, tokenizer=tokenizer, held=run.val_data)
-        train[mode] = found[0]
-        if len(found[1]): held[mode] = found[1]
+    for mode, data in config.sources.items():
+        train[mode], rows, _ = open_source(config, data, mode, tokenizer=tokenizer, held=config.val_data)
+        if len(rows): held[mode] = rows
     return UnpairedLoader(train), held
 
 # %% ../../nbs/pretrain/40_masked.ipynb #8f6af3b0
 def run_masked(
-    run: MaskedRun,
-    output: str | Path, # folder of the run
-    encoder_out: str | Path = '', # folder for the encoder; '' for `encoder` in `output`
-    *,
-    resume: bool = False, # continue the run in `output`
-    tracker: str = '', # '', tensorboard or wandb
-    project: str = 'mmjepa', # name of the tracker's project
-    save_every: int = 0, # steps between checkpoints inside an epoch
+    config: MaskedRun,
+    run: RunConfig,
+    encoder_out: str | Path = '', # folder for the encoder; '' for `encoder` in that of the run
 ): # DataFrame of epochs; None on ranks other than the first
     "Pretrain, write the encoder and a report."
     start_ranks()
-    folder, tokenizer = Path(output), load_tokenizer(run.tokenizer or 'bytes')
-    loader, held = open_masked(run, tokenizer)
-    model, transform, config = build_masked(run, tokenizer)
+    folder, tokenizer = run.folder, load_tokenizer(config.tokenizer or 'bytes')
+    loader, held = open_masked(config, tokenizer)
+    model, transform = build_masked(config, tokenizer)
     evaluate = MaskedEvaluation(held, transform)
-    table = fit(model, masked_objective if run.mlm_weight == 1 else lambda o, b: masked_objective(o, b, run.mlm_weight), loader, config=replace(config, tracker=tracker, project=project, save_every=save_every), output_dir=folder, transform=replace(transform, augmentation=augmentation(run.augment)),
-                evaluate=evaluate, monitor='', resume=resume, settings=run_settings(run, tokenizer, loader), columns=MASKED_COLUMNS)
+    table = fit(model, partial(masked_objective, mlm_weight=config.mlm_weight), loader,
+                config=train_config(config, run), output_dir=folder, resume=run.resume, evaluate=evaluate,
+                transform=replace(transform, augmentation=augmentation(config.augment)),
+                settings=run_settings(config, tokenizer, loader), columns=MASKED_COLUMNS)
     if not is_main(): return None
     save_encoder(model.encoder, tokenizer, encoder_out or folder/'encoder')
     say = RunLog(folder/'training.log')
     say(f'encoder: {encoder_out or folder/"encoder"}')
-    say(f'report and pictures: {write_masked_report(run, model, evaluate, table=table, folder=folder)}')
+    report = write_masked_report(config, model, evaluate, table=table, folder=folder)
+    say(f'report and pictures: {report}')
     return table
 
 # %% ../../nbs/pretrain/40_masked.ipynb #931d334b
 def write_masked_report(
-    run: MaskedRun,
+    config: MaskedRun,
     model: MaskedModel, # trained
     evaluate: MaskedEvaluation,
     *,
@@ -382,51 +390,20 @@ def write_masked_report(
         plot_curves(table, measured, ax).set(title=name)
     save_figure(fig, folder/'curves.png')
     pictures = ['curves.png']
-    if run.target == 'pixels' and 'image' in evaluate.loaders:
+    if config.target == 'pixels' and 'image' in evaluate.loaders:
         device = model.mask_token.device
         save_figure(filled_figure(model, next(evaluate.batches('image', device))), folder/'filled.png')
         pictures.append('filled.png')
-    about = f'{run.json_data or run.image_data}, {len(table)} epochs, seed {run.seed}.'
-    return write_report(folder, 'Masked pretraining', about, row=table.iloc[-1][MASKED_COLUMNS[1:6]], pictures=pictures)
+    about = f'{config.sources["image"]}, {len(table)} epochs, seed {config.seed}.'
+    return stage_report(folder, 'Masked pretraining', about, row=table.iloc[-1][MASKED_COLUMNS[1:6]], pictures=pictures)
 
 # %% ../../nbs/pretrain/40_masked.ipynb #966d9be2
 @command
 def main(
-    json_data:Source='', # JSON lines with image and/or text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
-    image_data:Source='', # shards of images, such as '/path/{0000..0100}.tar'; several with weights too
-    text_data:Source='', # shards of texts
-    val_data:Source='', # held-out shards or JSON lines with both
-    output:str='runs/masked', # folder of everything that the run writes
-    encoder_out:str='', # folder for the shared encoder alone (OUTPUT/encoder)
-    tokenizer:str='bytes', # bytes, a *.spm file, or a folder or name of transformers
-    epochs:int=20, # passes over the longer source
-    batch_size:int=64, # images and texts a step, on each process
-    lr:float=1e-3, # largest learning rate
-    mask_ratio:float=.4, # share of patches that is hidden
-    text_mask_ratio:float=.15, # share of tokens that is predicted
-    mlm_weight:float=1., # of the words' loss beside the patches'
-    target:str='pixels', # what hidden patches are predicted as: pixels or latent
-    multiway:bool=False, # feed-forwards of their own for images and texts
-    drop_path:float=.1, # largest probability with which a block is left out in training
-    augment:float=1., # strength of the images' augmentation; 0: none
-    image_size:int=64, # side of an image in pixels
-    patch_size:int=8, # side of a patch in pixels
-    context:int=32, # longest text in tokens
-    emb_dim:int=128, # width of a token
-    depth:int=4, # transformer blocks
-    num_heads:int=2, # attention heads
-    num_workers:int=0, # processes that read, for each source
-    val_split:float=.1, # share of rows held out
-    on_error:str='raise', # at a bad record: raise or skip
-    max_steps:int=0, # stop after so many steps
-    seed:int=0, # of everything random
-    precision:str='auto', # fp32, bf16, fp16 or auto
-    wandb_project:str='', # log to this project of Weights & Biases
-    tracker:str='', # tensorboard or wandb
-    save_every:int=0, # steps between checkpoints inside an epoch; 0: one an epoch
-    resume:bool=False, # continue the run in OUTPUT
+    config: MaskedRun,
+    run: RunConfig = RunConfig('runs/masked'),
+    encoder_out: str = '', # folder for the shared encoder alone (OUTPUT/encoder)
+    wandb_project: str = '', # log to this project of Weights & Biases
 ):
     "Stage one: learn from images and texts that do not belong together, by filling in what is hidden."
-    run = MaskedRun(**{k: v for k, v in locals().items() if k in MaskedRun.__dataclass_fields__})
-    run_masked(run, output, encoder_out, resume=resume, tracker='wandb' if wandb_project else tracker,
-               project=wandb_project or 'mmjepa', save_every=save_every)
+    run_masked(config, run.with_wandb(wandb_project), encoder_out)
