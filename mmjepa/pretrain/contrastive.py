@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR_COLUMNS', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel', 'PairTransform', 'ContrastiveObjective',
-           'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'save_pair_model',
-           'load_pair_model', 'run_contrastive', 'pair_curves', 'write_pair_report', 'main']
+           'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'load_pair_model',
+           'run_contrastive', 'pair_curves', 'write_pair_report', 'main']
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #eae0e506
 import math
@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks
+from ..core import Source, UserError, command, is_main, make_generator, seed_everything, start_ranks
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
-from .masked import (EncoderRun, augmentation, encoder_config, load_encoder, run_settings, train_config,
-                                    word_loss)
+from .masked import (EncoderRun, augmentation, encoder_config, load_encoder, run_settings,
+                                    save_with_tokenizer, train_config, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..pair_scores import margin, recall_table
@@ -263,18 +263,8 @@ def build_pairs(
     if weights: model.encoder.load_state_dict(weights)
     return config, model, PairTransform(TokenCorruption.of(tokenizer, config.text_mask_ratio)), tokenizer
 
-def save_pair_model(
-    model: ContrastiveModel, # trained
-    tokenizer, # of `mmjepa.data.text`
-    folder: str | Path, # written whole or not at all
-):
-    "Write a model with its tokenizer."
-    with atomic_path(folder) as temp:
-        model.save_pretrained(temp)
-        tokenizer.save(temp)
-
 def load_pair_model(
-    folder: str | Path, # written by `save_pair_model`
+    folder: str | Path, # written by `save_with_tokenizer`
 ) -> tuple[ContrastiveModel, object]: # model in evaluation mode, and tokenizer
     "Read a model with its tokenizer; nothing is unpickled."
     folder = Path(folder)
@@ -304,7 +294,7 @@ def run_contrastive(
                 transform=replace(transform, augmentation=augmentation(config.augment)),
                 settings=run_settings(config, tokenizer, loader), columns=PAIR_COLUMNS)
     if not is_main(): return None
-    save_pair_model(model, tokenizer, folder/'model')
+    save_with_tokenizer(model, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
     report = write_pair_report(config, model, tokenizer, evaluate=evaluate, table=table, folder=folder)

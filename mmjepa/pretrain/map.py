@@ -198,8 +198,8 @@ i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .4em}
 <script type="application/json" id="data">@DATA@</script>
 <script>@CODE@</script></html>'''
 
-# %% ../../nbs/pretrain/43_map.ipynb #a4fc6245
-_CODE = '''
+# %% ../../nbs/pretrain/43_map.ipynb #0663e041
+_DRAW = '''
 const data = JSON.parse(document.getElementById('data').textContent), n = data.x.length;
 const [canvas, tip, by, legend] = ['map', 'tip', 'by', 'legend'].map(id => document.getElementById(id));
 const pen = canvas.getContext('2d'), hidden = new Set();
@@ -243,7 +243,10 @@ function list() {
     legend.append(label);
   });
 }
+'''
 
+# %% ../../nbs/pretrain/43_map.ipynb #2cda742a
+_FIND = '''
 function show(i) {
   at = i;
   draw();
@@ -276,7 +279,10 @@ function next(step) {
     if (seen(i)) { show(i); return; }
   }
 }
+'''
 
+# %% ../../nbs/pretrain/43_map.ipynb #2daf7009
+_EVENTS = '''
 canvas.onpointermove = e => {
   if (!drag) {
     const i = nearest(e.offsetX, e.offsetY);
@@ -348,7 +354,7 @@ def map_page(
             'groups': {title: _grouping(of) for title, of in (panels or {'all': ['all'] * len(xy)}).items()},
             'texts': [str(r.get('text', f'row {i + 1}'))[:300] for i, r in enumerate(table.records)],
             'images': pictures}
-    return _PAGE.replace('@CODE@', _CODE).replace('@DATA@', json.dumps(data).replace('<', '\\u003c'))
+    return _PAGE.replace('@CODE@', _DRAW + _FIND + _EVENTS).replace('@DATA@', json.dumps(data).replace('<', '\\u003c'))
 
 # %% ../../nbs/pretrain/43_map.ipynb #4a03403d
 FORMATS = ('.png', '.svg', '.pdf', '.html')

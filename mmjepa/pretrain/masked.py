@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'masked_objective', 'word_loss',
-           'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_encoder', 'load_encoder', 'EncoderRun', 'MaskedRun',
-           'encoder_config', 'augmentation', 'train_config', 'run_settings', 'build_masked', 'open_masked',
+           'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_with_tokenizer', 'load_encoder', 'EncoderRun',
+           'MaskedRun', 'encoder_config', 'augmentation', 'train_config', 'run_settings', 'build_masked', 'open_masked',
            'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
@@ -215,18 +215,18 @@ def filled_figure(
     return image_grid(torch.cat([batch['image'][:n], seen, made]).cpu(), titles, columns=n)
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2bfaeed0
-def save_encoder(
-    encoder: MultimodalEncoder, # to keep
+def save_with_tokenizer(
+    model, # encoder, or any model with `save_pretrained`
     tokenizer, # of `mmjepa.data.text`
     folder: str | Path, # written whole or not at all
 ):
-    "Write an encoder with its tokenizer."
+    "Write a model with its tokenizer."
     with atomic_path(folder) as temp:
-        encoder.save_pretrained(temp)
+        model.save_pretrained(temp)
         tokenizer.save(temp)
 
 def load_encoder(
-    folder: str | Path, # written by `save_encoder`
+    folder: str | Path, # written by `save_with_tokenizer`
 ) -> tuple[MultimodalEncoder, object]: # encoder and tokenizer
     "Read an encoder with its tokenizer; nothing is unpickled."
     folder = Path(folder)
@@ -365,7 +365,7 @@ def run_masked(
                 transform=replace(transform, augmentation=augmentation(config.augment)),
                 settings=run_settings(config, tokenizer, loader), columns=MASKED_COLUMNS)
     if not is_main(): return None
-    save_encoder(model.encoder, tokenizer, encoder_out or folder/'encoder')
+    save_with_tokenizer(model.encoder, tokenizer, encoder_out or folder/'encoder')
     say = RunLog(folder/'training.log')
     say(f'encoder: {encoder_out or folder/"encoder"}')
     report = write_masked_report(config, model, evaluate, table=table, folder=folder)

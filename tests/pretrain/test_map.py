@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel, save_pair_model
+from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel
 from mmjepa.core import seed_everything
 from mmjepa.data.records import digit_pairs
 from mmjepa.encoders import EncoderConfig
 from mmjepa.data.text import load_tokenizer
+from mmjepa.pretrain.masked import save_with_tokenizer
 from forked import finish, launch, start
 
 ENV = {'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': '', 'NUMBA_NUM_THREADS': '1'}
@@ -26,7 +27,7 @@ def home(tmp_path_factory):
     seed_everything(0)
     encoder = EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
                             context=24)
-    save_pair_model(ContrastiveModel(ContrastiveConfig(encoder, proj_dim=8)), tok, folder/'model')
+    save_with_tokenizer(ContrastiveModel(ContrastiveConfig(encoder, proj_dim=8)), tok, folder/'model')
     done = command('mmjepa.pretrain.embed',
                    ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
     assert done.returncode == 0 and '200 embeddings' in done.stdout, done

@@ -18,7 +18,7 @@ from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel, Con
 from mmjepa.core import seed_everything
 from mmjepa.data.records import digit_pairs
 from mmjepa.encoders import EncoderConfig, MultimodalEncoder
-from mmjepa.pretrain.masked import MaskedModel, masked_objective, save_encoder
+from mmjepa.pretrain.masked import MaskedModel, masked_objective, save_with_tokenizer
 from mmjepa.data.text import load_tokenizer
 from ranks import on_ranks
 
@@ -157,7 +157,7 @@ def test_another_tokenizer_than_the_encoders(tmp_path, data):
     tok = load_tokenizer()
     cfg = EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
                         context=24)
-    save_encoder(MultimodalEncoder(cfg), tok, tmp_path/'encoder')
+    save_with_tokenizer(MultimodalEncoder(cfg), tok, tmp_path/'encoder')
     code, out = run('data.text', data, '--vocab-size', 286, '--output', tmp_path/'words.spm')
     assert code == 0, out
     code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer',
