@@ -31,8 +31,10 @@ def pack(
         tensors[path] = tree.detach().cpu().clone().contiguous()
         return {'tensor': path}
     if isinstance(tree, dict): return {'items': [[k, pack(v, tensors, f'{path}/{k}')] for k, v in tree.items()]}
-    if isinstance(tree, (list, tuple)): return {type(tree).__name__: [pack(v, tensors, f'{path}/{i}') for i, v in enumerate(tree)]}
-    assert tree is None or isinstance(tree, (bool, int, float, str)), f'{path}: a checkpoint cannot hold a {type(tree).__name__}'
+    if isinstance(tree, (list, tuple)):
+        return {type(tree).__name__: [pack(v, tensors, f'{path}/{i}') for i, v in enumerate(tree)]}
+    simple = tree is None or isinstance(tree, (bool, int, float, str))
+    assert simple, f'{path}: a checkpoint cannot hold a {type(tree).__name__}'
     return tree
 
 def unpack(
@@ -55,15 +57,16 @@ class Checkpoint:
     state: dict = field(default_factory=dict) # any tree that `pack` takes
     config: dict = field(default_factory=dict) # JSON-able settings
     score: float | None = None # what `prune_checkpoints` compares; larger is better
-    facts: dict = field(default_factory=dict) # JSON-able; what a reader of the manifest wants to know, such as epoch and losses
-    assets: dict[str, bytes] = field(default_factory=dict) # other files by their relative paths, such as tokenizer/tokenizer.json
+    facts: dict = field(default_factory=dict) # JSON-able, for readers of the manifest, such as epoch and losses
+    assets: dict[str, bytes] = field(default_factory=dict) # other files by relative path: tokenizer/tokenizer.json
 
 _FILES = 'model.safetensors', 'state.safetensors', 'state.json', 'config.json'
 
 def _inside(folder: Path, name: str) -> Path:
     "A file of a checkpoint; a name that leads out of it is an error."
     parts = PurePosixPath(name).parts
-    if not parts or name[0] == '/' or '..' in parts or '\\' in name: raise ValueError(f'{name!r} is no file of a checkpoint')
+    if not parts or name[0] == '/' or '..' in parts or '\\' in name:
+        raise ValueError(f'{name!r} is no file of a checkpoint')
     return folder.joinpath(*parts)
 
 def _digest(path: Path) -> str:
@@ -81,7 +84,8 @@ def save_checkpoint(
     path = Path(folder)/f'step_{ckpt.step:08d}'
     tensors = {}
     texts = {'state.json': pack(ckpt.state, tensors), 'config.json': ckpt.config}
-    weights = {k: v.detach().cpu().clone().contiguous() for k, v in ckpt.model.items()} # a clone each: safetensors refuses shared memory
+    # a clone each: safetensors refuses shared memory
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in ckpt.model.items()}
     with atomic_path(path) as temp:
         temp.mkdir()
         save_file(weights, temp/'model.safetensors')
@@ -92,7 +96,8 @@ def save_checkpoint(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
         files = {p.relative_to(temp).as_posix(): _digest(p) for p in sorted(temp.rglob('*')) if p.is_file()}
-        (temp/'manifest.json').write_text(json.dumps({'step': ckpt.step, 'score': ckpt.score, **ckpt.facts, 'files': files}, indent=1))
+        manifest = {'step': ckpt.step, 'score': ckpt.score, **ckpt.facts, 'files': files}
+        (temp/'manifest.json').write_text(json.dumps(manifest, indent=1))
     return path
 
 # %% ../nbs/07_checkpoint.ipynb #78610fda
@@ -102,7 +107,8 @@ def written(
     "What `save` writes, for the `assets` of a checkpoint."
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))
-        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+        paths = [p for p in sorted(Path(folder).rglob('*')) if p.is_file()]
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 # %% ../nbs/07_checkpoint.ipynb #aaece8f8
 class DamagedCheckpoint(UserError): "A checkpoint whose files are missing or are not what was written."
@@ -115,12 +121,14 @@ def load_checkpoint(
     try:
         manifest = json.loads((path/'manifest.json').read_text())
         for name, digest in manifest['files'].items():
-            if _digest(_inside(path, name)) != digest: raise DamagedCheckpoint(f'{path/name} is damaged: its checksum is not the one that was written')
+            if _digest(_inside(path, name)) != digest:
+                raise DamagedCheckpoint(f'{path/name} is damaged: its checksum is not the one that was written')
         config, state = (json.loads((path/n).read_text()) for n in ('config.json', 'state.json'))
         model, tensors = (load_file(path/n) for n in ('model.safetensors', 'state.safetensors'))
         facts = {k: v for k, v in manifest.items() if k not in ('step', 'score', 'files')}
         assets = {name: _inside(path, name).read_bytes() for name in manifest['files'] if name not in _FILES}
-        return Checkpoint(manifest['step'], model, unpack(state, tensors), config=config, score=manifest['score'], facts=facts, assets=assets)
+        return Checkpoint(manifest['step'], model, unpack(state, tensors), config=config, score=manifest['score'],
+                          facts=facts, assets=assets)
     except DamagedCheckpoint: raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as e:
         raise DamagedCheckpoint(f'{path} is damaged: {e}') from e
@@ -141,7 +149,9 @@ def newest_checkpoint(
     for path in reversed(paths):
         try: return load_checkpoint(path)
         except DamagedCheckpoint as e: say(f'{e}; trying the checkpoint before it')
-    if paths: raise UserError(f'{folder}: all {len(paths)} checkpoints are damaged; expected a whole one, or an empty folder to start again')
+    if paths:
+        raise UserError(f'{folder}: all {len(paths)} checkpoints are damaged; '
+                        'expected a whole one, or an empty folder to start again')
     return None
 
 def set_aside_after(
@@ -150,7 +160,9 @@ def set_aside_after(
 ):
     "Rename the damaged checkpoints of later steps."
     for p in list_checkpoints(folder):
-        if int(p.name[5:]) > step: remove(p.with_name(f'damaged-{p.name}')); p.rename(p.with_name(f'damaged-{p.name}'))
+        if int(p.name[5:]) > step:
+            remove(p.with_name(f'damaged-{p.name}'))
+            p.rename(p.with_name(f'damaged-{p.name}'))
 
 # %% ../nbs/07_checkpoint.ipynb #fc2928de
 def best_checkpoint(
@@ -184,10 +196,12 @@ def load_weights(
     own = module.state_dict()
     if odd := sorted(own.keys() ^ weights.keys()):
         side = 'lacks' if odd[0] in own else 'has the unknown'
-        raise UserError(f'{where} {side} weight {odd[0]} ({len(odd)} names differ); expected a checkpoint of this model')
+        raise UserError(f'{where} {side} weight {odd[0]} ({len(odd)} names differ); '
+                        'expected a checkpoint of this model')
     for k, v in own.items():
         if v.shape != weights[k].shape:
-            raise UserError(f'{where}: {k} has shape {tuple(weights[k].shape)}, but the model has {tuple(v.shape)}; use the settings it was trained with')
+            raise UserError(f'{where}: {k} has shape {tuple(weights[k].shape)}, but the model has {tuple(v.shape)}; '
+                            'use the settings it was trained with')
     module.load_state_dict(weights)
 
 # %% ../nbs/07_checkpoint.ipynb #76e04e07
@@ -206,13 +220,14 @@ def differences(
 
 # %% ../nbs/07_checkpoint.ipynb #cc2daca8
 def _changing(module: nn.Module) -> set[str]:
-    "Names of parameters that train, and of buffers beside them: in a module that has some, or in a part of it without any of its own."
+    "Names of parameters that train, and of buffers in a module that has some, or in its parts without any."
     names = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     modules = dict(module.named_modules())
     for prefix, m in modules.items():
         home = prefix
         while home and not any(True for _ in modules[home].parameters()): home = home.rpartition('.')[0]
-        if any(p.requires_grad for p in modules[home].parameters()): names |= {f'{prefix}.{n}'.lstrip('.') for n, _ in m.named_buffers(recurse=False)}
+        if any(p.requires_grad for p in modules[home].parameters()):
+            names |= {f'{prefix}.{n}'.lstrip('.') for n, _ in m.named_buffers(recurse=False)}
     return names
 
 def keep_trained(

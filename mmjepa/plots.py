@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['save_figure', 'plot_curves', 'plot_retrieval', 'plot_runs', 'training_figures', 'plot_confusion', 'plot_spread',
            'plot_spectrum', 'plot_similarities', 'plot_principal', 'collapse_panel', 'plot_image', 'plot_attention',
-           'image_grid', 'attention_figure', 'read_metrics', 'main']
+           'image_grid', 'found_figure', 'attention_figure', 'read_metrics', 'main']
 
 # %% ../nbs/12_plots.ipynb #c82b59c3
+import textwrap
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .core import UserError, atomic_path, command
 from .probes import pair_similarities, rank_me, spread
@@ -43,8 +46,11 @@ def _line(df: pd.DataFrame, column: str, ax: Axes, i: int = 0, **style) -> bool:
     "Draw `column` over the epochs that have it, in colour `i`; False if there are none."
     if column not in df: return False
     shown = df[['epoch', column]].dropna()
-    if len(shown): ax.plot(shown.epoch, shown[column], **{'color': _COLOURS[i % 10], 'ls': ('-', '--', '-.', ':')[i // 10 % 4], 'marker': 'o' if len(shown) <= 30 else None, 'ms': 4} | style)
-    return len(shown) > 0
+    if not len(shown): return False
+    usual = {'color': _COLOURS[i % 10], 'ls': ('-', '--', '-.', ':')[i // 10 % 4], 'ms': 4,
+             'marker': 'o' if len(shown) <= 30 else None}
+    ax.plot(shown.epoch, shown[column], **usual | style)
+    return True
 
 def _epochs(ax: Axes, **names) -> Axes:
     ax.set(xlabel='epoch', **names)
@@ -64,7 +70,8 @@ def plot_curves(
         if column not in df: raise UserError(f'no column {column}; expected one of {", ".join(df.columns)}')
         _line(df, column, ax, i=i, label=labels[i] if labels else column)
     if len(columns) > 1: ax.legend()
-    return _epochs(ax, title=labels[0] if labels and len(columns) == 1 else columns[0] if len(columns) == 1 else '', ylabel='value')
+    title = (labels or columns)[0] if len(columns) == 1 else ''
+    return _epochs(ax, title=title, ylabel='value')
 
 # %% ../nbs/12_plots.ipynb #3ce0ea14
 _SCORES = {'linear_probe_acc': 'Linear probe', 'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2'}
@@ -81,7 +88,8 @@ def plot_retrieval(
 ) -> Axes: # the same ax
     "Linear probe, M1 and M2 over epochs; dashed on projections."
     for i, (column, label) in enumerate(_SCORES.items()): _line(df, column, ax, i=i, label=label)
-    for i, (column, label) in enumerate(_PROJECTED.items(), 1): _line(df, column, ax, i=i, label=label, ls='--', marker='s')
+    for i, (column, label) in enumerate(_PROJECTED.items(), 1):
+        _line(df, column, ax, i=i, label=label, ls='--', marker='s')
     _chance(ax, chance)
     ax.legend(fontsize=8, loc='best')
     return _epochs(ax, title='Probe and label retrieval', ylabel='top-1 accuracy')
@@ -95,12 +103,14 @@ def plot_runs(
     legend: bool = True, # name the runs, if there are several
 ) -> Axes: # the same ax
     "One line a run."
-    drawn = [_line(df, column, ax, i=i, label=name.replace('$', r'\$')) for i, (name, df) in enumerate(runs.items())]
-    if legend and sum(drawn) > 1: ax.legend(fontsize=8)
+    drawn = 0
+    for i, (name, df) in enumerate(runs.items()): drawn += _line(df, column, ax, i=i, label=name.replace('$', r'\$'))
+    if legend and drawn > 1: ax.legend(fontsize=8)
     return _epochs(ax, title=column, ylabel='value')
 
 # %% ../nbs/12_plots.ipynb #e8d4c437
-_LOSSES = {'loss_total': ('Total loss', 'loss'), 'loss_inv': ('Invariance', 'loss'), 'loss_sigreg': ('SIGReg', 'statistic'),
+_LOSSES = {'loss_total': ('Total loss', 'loss'), 'loss_inv': ('Invariance', 'loss'),
+           'loss_sigreg': ('SIGReg', 'statistic'),
            'sigreg_ratio': ('SIGReg / Gaussian', 'ratio (1: Gaussian)')}
 
 def _has(runs: dict[str, pd.DataFrame], columns) -> list[str]:
@@ -108,16 +118,18 @@ def _has(runs: dict[str, pd.DataFrame], columns) -> list[str]:
 
 def _name_runs(fig: Figure):
     "One legend for all panels, below them."
-    found = {l: h for ax in fig.axes for h, l in zip(*ax.get_legend_handles_labels())}
-    if len(found) > 1: fig.legend(found.values(), found.keys(), loc='outside lower center', ncols=max(1, min(len(found), 80 // max(map(len, found)))), fontsize=8)
+    found = {label: line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())}
+    if len(found) < 2: return
+    across = max(1, min(len(found), 80 // max(map(len, found))))
+    fig.legend(found.values(), found.keys(), loc='outside lower center', ncols=across, fontsize=8)
 
 def _training_curves(runs: dict[str, pd.DataFrame], columns: list[str]) -> Figure:
-    rows = ceil(len(columns) / 2)
-    fig, axes = plt.subplots(rows, min(2, len(columns)), figsize=(8, 2.7 * rows + .3), layout='constrained', squeeze=False)
+    rows, across = ceil(len(columns) / 2), min(2, len(columns))
+    fig, axes = plt.subplots(rows, across, figsize=(8, 2.7 * rows + .3), layout='constrained', squeeze=False)
     for ax in axes.flat[len(columns):]: ax.remove()
     for ax, column in zip(axes.flat, columns):
         plot_runs(runs, column, ax, legend=False).set(title=_LOSSES[column][0], ylabel=_LOSSES[column][1])
-    _name_runs(fig) if len(runs) > 1 else None
+    if len(runs) > 1: _name_runs(fig)
     return fig
 
 def _retrieval_curves(runs: dict[str, pd.DataFrame], columns: list[str], chance: float | None) -> Figure:
@@ -125,10 +137,12 @@ def _retrieval_curves(runs: dict[str, pd.DataFrame], columns: list[str], chance:
         fig, ax = plt.subplots(figsize=(6, 3.8), layout='constrained')
         plot_retrieval(next(iter(runs.values())), chance, ax)
         return fig
-    fig, axes = plt.subplots(1, len(columns), figsize=(max(4.5, 3.2 * len(columns)), 3.4), layout='constrained', sharey=True, squeeze=False)
+    size = max(4.5, 3.2 * len(columns)), 3.4
+    fig, axes = plt.subplots(1, len(columns), figsize=size, layout='constrained', sharey=True, squeeze=False)
     for ax, column in zip(axes.flat, columns):
-        plot_runs(runs, column, ax, legend=False).set(title=(_SCORES | _PROJECTED)[column], ylabel='top-1 accuracy' if ax is axes[0, 0] else '')
+        plot_runs(runs, column, ax, legend=False).set(title=(_SCORES | _PROJECTED)[column], ylabel='')
         _chance(ax, chance)
+    axes[0, 0].set_ylabel('top-1 accuracy')
     _name_runs(fig)
     return fig
 
@@ -140,10 +154,12 @@ def training_figures(
 ) -> list[Path]: # what was written
     "Write `training_curves.png` and `retrieval_curves.png`; one for which no run has data is left out."
     losses, scores = _has(runs, _LOSSES), _has(runs, _SCORES)
-    if not losses + scores: raise UserError(f'nothing to draw; expected values in one or more of {", ".join([*_LOSSES, *_SCORES])}')
+    if not losses + scores:
+        raise UserError(f'nothing to draw; expected values in one or more of {", ".join([*_LOSSES, *_SCORES])}')
     paths = []
     if losses: paths.append(save_figure(_training_curves(runs, losses), Path(output_dir)/'training_curves.png'))
-    if scores: paths.append(save_figure(_retrieval_curves(runs, scores, chance), Path(output_dir)/'retrieval_curves.png'))
+    if scores:
+        paths.append(save_figure(_retrieval_curves(runs, scores, chance), Path(output_dir)/'retrieval_curves.png'))
     return paths
 
 # %% ../nbs/12_plots.ipynb #cba42a15
@@ -170,12 +186,15 @@ def plot_confusion(
 ) -> Axes: # the same ax
     "Heat map of the shares of each true class; counts in the cells up to 12 classes."
     counts, k = torch.as_tensor(matrix).cpu().numpy(), len(classes)
-    if counts.shape != (k, k): raise UserError(f'matrix has shape {counts.shape} and there are {k} classes; expected ({k}, {k})')
+    if counts.shape != (k, k):
+        raise UserError(f'matrix has shape {counts.shape} and there are {k} classes; expected ({k}, {k})')
     box = ax.get_window_extent()
     room = .78 * min(box.width, box.height) * 72 / ax.figure.dpi # points that are left beside the colour bar
     font = min(10, room / k / (.75 * len(str(counts.max()))))
-    sns.heatmap(counts / counts.sum(1, keepdims=True).clip(1), ax=ax, vmin=0, vmax=1, cmap='Blues', square=True, annot=counts if k <= 12 else False, fmt='d',
-                annot_kws={'size': font}, xticklabels=False, yticklabels=False, cbar_kws={'label': 'share of the true class', 'shrink': .8})
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    sns.heatmap(shares, ax=ax, vmin=0, vmax=1, cmap='Blues', square=True, annot=counts if k <= 12 else False, fmt='d',
+                annot_kws={'size': font}, xticklabels=False, yticklabels=False,
+                cbar_kws={'label': 'share of the true class', 'shrink': .8})
     _name_ticks(ax, classes, room)
     ax.set(title=title, xlabel='retrieved', ylabel='true')
     return ax
@@ -188,7 +207,8 @@ def plot_spread(
     "Deviations from the largest to the smallest."
     s = std.detach().float().cpu().sort(descending=True).values.numpy()
     ax.stairs(s, np.arange(len(s) + 1) + .5, fill=True, color=_COLOURS[0])
-    ax.set(title=f'Spread: mean {s.mean():.3g}, least {s.min():.2g}', xlabel='dimension, sorted', ylabel='standard deviation', ylim=(0, s.max() * 1.05 or 1))
+    ax.set(title=f'Spread: mean {s.mean():.3g}, least {s.min():.2g}', xlabel='dimension, sorted',
+           ylabel='standard deviation', ylim=(0, s.max() * 1.05 or 1))
     return ax
 
 def plot_spectrum(
@@ -199,7 +219,8 @@ def plot_spectrum(
     rank, sigma = rank_me(z), torch.linalg.svdvals(z.detach().cpu().double())
     share = (sigma / sigma.sum().clamp(min=1e-300)).clamp(min=1e-8).numpy() # what is smaller is rounding
     ax.semilogy(np.arange(1, len(share) + 1), share, color=_COLOURS[0], marker='o' if len(share) <= 30 else None, ms=4)
-    ax.set(title=f'Spectrum: RankMe {rank:.1f} of {len(share)}', xlabel='singular value, sorted', ylabel='share of the sum', ylim=(min(share.min() * .7, share.max() / 100), share.max() * 2))
+    ax.set(title=f'Spectrum: RankMe {rank:.1f} of {len(share)}', xlabel='singular value, sorted',
+           ylabel='share of the sum', ylim=(min(share.min() * .7, share.max() / 100), share.max() * 2))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(alpha=.3)
     return ax
@@ -211,7 +232,8 @@ def plot_similarities(
 ) -> Axes: # the same ax
     "Two histograms over the whole range of cosines."
     for values, label, c in ((same, 'same class', _COLOURS[0]), (other, 'other class', _COLOURS[1])):
-        ax.hist(values.detach().float().cpu().clamp(-1, 1).numpy(), bins=60, range=(-1, 1), histtype='stepfilled', alpha=.6, color=c, label=label)
+        ax.hist(values.detach().float().cpu().clamp(-1, 1).numpy(), bins=60, range=(-1, 1), histtype='stepfilled',
+                alpha=.6, color=c, label=label)
     ax.set(title=f'Cosines: mean {same.mean():.2f} and {other.mean():.2f}', xlabel='cosine', ylabel='pairs')
     ax.legend(fontsize=8, loc='upper left')
     return ax
@@ -219,11 +241,13 @@ def plot_similarities(
 # %% ../nbs/12_plots.ipynb #796d2dca
 def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
     "Coordinates (n, 2) along the two directions of largest variance, and their shares of it."
-    z = z.detach().cpu().double(); z = z - z.mean(0)
+    z = z.detach().cpu().double()
+    z = z - z.mean(0)
     if z.shape[1] == 1: z = torch.cat([z, torch.zeros_like(z)], 1)
     values, vectors = torch.linalg.eigh(z.T @ z)
     top = vectors[:, [-1, -2]]
-    top = top * top.gather(0, top.abs().argmax(0, keepdim=True)).sign() # the sign of an eigenvector is arbitrary: fix it
+    # the sign of an eigenvector is arbitrary: fix it
+    top = top * top.gather(0, top.abs().argmax(0, keepdim=True)).sign()
     return z @ top, values[[-1, -2]].clamp(min=0) / values.sum().clamp(min=1e-300)
 
 def plot_principal(
@@ -233,17 +257,20 @@ def plot_principal(
     *,
     classes: list[str] | None = None, # names; None for numbers
 ) -> Axes: # the same ax
-    "The rows in the plane of their largest variance. Short names stand at the means of up to 26 classes, long ones in a legend of up to 12."
+    "Rows in the plane of their largest variance; up to 26 short names stand at the means, 12 long ones in a legend."
     (xy, share), (present, code) = _principal(z), y.cpu().unique(return_inverse=True)
     names = [_short(classes[k], 14) if classes else str(k) for k in present.tolist()]
     palette = np.array(_COLOURS if len(names) <= 10 else sns.color_palette('husl', len(names)))
     ax.scatter(*xy.T, s=5, alpha=.6, c=palette[code], lw=0)
     if len(names) <= 26 and max(map(len, names)) <= 2:
-        for i, name in enumerate(names): ax.text(*xy[code == i].mean(0), name, ha='center', va='center', weight='bold', fontsize=9, path_effects=[withStroke(linewidth=2.5, foreground='white')])
+        for i, name in enumerate(names):
+            ax.text(*xy[code == i].mean(0), name, ha='center', va='center', weight='bold', fontsize=9,
+                    path_effects=[withStroke(linewidth=2.5, foreground='white')])
     elif len(names) <= 12:
         for name, colour in zip(names, palette): ax.scatter([], [], s=25, color=colour, label=name)
         ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), handletextpad=.1)
-    ax.set(title='Principal components', xlabel=f'first ({share[0]:.0%} of the variance)', ylabel=f'second ({share[1]:.0%})')
+    ax.set(title='Principal components', xlabel=f'first ({share[0]:.0%} of the variance)',
+           ylabel=f'second ({share[1]:.0%})')
     return ax
 
 # %% ../nbs/12_plots.ipynb #e20694f4
@@ -265,7 +292,8 @@ def collapse_panel(
 # %% ../nbs/12_plots.ipynb #0025e970
 def _picture(image: Tensor) -> np.ndarray:
     "(c, h, w), bytes or in [-1, 1], as (h, w, 3) in [0, 1]."
-    if image.ndim != 3 or image.shape[0] not in (1, 3): raise UserError(f'image has shape {tuple(image.shape)}; expected (1, h, w) or (3, h, w)')
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise UserError(f'image has shape {tuple(image.shape)}; expected (1, h, w) or (3, h, w)')
     x = image.detach().cpu()
     x = x.float() * .5 + .5 if x.is_floating_point() else x.float() / 255
     return x.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
@@ -277,7 +305,8 @@ def plot_image(
 ) -> Axes: # the same ax
     "The image without axes."
     ax.imshow(_picture(image), interpolation='nearest')
-    ax.set_title(_short(title, 24), fontsize=9); ax.set(xticks=[], yticks=[])
+    ax.set_title(_short(title, 24), fontsize=9)
+    ax.set(xticks=[], yticks=[])
     return ax
 
 def plot_attention(
@@ -290,7 +319,8 @@ def plot_attention(
     "The image under the heat of its patches: clear at 0, orange at the largest weight."
     w = weights.detach().float().cpu()
     if w.ndim != 2: raise UserError(f'weights have shape {tuple(w.shape)}; expected (grid, grid)')
-    if not w.isfinite().all() or w.min() < 0: raise UserError('weights hold negative numbers, NaN or infinity; expected 0 or larger')
+    if not w.isfinite().all() or w.min() < 0:
+        raise UserError('weights hold negative numbers, NaN or infinity; expected 0 or larger')
     plot_image(image, ax, title)
     heat = np.broadcast_to(np.array([1., .5, .05, 0.]), (*w.shape, 4)).copy() # orange; the weight is its opacity
     heat[..., 3] = .8 * w.numpy() / (w.max().item() or 1)
@@ -304,12 +334,36 @@ def image_grid(
     columns: int = 8, # images a row
 ) -> Figure: # the grid
     "Images in rows, with titles."
-    if titles is not None and len(titles) != len(images): raise UserError(f'{len(images)} images and {len(titles)} titles; expected as many')
-    columns = max(1, min(columns, len(images))); rows = max(1, ceil(len(images) / columns))
-    fig, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.25 * rows + (.2 * rows if titles else 0)), layout='constrained', squeeze=False)
+    if titles is not None and len(titles) != len(images):
+        raise UserError(f'{len(images)} images and {len(titles)} titles; expected as many')
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, ceil(len(images) / columns))
+    size = 1.25 * columns, 1.25 * rows + (.2 * rows if titles else 0)
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout='constrained', squeeze=False)
     for ax in axes.flat[len(images):]: ax.remove()
     for i, (ax, image) in enumerate(zip(axes.flat, images)): plot_image(image, ax, titles[i] if titles else '')
     return fig
+
+# %% ../nbs/12_plots.ipynb #e946f33f
+def found_figure(
+    image_emb: Float[Tensor, 'n p'], # of all candidates
+    text_emb: Float[Tensor, 'n p'], # of their texts
+    image: Callable[[int], Tensor], # row -> its image (c, h, w), as of `image_grid`; all of one size
+    *,
+    text: Callable[[int], str], # row -> its text
+    queries: int = 6, # texts that are shown, spread evenly
+    k: int = 5, # images that each finds
+) -> Figure: # a row a text
+    "The image of each text, under its words, then the images that the text finds, best first."
+    chosen = torch.linspace(0, len(text_emb) - 1, min(queries, len(text_emb))).long()
+    cosines = normalize(text_emb[chosen], dim=-1) @ normalize(image_emb, dim=-1).T
+    order = cosines.topk(min(k, len(image_emb))).indices
+    pictures, titles = [], []
+    for i, found in zip(chosen.tolist(), order.tolist()):
+        pictures += [image(i), *map(image, found)]
+        places = [f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1)]
+        titles += [textwrap.shorten(text(i), 22, placeholder='…'), *places]
+    return image_grid(torch.stack(pictures), titles, columns=1 + order.shape[1])
 
 # %% ../nbs/12_plots.ipynb #eb237dd1
 def attention_figure(
@@ -323,13 +377,17 @@ def attention_figure(
     "The image, label to patches by layer, patches to label, and rollout."
     b, layers = label_to_patch.shape[:2]
     if not b == len(images) == len(patch_to_label) == len(rollout) == len(titles):
-        raise UserError(f'{len(images)} images, {b}, {len(patch_to_label)} and {len(rollout)} maps, {len(titles)} titles; expected as many of each')
-    names = ['image', *(f'label to patches,\nlayer {i + 1}' for i in range(layers)), *(f'patches to label,\nlayer {i + 1}' for i in range(layers)), 'rollout\nof the label']
-    fig, axes = plt.subplots(b, 2 * layers + 2, figsize=(1.2 * (2 * layers + 2), 1.4 * b + .5), layout='constrained', squeeze=False)
+        raise UserError(f'{len(images)} images, {b}, {len(patch_to_label)} and {len(rollout)} maps, '
+                        f'{len(titles)} titles; expected as many of each')
+    names = ['image', *(f'{way},\nlayer {i + 1}' for way in ('label to patches', 'patches to label')
+                        for i in range(layers)), 'rollout\nof the label']
+    size = 1.2 * len(names), 1.4 * b + .5
+    fig, axes = plt.subplots(b, len(names), figsize=size, layout='constrained', squeeze=False)
     for i, row in enumerate(axes):
         plot_image(images[i], row[0])
         row[0].set_ylabel(_short(titles[i], 14), fontsize=9)
-        for ax, w in zip(row[1:], (*label_to_patch[i], *patch_to_label[i], rollout[i])): plot_attention(images[i], w, ax)
+        for ax, w in zip(row[1:], (*label_to_patch[i], *patch_to_label[i], rollout[i])):
+            plot_attention(images[i], w, ax)
     for ax, name in zip(axes[0], names): ax.set_title(name, fontsize=8)
     return fig
 
@@ -341,14 +399,19 @@ def read_metrics(
     path = Path(path)/'metrics.csv' if Path(path).is_dir() else Path(path)
     if not path.is_file(): raise UserError(f'{path}: no such file; expected the metrics.csv of a run')
     try: df = pd.read_csv(path)
-    except pd.errors.EmptyDataError: raise UserError(f'{path}: the file is empty; expected the metrics.csv of a run')
-    except (UnicodeDecodeError, pd.errors.ParserError, OSError) as e: raise UserError(f'{path}: not a CSV file ({str(e).splitlines()[0]})') from e
-    if 'epoch' not in df: raise UserError(f'{path}: no column epoch; expected the metrics.csv of a run, found the columns {", ".join(map(str, df.columns))[:80]}')
+    except pd.errors.EmptyDataError as e:
+        raise UserError(f'{path}: the file is empty; expected the metrics.csv of a run') from e
+    except (UnicodeDecodeError, pd.errors.ParserError, OSError) as e:
+        raise UserError(f'{path}: not a CSV file ({str(e).splitlines()[0]})') from e
+    if 'epoch' not in df:
+        raise UserError(f'{path}: no column epoch; '
+                        f'expected the metrics.csv of a run, found the columns {", ".join(map(str, df.columns))[:80]}')
     if not len(df): raise UserError(f'{path}: no epoch yet; expected one row or more')
     for c in ('epoch', *_LOSSES, *_SCORES, *_PROJECTED):
         if c not in df: continue
         numbers = pd.to_numeric(df[c], errors='coerce')
-        if (odd := df[c][numbers.isna() & df[c].notna()]).size: raise UserError(f'{path}: column {c} holds {odd.iloc[0]!r}; expected numbers')
+        if (odd := df[c][numbers.isna() & df[c].notna()]).size:
+            raise UserError(f'{path}: column {c} holds {odd.iloc[0]!r}; expected numbers')
         df[c] = numbers
     return df
 
@@ -357,7 +420,8 @@ def _read_runs(files: str) -> dict[str, pd.DataFrame]:
     paths = []
     for part in filter(None, map(str.strip, files.split(','))):
         words = part.split()
-        paths += words if not Path(part).exists() and any(Path(w).exists() for w in words) else [part] # a path may hold a space
+        several = not Path(part).exists() and any(Path(w).exists() for w in words) # a path may hold a space
+        paths += words if several else [part]
     if not paths: raise UserError('--metrics_csv is empty; expected one file or more, separated by commas')
     names = [(p if p.is_dir() else p.parent).name for p in (Path(p).resolve() for p in paths)]
     return {n if names.count(n) == 1 else p: read_metrics(p) for n, p in zip(names, paths)}
@@ -372,5 +436,6 @@ def main(
     "Draw training and retrieval curves from the metrics of one run or more."
     if not 0 <= chance < 1: raise UserError(f'--chance is {chance}; expected 0 to 1')
     for p in (Path(output_dir), *Path(output_dir).parents):
-        if p.exists() and not p.is_dir(): raise UserError(f'--output_dir {output_dir}: {p} is a file; expected a folder')
+        if p.exists() and not p.is_dir():
+            raise UserError(f'--output_dir {output_dir}: {p} is a file; expected a folder')
     for path in training_figures(_read_runs(metrics_csv), output_dir, chance): print(f'wrote {path}')

@@ -83,13 +83,15 @@ def _check(z: Tensor, directions: Tensor):
     if z.ndim != 2 or not z.is_floating_point():
         raise UserError(f'z has shape {tuple(z.shape)} and type {z.dtype}; expected floating-point numbers (n, d)')
     if directions.ndim != 2 or directions.shape[0] != z.shape[1] or directions.shape[1] < 1:
-        raise UserError(f'directions have shape {tuple(directions.shape)}; expected ({z.shape[1]}, k) with k at least 1')
+        raise UserError(f'directions have shape {tuple(directions.shape)}; '
+                        f'expected ({z.shape[1]}, k) with k at least 1')
 
 def _complaint(z: Tensor, directions: Tensor, n: int) -> str:
     "What is wrong with numbers that gave no finite value."
     if n < 2: return f'z has {n} rows over all processes; expected 2 or more'
     rows, columns = [(~x.isfinite()).any(dim).sum().item() for x, dim in ((z, 1), (directions, 0))]
-    return f'not finite in this process: {rows} of {len(z)} rows of z, {columns} of {directions.shape[1]} directions; expected finite numbers'
+    return (f'not finite in this process: {rows} of {len(z)} rows of z, '
+            f'{columns} of {directions.shape[1]} directions; expected finite numbers')
 
 def sigreg_statistic(
     z: Float[Tensor, 'n d'], # embeddings of this process; n over all processes at least 2
@@ -136,8 +138,9 @@ class SIGReg(nn.Module):
     def forward(self,
         z: Float[Tensor, 'n d'] | Float[Tensor, 'v n d'], # embeddings of this process; with three dimensions, v clouds
     ) -> Float[Tensor, '']: # 0 or larger; about `expected` for a Gaussian
-        "Mean of `sigreg_statistic` over the clouds, on the directions of this step; in training the step then advances."
+        "Mean of `sigreg_statistic` over the clouds, on this step's directions; in training the step advances."
         u = self.directions(z.shape[-1])
-        value = torch.stack([sigreg_statistic(cloud, u, self.knots, t_max=self.t_max) for cloud in (z if z.ndim == 3 else z[None])]).mean()
+        clouds = z if z.ndim == 3 else z[None]
+        value = torch.stack([sigreg_statistic(cloud, u, self.knots, t_max=self.t_max) for cloud in clouds]).mean()
         if self.training: self.step += 1
         return value

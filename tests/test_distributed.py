@@ -29,7 +29,9 @@ def loss_and_gradient(rank, world, f):
     loss = f(share(x, rank, world) @ w)
     loss.backward()
     grad = w.grad
-    if world > 1: torch.distributed.all_reduce(grad); grad /= world
+    if world > 1:
+        torch.distributed.all_reduce(grad)
+        grad /= world
     return loss.detach(), grad
 
 
@@ -64,25 +66,31 @@ def test_batch_norm_keeps_the_same_running_statistics():
 def train_five_steps(rank, world, folder, multimodal):
     "The real loop on the real model, 16 images a step over all ranks, without dropped paths or hidden patches."
     g = torch.Generator().manual_seed(0)
-    data = ImageSet(torch.randint(256, (80, 1, 8, 8), generator=g, dtype=torch.uint8), torch.randint(4, (80,), generator=g), list('abcd'), name='noise')
+    data = ImageSet(torch.randint(256, (80, 1, 8, 8), generator=g, dtype=torch.uint8),
+                    torch.randint(4, (80,), generator=g), list('abcd'), name='noise')
     encoder = EncoderConfig(image_size=8, patch_size=4, num_classes=4, emb_dim=16, depth=2, num_heads=2, drop_path=0.)
     seed_everything(0)
-    model = MultimodalLeJEPA(LeJEPAConfig(encoder, proj_hidden=24, proj_dim=8, label_view_patches=1., label_view_swap=0., multimodal=multimodal))
+    config = LeJEPAConfig(encoder, proj_hidden=24, proj_dim=8, label_view_patches=1., label_view_swap=0.,
+                          multimodal=multimodal)
+    model = MultimodalLeJEPA(config)
     loader = image_loader(data, 16 // world, shuffle=True, drop_last=True)
-    views = lambda batch, generator: {**batch, 'views': torch.stack([to_float(batch['image']), to_float(batch['image']).flip(-1)], 1)}
+    def views(batch, generator):
+        x = to_float(batch['image'])
+        return {**batch, 'views': torch.stack([x, x.flip(-1)], 1)}
     losses = []
     def objective(outputs, batch):
         loss, logs = lejepa(outputs, batch)
         losses.append(loss.item())
         return loss, logs
     lejepa = LeJEPAObjective(num_slices=16)
-    fit(model, objective, loader, config=TrainConfig(epochs=1, lr=1e-2, precision='fp32'), output_dir=Path(folder)/str(world), transform=views)
+    fit(model, objective, loader, config=TrainConfig(epochs=1, lr=1e-2, precision='fp32'),
+        output_dir=Path(folder)/str(world), transform=views)
     return torch.tensor(losses)
 
 
 @pytest.mark.parametrize('multimodal', [True, False])
 def test_five_steps_of_training(multimodal):
-    "Losses, not weights: a bias before a batch norm has no gradient but rounding, which Adam makes as large as any other."
+    "Losses, not weights: a bias before a batch norm has no gradient but rounding, which Adam makes large."
     with tempfile.TemporaryDirectory() as folder:
         one, = on_ranks(train_five_steps, 1, folder, multimodal)
         assert len(one) == 5 and one[-1] != one[0]

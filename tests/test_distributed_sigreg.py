@@ -35,12 +35,14 @@ def bad_numbers(rank):
     "Numbers that are not finite on rank 1 alone; both ranks must hear of it, or one would wait for ever."
     z = torch.randn(6, D)
     if rank == 1: z[2, 1] = float('nan')
-    with pytest.raises(UserError, match=f'not finite in this process: {rank} of 6 rows'): sigreg_statistic(z, torch.eye(D))
+    with pytest.raises(UserError, match=f'not finite in this process: {rank} of 6 rows'):
+        sigreg_statistic(z, torch.eye(D))
 
 
 def too_few(rank):
     "One row in all, then one row on each rank, which is enough."
-    with pytest.raises(UserError, match='1 rows over all processes'): sigreg_statistic(torch.randn(1 - rank, D), torch.eye(D))
+    with pytest.raises(UserError, match='1 rows over all processes'):
+        sigreg_statistic(torch.randn(1 - rank, D), torch.eye(D))
     sigreg_statistic(torch.randn(1, D), torch.eye(D))
 
 
@@ -48,11 +50,13 @@ def work(rank, init, results):
     "One rank: its rows through DDP, which averages the gradients."
     try:
         torch.set_num_threads(1)
-        dist.init_process_group('gloo', init_method=init, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+        dist.init_process_group('gloo', init_method=init, rank=rank, world_size=2,
+                                timeout=datetime.timedelta(seconds=60))
         found = {}
         for share in SHARES:
             model, x = model_and_data()
-            found[share] = value_and_gradients(nn.parallel.DistributedDataParallel(model), x[:share] if rank == 0 else x[share:])
+            found[share] = value_and_gradients(nn.parallel.DistributedDataParallel(model),
+                                               x[:share] if rank == 0 else x[share:])
         bad_numbers(rank)
         too_few(rank)
         results.put((rank, {share: [t.numpy() for t in ts] for share, ts in found.items()}))
@@ -70,4 +74,6 @@ def test_two_ranks_equal_one_process(tmp_path):
     expected = value_and_gradients(*model_and_data())
     for rank in range(2):
         assert not isinstance(found[rank], str), found[rank]
-        for share in SHARES: assert_close([torch.as_tensor(t) for t in found[rank][share]], expected, msg=lambda m: f'{share} + {N - share} rows: {m}')
+        for share in SHARES:
+            assert_close([torch.as_tensor(t) for t in found[rank][share]], expected,
+                         msg=f'{share} + {N - share} rows: {{}}'.format)

@@ -5,8 +5,10 @@ from torch.testing import assert_close
 from mmjepa.contrastive import clip_loss, siglip_loss
 from mmjepa.losses import masked_patch_loss, patch_pixels
 
-TEXT = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, max_position_embeddings=6, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+TEXT = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20,
+            max_position_embeddings=6, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8,
+              patch_size=4)
 
 
 def outputs_of(config, model, **kwargs):
@@ -37,16 +39,20 @@ def test_clip():
 def test_siglip():
     from transformers import SiglipConfig, SiglipModel
     model, out = outputs_of(SiglipConfig, SiglipModel)
-    with torch.no_grad(): model.logit_scale.fill_(1.5); model.logit_bias.fill_(-2.)
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5)
+        model.logit_bias.fill_(-2.)
     ids, pixels = torch.randint(3, 20, (6, 6)), torch.randn(6, 3, 8, 8)
     out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
-    check(model, out, siglip_loss(out.image_embeds, out.text_embeds, model.logit_scale.exp(), logit_bias=model.logit_bias, chunk=4))
+    check(model, out,
+          siglip_loss(out.image_embeds, out.text_embeds, model.logit_scale.exp(), logit_bias=model.logit_bias, chunk=4))
 
 
 def test_masked_autoencoder():
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
     torch.manual_seed(0)
-    config = ViTMAEConfig(**VISION, decoder_hidden_size=16, decoder_intermediate_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, norm_pix_loss=True, mask_ratio=.5)
+    config = ViTMAEConfig(**VISION, decoder_hidden_size=16, decoder_intermediate_size=16, decoder_num_hidden_layers=1,
+                          decoder_num_attention_heads=2, norm_pix_loss=True, mask_ratio=.5)
     model, images = ViTMAEForPreTraining(config).eval(), torch.rand(3, 3, 8, 8)
     assert_close(patch_pixels(images, 4, normalize=False), model.patchify(images), rtol=0, atol=0)
     out = model(images)

@@ -26,12 +26,14 @@ def measure(a, b):
     peak = megabytes('VmHWM') - before
     some = torch.arange(0, min(len(a), 1000), len(a) // 20)
     unit = lambda x: torch.nn.functional.normalize(x.double(), dim=1)
-    own, nearer, best = (unit(a[some]) * unit(b[some])).sum(1), torch.ones(len(some)), torch.full((len(some),), -2.).double()
+    own, nearer = (unit(a[some]) * unit(b[some])).sum(1), torch.ones(len(some))
+    best = torch.full((len(some),), -2.).double()
     for part in b.split(10_000):
         cosines = unit(a[some]) @ unit(part).T
         nearer += (cosines > own[:, None] + 1e-12).sum(1)
         best = best.maximum(cosines.max(1).values)
-    print(peak, (nearer - ranks[some]).abs().max().item(), ranks.mean().item(), (best - (unit(a[some]) * unit(b[found[some]])).sum(1)).max().item())
+    far = (best - (unit(a[some]) * unit(b[found[some]])).sum(1)).max()
+    print(peak, (nearer - ranks[some]).abs().max().item(), ranks.mean().item(), far.item())
 
 g = torch.Generator().manual_seed(0)
 b = torch.cat([torch.randn(10_000, 512, generator=g) for _ in range(10)])
@@ -41,14 +43,15 @@ measure(a[:200].half(), b.half())
 '''
 
 
-@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak of memory is read from /proc, which is of Linux')
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='reads the peak of memory from /proc of Linux')
 def test_a_gallery_of_100_000_needs_little_memory():
     done = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, env=ENV, timeout=300)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     for line in done.stdout.splitlines():                                # float32, float16
         peak, wrong, mean, far = map(float, line.split())
-        assert peak < 200, done.stdout                                   # MB; a row of similarities of all queries alone would be 800
+        # MB; a row of similarities of all queries alone would be 800
+        assert peak < 200, done.stdout
         assert wrong <= 1 and 100 < mean < 10_000 and far < 1e-6, done.stdout    # by rounding of two cosines
 
 
@@ -58,7 +61,8 @@ def test_ties_are_ties_at_any_size():
     for n, copies, d in ((700, 2, 384), (213, 6, 77), (13, 100, 512)):
         texts = torch.randn(n, d)[torch.arange(n * copies) % n]
         for chunk in (1024, 300, 64):
-            assert torch.equal(partner_ranks(texts, texts, chunk), torch.full((n * copies,), (copies + 1) / 2)), (n, chunk)
+            ranks = partner_ranks(texts, texts, chunk)
+            assert torch.equal(ranks, torch.full((n * copies,), (copies + 1) / 2)), (n, chunk)
             table = rank_table(texts, texts, chunk=chunk, ks=(1,))
             assert table['image_to_text_r1'] == pytest.approx(1 / copies, abs=1e-12) == table['text_to_image_r1']
 
@@ -66,6 +70,7 @@ def test_ties_are_ties_at_any_size():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_on_a_gpu_as_on_the_cpu():
     torch.manual_seed(0)
-    a = torch.randn(3000, 64); b = a + torch.randn(3000, 64)
+    a = torch.randn(3000, 64)
+    b = a + torch.randn(3000, 64)
     close = (partner_ranks(a.cuda(), b.cuda()).cpu() - partner_ranks(a, b)).abs()
     assert close.max() <= 2 and (close > 0).float().mean() < .02

@@ -7,14 +7,14 @@ __all__ = ['alignment_curves', 'found_pictures', 'neighbour_baseline', 'write_al
            'run_alignment', 'main']
 
 # %% ../../nbs/align/56_align.ipynb #cd097889
-import re, textwrap
+import re
 from itertools import combinations, permutations
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .aligner import AlignmentConfig, AlignmentEvaluation, VisionTextAligner, train_alignment
 from ..core import UserError, command, get_device, main_first, seed_everything, start_ranks, write_text
@@ -58,19 +58,15 @@ def found_pictures(
     k: int = 5, # images that each finds
 ): # figure; None without images and texts
     "One row a text: its own image, then the images that it finds among the held-out ones."
-    from mmjepa.plots import image_grid
+    from mmjepa.plots import found_figure
     if 'image' not in outputs or 'text' not in outputs: return None
     both = (outputs['image_there'] & outputs['text_there']).nonzero()[:, 0]
     a, b, rows = (x[both] for x in (outputs['image'], outputs['text'], rows))
-    chosen = torch.linspace(0, len(rows) - 1, min(queries, len(rows))).long()
-    order = (normalize(b[chosen], dim=-1) @ normalize(a, dim=-1).T).topk(min(k, len(rows))).indices
-    fields = lambda i: dataset.fields(int(rows[i]))
-    square = lambda i: read_image(dataset.item(fields(i), 'image')).resize((72, 72))
-    pictures, titles = [], []
-    for i, found in zip(chosen.tolist(), order.tolist()):
-        pictures += [square(i), *map(square, found)]
-        titles += [textwrap.shorten(fields(i)['text'], 22, placeholder='…'), *(f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1))]
-    return image_grid(torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(72, 72, 3).permute(2, 0, 1) for p in pictures]), titles, columns=1 + order.shape[1])
+    def text(i): return dataset.fields(int(rows[i]))['text']
+    def image(i):
+        picture = read_image(dataset.item(dataset.fields(int(rows[i])), 'image')).resize((72, 72))
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return found_figure(a, b, image, text=text, queries=queries, k=k)
 
 # %% ../../nbs/align/56_align.ipynb #0255c580
 @torch.no_grad()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAIR_COLUMNS', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel', 'PairTransform', 'ContrastiveObjective',
-           'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'save_pair_model',
-           'load_pair_model', 'run_contrastive', 'found_figure', 'pair_curves', 'write_pair_report', 'main']
+           'embed_pairs', 'PairEvaluation', 'ContrastiveRun', 'open_encoder', 'build_pairs', 'load_pair_model',
+           'run_contrastive', 'pair_curves', 'write_pair_report', 'main']
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #eae0e506
-import math, textwrap
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from collections.abc import Callable
@@ -18,34 +18,35 @@ from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Source, UserError, atomic_path, command, is_main, make_generator, seed_everything, start_ranks, write_text
+from ..core import Source, UserError, command, is_main, make_generator, seed_everything, start_ranks
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
-from .masked import EncoderRun, augmentation, encoder_config, load_encoder, run_settings, word_loss
+from .masked import (EncoderRun, augmentation, encoder_config, load_encoder, run_settings,
+                                    save_with_tokenizer, train_config, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
-from ..probes import retrieval_table
-from ..runs import RunLog
+from ..pair_scores import margin, recall_table
+from ..runs import RunConfig, RunLog, stage_report
 from ..data.text import load_tokenizer
-from ..training import TrainConfig, fit
+from ..training import fit
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #7f82bdf1
 @dataclass(frozen=True)
 class ContrastiveConfig:
     "Shape of a `ContrastiveModel`."
-    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_classes=0, vocab_size=260)) # the shared transformer
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_classes=0, vocab_size=260)) # shared
     proj_dim: int = 128 # width of the common space
     decoder_depth: int = 1 # layers that read words off the image; 0 for none
     accum: int = 1 # parts in which a batch is encoded; more than 1 saves memory, not time
     max_scale: float = 100. # largest multiplier of the cosines, 1 or more
 
     def __post_init__(self):
-        if isinstance(self.encoder, dict): object.__setattr__(self, 'encoder', EncoderConfig(**self.encoder)) # as read from JSON
+        if isinstance(self.encoder, dict):
+            object.__setattr__(self, 'encoder', EncoderConfig(**self.encoder)) # as read from JSON
         for name, low in dict(proj_dim=1, decoder_depth=0, accum=1, max_scale=1).items():
             if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
 
@@ -54,8 +55,10 @@ class WordDecoder(nn.Module):
     def __init__(self, cfg: ContrastiveConfig):
         super().__init__()
         d, e = cfg.encoder.emb_dim, cfg.encoder
-        layer = nn.TransformerDecoderLayer(d, e.num_heads, round(d * e.mlp_ratio), dropout=0., activation='gelu', batch_first=True, norm_first=True)
-        self.layers, self.head = nn.TransformerDecoder(layer, cfg.decoder_depth, nn.LayerNorm(d)), TokenHead(d, e.vocab_size)
+        layer = nn.TransformerDecoderLayer(d, e.num_heads, round(d * e.mlp_ratio), dropout=0., activation='gelu',
+                                           batch_first=True, norm_first=True)
+        self.layers = nn.TransformerDecoder(layer, cfg.decoder_depth, nn.LayerNorm(d))
+        self.head = TokenHead(d, e.vocab_size)
 
     def forward(self,
         text: Float[Tensor, 'b t d'], # states of the corrupted texts
@@ -67,7 +70,9 @@ class WordDecoder(nn.Module):
         return self.head(self.layers(text, image, tgt_key_padding_mask=~real)[hidden], table)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #3ba6b662
-class ContrastiveModel(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['contrastive', 'multimodal'], license='mit'):
+class ContrastiveModel(
+    nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['contrastive', 'multimodal'], license='mit',
+):
     "A shared encoder with two heads into a common space, and a decoder of hidden words."
     def __init__(self,
         config: ContrastiveConfig, # shape
@@ -83,7 +88,7 @@ class ContrastiveModel(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', t
         "States of all tokens, in `accum` parts of the batch."
         if not (self.training and self.config.accum > 1): return self.encoder(**inputs)
         parts = zip(*(x.tensor_split(self.config.accum) for x in inputs.values()))
-        run = lambda *part: self.encoder(**dict(zip(inputs, part)))
+        def run(*part): return self.encoder(**dict(zip(inputs, part)))
         return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in parts if len(part[0])])
 
     def encode_image(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b p']:
@@ -96,12 +101,13 @@ class ContrastiveModel(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', t
 
     def forward(self,
         batch: dict[str, Tensor], # of `PairTransform`
-    ) -> dict[str, Tensor]: # `image_emb`, `text_emb` (b, p), `logit_scale` (), and `logits` (m, v) if there is a decoder
+    ) -> dict[str, Tensor]: # `image_emb`, `text_emb` (b, p), `logit_scale` (), with a decoder also `logits` (m, v)
         "Embeddings of both halves of each pair, and predictions of the hidden words."
         if self.training:
             with torch.no_grad(): self.log_scale.clamp_(0., math.log(self.config.max_scale))
         states = self._states(image=batch['image'])
-        out = {'image_emb': self.image_head(states.mean(1)), 'text_emb': self.encode_text(batch['text'], batch['text_mask']), 'logit_scale': self.log_scale.exp()}
+        out = {'image_emb': self.image_head(states.mean(1)),
+               'text_emb': self.encode_text(batch['text'], batch['text_mask']), 'logit_scale': self.log_scale.exp()}
         if self.decoder: out['logits'] = self.words(states, batch)
         return out
 
@@ -114,7 +120,8 @@ def words(
 ) -> Float[Tensor, 'm v']:
     "Logits of the hidden words of a batch of `PairTransform`."
     states = self._states(text=batch['text_seen'], text_mask=batch['text_mask'])
-    return self.decoder(states, batch['text_mask'], image_states, batch['text_hidden'], self.encoder.embedders['text'].table.weight)
+    return self.decoder(states, batch['text_mask'], image_states, batch['text_hidden'],
+                        self.encoder.embedders['text'].table.weight)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #3a61b980
 @dataclass(frozen=True)
@@ -130,7 +137,8 @@ class PairTransform:
         "Images as floats, texts with some words hidden."
         x = to_float(batch['image'])
         seen, hidden = self.corrupt(batch['text'], batch['text_mask'], generator)
-        return {**batch, 'image': augment(x, self.augmentation, generator) if self.augmentation else x, 'text_seen': seen, 'text_hidden': hidden}
+        if self.augmentation: x = augment(x, self.augmentation, generator)
+        return {**batch, 'image': x, 'text_seen': seen, 'text_hidden': hidden}
 
 @dataclass(frozen=True)
 class ContrastiveObjective:
@@ -144,10 +152,11 @@ class ContrastiveObjective:
     ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss, and logs `loss_clip`, `loss_mlm`, `logit_scale`
         "Loss of one batch."
         clip = self.contrast(outputs['image_emb'], outputs['text_emb'], outputs['logit_scale'])
-        logs = {'loss_clip': clip.detach()}
-        if 'logits' not in outputs: return clip, {**logs, 'logit_scale': outputs['logit_scale'].detach()}
-        mlm = word_loss(outputs['logits'], batch)
-        return clip + self.mlm_weight * mlm, {**logs, 'loss_mlm': mlm.detach(), 'logit_scale': outputs['logit_scale'].detach()}
+        loss, logs = clip, {'loss_clip': clip.detach()}
+        if 'logits' in outputs:
+            mlm = word_loss(outputs['logits'], batch)
+            loss, logs['loss_mlm'] = clip + self.mlm_weight * mlm, mlm.detach()
+        return loss, {**logs, 'logit_scale': outputs['logit_scale'].detach()}
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0ec67894
 @torch.inference_mode()
@@ -159,7 +168,8 @@ def embed_pairs(
     device, found = model.log_scale.device, []
     for b in loader:
         b = {k: v.to(device) for k, v in b.items()}
-        found.append((model.encode_image(to_float(b['image'])).float().cpu(), model.encode_text(b['text'], b['text_mask']).float().cpu()))
+        image, text = model.encode_image(to_float(b['image'])), model.encode_text(b['text'], b['text_mask'])
+        found.append((image.float().cpu(), text.float().cpu()))
     return tuple(torch.cat(x) for x in zip(*found))
 
 class PairEvaluation:
@@ -188,15 +198,20 @@ class PairEvaluation:
     ) -> dict[str, float]: # columns
         "Scores of a model."
         out = {}
-        if len(self.held): out |= self.losses(model) | retrieval_table(*embed_pairs(model, self.held))
-        if last and len(self.train): out |= {f'train_{k}': v for k, v in retrieval_table(*embed_pairs(model, self.train)).items()}
+        if len(self.held): out |= self.losses(model) | self.retrieval(model, self.held)
+        if last and len(self.train): out |= {f'train_{k}': v for k, v in self.retrieval(model, self.train).items()}
         return out
+
+    def retrieval(self, model: ContrastiveModel, loader) -> dict[str, float]:
+        "Recall in both directions, `image_to_text_r1` and so on, and `margin`."
+        pairs = embed_pairs(model, loader)
+        return {**recall_table(*pairs), 'margin': margin(*pairs)}
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #c15a34d5
 @dataclass(frozen=True)
 class ContrastiveRun(EncoderRun):
     "All choices of one run on pairs."
-    pair_data: str = '' # shards of pairs, instead of JSON lines
+    pair_data: Source = '' # shards of pairs, such as '/path/{0000..0100}.tar', instead of JSON lines
     encoder: str = '' # folder of an encoder of stage one, which brings its tokenizer and shape; '' for a new one
     proj_dim: int = 128 # width of the common space
     decoder_depth: int = 1 # layers of the decoder of hidden words
@@ -207,105 +222,86 @@ class ContrastiveRun(EncoderRun):
     eval_every: int = 0 # epochs between evaluations; 0: a tenth of the run
 
     def __post_init__(self):
-        if bool(self.json_data) == bool(self.pair_data): raise UserError('expected one of --json_data and --pair_data')
         if self.mlm_weight < 0: raise UserError(f'mlm_weight is {self.mlm_weight}; expected 0 or more')
 
-PAIR_COLUMNS = ('epoch loss_total loss_clip loss_mlm val_loss_clip val_loss_mlm logit_scale image_to_text_r1 image_to_text_r5 image_to_text_r10 text_to_image_r1 text_to_image_r5 '
-                'text_to_image_r10 margin images_per_s seconds').split()
+    @property
+    def data(self) -> str:
+        "Where the pairs are."
+        if bool(self.json_data) == bool(self.pair_data): raise UserError('expected one of --json_data and --pair_data')
+        return self.json_data or self.pair_data
+
+PAIR_COLUMNS = ('epoch loss_total loss_clip loss_mlm val_loss_clip val_loss_mlm logit_scale '
+                'image_to_text_r1 image_to_text_r5 image_to_text_r10 '
+                'text_to_image_r1 text_to_image_r5 text_to_image_r10 margin images_per_s seconds').split()
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #7834c32b
 def open_encoder(
-    run: ContrastiveRun,
+    config: ContrastiveRun,
 ) -> tuple[EncoderConfig, dict | None, object]: # shape, weights to start from, tokenizer
     "Where a run starts: an encoder of stage one with its tokenizer, or nothing."
-    if not run.encoder:
-        tokenizer = load_tokenizer(run.tokenizer or 'bytes')
-        return encoder_config(run, tokenizer.vocab_size), None, tokenizer
-    encoder, tokenizer = load_encoder(run.encoder)
-    if run.tokenizer and (given := load_tokenizer(run.tokenizer)).fingerprint != tokenizer.fingerprint:
-        raise UserError(f'--tokenizer {run.tokenizer} has {given.vocab_size} tokens and is not the one of {run.encoder} ({tokenizer.vocab_size} tokens); expected the same, or no --tokenizer')
-    return replace(encoder.cfg, drop_path=run.drop_path), encoder.state_dict(), tokenizer
+    if not config.encoder:
+        tokenizer = load_tokenizer(config.tokenizer or 'bytes')
+        return encoder_config(config, tokenizer.vocab_size), None, tokenizer
+    encoder, tokenizer = load_encoder(config.encoder)
+    if config.tokenizer and (given := load_tokenizer(config.tokenizer)).fingerprint != tokenizer.fingerprint:
+        raise UserError(f'--tokenizer {config.tokenizer} has {given.vocab_size} tokens and is not the one of '
+                        f'{config.encoder} ({tokenizer.vocab_size} tokens); expected the same, or no --tokenizer')
+    return replace(encoder.cfg, drop_path=config.drop_path), encoder.state_dict(), tokenizer
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #cf0f6563
 def build_pairs(
-    run: ContrastiveRun,
-) -> tuple[ContrastiveRun, ContrastiveModel, PairTransform, object]: # the run with its encoder's shape, model, transform, tokenizer
-    "What a run trains."
-    seed_everything(run.seed)
-    cfg, weights, tokenizer = open_encoder(run)
-    run = replace(run, **{k: getattr(cfg, k) for k in ('context', 'image_size', 'patch_size', 'emb_dim', 'depth', 'num_heads', 'multiway')})
-    model = ContrastiveModel(ContrastiveConfig(cfg, run.proj_dim, run.decoder_depth if run.mlm_weight else 0, accum=run.accum_contrastive, max_scale=run.max_scale))
+    config: ContrastiveRun,
+) -> tuple[ContrastiveRun, ContrastiveModel, PairTransform, object]:
+    "What a run trains: the config with its encoder's shape, model, transform, tokenizer."
+    seed_everything(config.seed)
+    cfg, weights, tokenizer = open_encoder(config)
+    shape = 'context image_size patch_size emb_dim depth num_heads multiway'.split()
+    config = replace(config, **{k: getattr(cfg, k) for k in shape})
+    layers = config.decoder_depth if config.mlm_weight else 0
+    model = ContrastiveModel(ContrastiveConfig(cfg, config.proj_dim, layers, accum=config.accum_contrastive,
+                                               max_scale=config.max_scale))
     if weights: model.encoder.load_state_dict(weights)
-    corrupt = TokenCorruption(tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)), ratio=run.text_mask_ratio)
-    return run, model, PairTransform(corrupt), tokenizer
-
-def save_pair_model(
-    model: ContrastiveModel, # trained
-    tokenizer, # of `mmjepa.data.text`
-    folder: str | Path, # written whole or not at all
-):
-    "Write a model with its tokenizer."
-    with atomic_path(folder) as temp:
-        model.save_pretrained(temp)
-        tokenizer.save(temp)
+    return config, model, PairTransform(TokenCorruption.of(tokenizer, config.text_mask_ratio)), tokenizer
 
 def load_pair_model(
-    folder: str | Path, # written by `save_pair_model`
+    folder: str | Path, # written by `save_with_tokenizer`
 ) -> tuple[ContrastiveModel, object]: # model in evaluation mode, and tokenizer
     "Read a model with its tokenizer; nothing is unpickled."
     folder = Path(folder)
     if (folder/'model'/'config.json').is_file(): folder = folder/'model' # the folder of a run
-    if not (folder/'config.json').is_file(): raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
+    if not (folder/'config.json').is_file():
+        raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
     try: model = ContrastiveModel.from_pretrained(folder).eval()
-    except (OSError, RuntimeError, ValueError, TypeError) as e: raise UserError(f'{folder}: the model cannot be read ({str(e).splitlines()[0]}); expected one of mmjepa_contrastive_pretrain') from e
+    except (OSError, RuntimeError, ValueError, TypeError) as e:
+        raise UserError(f'{folder}: the model cannot be read ({str(e).splitlines()[0]}); '
+                        'expected one of mmjepa_contrastive_pretrain') from e
     return model, load_tokenizer(folder)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #af8ea9a8
 def run_contrastive(
-    run: ContrastiveRun,
-    output: str | Path, # folder of the run
-    resume: bool = False, # continue the run in `output`
-    *,
-    tracker: str = '', # '', tensorboard or wandb
-    project: str = 'mmjepa', # name of the tracker's project
-    save_every: int = 0, # steps between checkpoints inside an epoch
+    config: ContrastiveRun,
+    run: RunConfig,
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the model and a report."
     start_ranks()
-    folder = Path(output)
-    run, model, transform, tokenizer = build_pairs(run)
-    loader, held, again = open_source(run, run.json_data or run.pair_data, 'pair', tokenizer=tokenizer, held=run.val_data)
+    folder, data = run.folder, config.data
+    config, model, transform, tokenizer = build_pairs(config)
+    loader, held, again = open_source(config, data, 'pair', tokenizer=tokenizer, held=config.val_data)
     evaluate = PairEvaluation(held, again, transform)
-    config = TrainConfig(epochs=run.epochs, max_steps=run.max_steps, lr=run.lr, seed=run.seed, precision=run.precision, eval_every=run.eval_every or max(1, run.epochs // 10),
-                         tracker=tracker, project=project, save_every=save_every)
-    table = fit(model, ContrastiveObjective(run.mlm_weight), loader, config=config, output_dir=folder, transform=replace(transform, augmentation=augmentation(run.augment)), evaluate=evaluate, monitor='image_to_text_r10', resume=resume, settings=run_settings(run, tokenizer, loader), columns=PAIR_COLUMNS)
+    eval_every = config.eval_every or max(1, config.epochs // 10)
+    table = fit(model, ContrastiveObjective(config.mlm_weight), loader, config=train_config(config, run, eval_every),
+                output_dir=folder, resume=run.resume, evaluate=evaluate, monitor='image_to_text_r10',
+                transform=replace(transform, augmentation=augmentation(config.augment)),
+                settings=run_settings(config, tokenizer, loader), columns=PAIR_COLUMNS)
     if not is_main(): return None
-    save_pair_model(model, tokenizer, folder/'model')
+    save_with_tokenizer(model, tokenizer, folder/'model')
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
-    say(f'report and pictures: {write_pair_report(run, model, tokenizer, evaluate=evaluate, table=table, folder=folder)}')
+    report = write_pair_report(config, model, tokenizer, evaluate=evaluate, table=table, folder=folder)
+    say(f'report and pictures: {report}')
     return table
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #52387f2b
-def found_figure(
-    image_emb: Float[Tensor, 'n p'], # of all candidates
-    text_emb: Float[Tensor, 'n p'], # of their texts
-    images: Tensor, # (n, c, h, w), bytes
-    *,
-    texts: list[str], # n of them
-    rows: int = 6, # texts that are shown, spread evenly
-    k: int = 5, # images that each finds
-): # figure
-    "One row a text: its own image, framed by its name, then the images it finds, best first."
-    from mmjepa.plots import image_grid
-    chosen = torch.linspace(0, len(texts) - 1, min(rows, len(texts))).long()
-    order = (normalize(text_emb[chosen], dim=-1) @ normalize(image_emb, dim=-1).T).argsort(1, descending=True)[:, :k]
-    pictures, titles = [], []
-    for i, found in zip(chosen.tolist(), order.tolist()):
-        pictures += [images[i], *(images[j] for j in found)]
-        titles += [textwrap.shorten(texts[i], 20, placeholder='…'), *(f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1))]
-    return image_grid(torch.stack(pictures), titles, columns=1 + order.shape[1])
-
 def pair_curves(
     table, # DataFrame of epochs
     n: int, # held-out pairs, for the line of chance; 0 for none
@@ -313,18 +309,24 @@ def pair_curves(
     "Losses, recall, and the multiplier over epochs."
     import matplotlib.pyplot as plt
     from mmjepa.plots import plot_curves
+    panels = {'contrastive loss (nats)': ('loss_clip', 'val_loss_clip'),
+              'hidden words (nats)': ('loss_mlm', 'val_loss_mlm'),
+              'recall at 10 of held-out pairs': ('image_to_text_r10', 'text_to_image_r10'),
+              'logit scale': ('logit_scale',)}
     fig, axs = plt.subplots(1, 4, figsize=(14, 3.2), layout='constrained')
-    has = lambda *names: [c for c in names if c in table and table[c].notna().any()]
-    for ax, title, names in zip(axs, ('contrastive loss (nats)', 'hidden words (nats)', 'recall at 10 of held-out pairs', 'logit scale'),
-                                (has('loss_clip', 'val_loss_clip'), has('loss_mlm', 'val_loss_mlm'), has('image_to_text_r10', 'text_to_image_r10'), has('logit_scale'))):
-        plot_curves(table, names, ax).set(title=title, ylabel='')
-        if title == 'logit scale': ax.set_ylim(0, None)
-        if 'recall' in title and n: ax.axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance'); ax.set_ylim(0, 1); ax.legend()
+    for ax, (title, names) in zip(axs, panels.items()):
+        measured = [c for c in names if c in table and table[c].notna().any()]
+        plot_curves(table, measured, ax).set(title=title, ylabel='')
+    if n:
+        axs[2].axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance')
+        axs[2].set_ylim(0, 1)
+        axs[2].legend()
+    axs[3].set_ylim(0, None)
     return fig
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0a840042
 def write_pair_report(
-    run: ContrastiveRun,
+    config: ContrastiveRun,
     model: ContrastiveModel, # trained
     tokenizer, # of `mmjepa.data.text`
     *,
@@ -333,61 +335,27 @@ def write_pair_report(
     folder: Path, # of the run
 ) -> Path: # of `report.md`
     "Curves, retrieved pictures and the last epoch's numbers."
-    from mmjepa.plots import save_figure
-    held, last = evaluate.held, table.iloc[-1]
-    n = sum(len(b['image']) for b in held)
+    from mmjepa.plots import found_figure, save_figure
+    batches = list(evaluate.held)
+    n = sum(len(b['image']) for b in batches)
     pictures = ['curves.png']
     save_figure(pair_curves(table, n), folder/'curves.png')
     if n:
-        batches = [b for b in held]
-        texts = [tokenizer.decode(ids) for b in batches for ids in b['text']]
-        save_figure(found_figure(*embed_pairs(model, batches), torch.cat([b['image'] for b in batches]), texts=texts), folder/'found.png')
+        images, texts = torch.cat([b['image'] for b in batches]), [ids for b in batches for ids in b['text']]
+        fig = found_figure(*embed_pairs(model, batches), images.__getitem__, text=lambda i: tokenizer.decode(texts[i]))
+        save_figure(fig, folder/'found.png')
         pictures.append('found.png')
-    lines = ['# Contrastive pretraining', '', f'{run.json_data or run.pair_data}, {len(table)} epochs, {n} pairs held out' + (f' (chance at 10: {min(1., 10 / n):.3f})' if n else '') +
-             f', seed {run.seed}, from {run.encoder or "scratch"}.', '', '| measure | last epoch |', '|---|---|',
-             *(f'| {c} | {last[c]:.4f} |' for c in table.columns if c not in ('epoch', 'images_per_s', 'seconds') and last[c] == last[c]), '', *(f'![{p}]({p})' for p in pictures), '']
-    write_text(folder/'report.md', '\n'.join(lines))
-    return folder/'report.md'
+    chance = f' (chance at 10: {min(1., 10 / n):.3f})' if n else ''
+    about = (f'{config.data}, {len(table)} epochs, {n} pairs held out{chance}, seed {config.seed}, '
+             f'from {config.encoder or "scratch"}.')
+    return stage_report(folder, 'Contrastive pretraining', about, row=table.iloc[-1], pictures=pictures)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0cb5f7ae
 @command
 def main(
-    json_data:Source='', # JSON lines with image and text fields, a tenth is held out; several as 'a.jsonl=3 b.jsonl=1'
-    pair_data:Source='', # shards of pairs, such as '/path/{0000..0100}.tar'; several with weights too
-    val_data:Source='', # held-out shards or JSON lines
-    encoder:str='', # folder of an encoder of stage one; it brings its tokenizer and its shape
-    output:str='runs/contrastive', # folder of everything that the run writes
-    tokenizer:str='', # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
-    epochs:int=20, # passes over the pairs
-    batch_size:int=64, # pairs a step, on each process
-    lr:float=1e-3, # largest learning rate
-    mlm_weight:float=.5, # of hidden words beside the contrastive loss; 0: no decoder
-    text_mask_ratio:float=.3, # share of tokens that is predicted
-    accum_contrastive:int=1, # encode a batch in so many parts: the same gradient in less memory
-    max_scale:float=100., # largest multiplier of the cosines; a few pairs want a smaller one
-    proj_dim:int=128, # width of the common space
-    decoder_depth:int=1, # layers of the decoder of hidden words
-    multiway:bool=False, # feed-forwards of their own for images and texts
-    drop_path:float=.1, # largest probability with which a block is left out in training
-    augment:float=1., # strength of the images' augmentation; 0: none
-    image_size:int=64, # side of an image in pixels
-    patch_size:int=8, # side of a patch in pixels
-    context:int=32, # longest text in tokens
-    emb_dim:int=128, # width of a token
-    depth:int=4, # transformer blocks
-    num_heads:int=2, # attention heads
-    num_workers:int=0, # processes that read
-    val_split:float=.1, # share of rows held out
-    on_error:str='raise', # at a bad record: raise or skip
-    eval_every:int=0, # epochs between evaluations; 0: a tenth of the run
-    max_steps:int=0, # stop after so many steps
-    seed:int=0, # of everything random
-    precision:str='auto', # fp32, bf16, fp16 or auto
-    wandb_project:str='', # log to this project of Weights & Biases
-    tracker:str='', # tensorboard or wandb
-    save_every:int=0, # steps between checkpoints inside an epoch; 0: one an epoch
-    resume:bool=False, # continue the run in OUTPUT
+    config: ContrastiveRun,
+    run: RunConfig = RunConfig('runs/contrastive'),
+    wandb_project: str = '', # log to this project of Weights & Biases
 ):
     "Stage two: align images and texts of pairs, and read hidden words off the image."
-    run = ContrastiveRun(**{k: v for k, v in locals().items() if k in ContrastiveRun.__dataclass_fields__})
-    run_contrastive(run, output, resume, tracker='wandb' if wandb_project else tracker, project=wandb_project or 'mmjepa', save_every=save_every)
+    run_contrastive(config, run.with_wandb(wandb_project))

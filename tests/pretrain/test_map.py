@@ -1,15 +1,16 @@
-"""From embeddings to a map, as processes: two ranks that share the work, a stop in the middle, clusters that are kept, bad files."""
+"""From embeddings to a map, as processes: two ranks, a stop in the middle, clusters that are kept, bad files."""
 import json
 import signal
 import time
 
 import pytest
 
-from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel, save_pair_model
+from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel
 from mmjepa.core import seed_everything
 from mmjepa.data.records import digit_pairs
 from mmjepa.encoders import EncoderConfig
 from mmjepa.data.text import load_tokenizer
+from mmjepa.pretrain.masked import save_with_tokenizer
 from forked import finish, launch, start
 
 ENV = {'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': '', 'NUMBA_NUM_THREADS': '1'}
@@ -24,19 +25,25 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp('map')
     data, tok = digit_pairs(folder, 200), load_tokenizer()
     seed_everything(0)
-    save_pair_model(ContrastiveModel(ContrastiveConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24), proj_dim=8)), tok, folder/'model')
-    done = command('mmjepa.pretrain.embed', ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
+    encoder = EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
+                            context=24)
+    save_with_tokenizer(ContrastiveModel(ContrastiveConfig(encoder, proj_dim=8)), tok, folder/'model')
+    done = command('mmjepa.pretrain.embed',
+                   ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
     assert done.returncode == 0 and '200 embeddings' in done.stdout, done
     return folder
 
 
 def test_two_ranks_write_what_one_writes(home):
-    done = launch('mmjepa.pretrain.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'two.jsonl', '--block', 32, **ENV)
-    assert [d.returncode for d in done] == [0, 0] and (home/'two.jsonl').read_text() == (home/'e.jsonl').read_text(), done
+    done = launch('mmjepa.pretrain.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output',
+                  home/'two.jsonl', '--block', 32, **ENV)
+    assert [d.returncode for d in done] == [0, 0], done
+    assert (home/'two.jsonl').read_text() == (home/'e.jsonl').read_text()
 
 
 def test_killed_and_started_again(home):
-    args = ['--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'killed.jsonl', '--block', '1', '--batch_size', '1']
+    args = ['--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'killed.jsonl', '--block', '1',
+            '--batch_size', '1']
     process, parts = start('mmjepa.pretrain.embed', args, **ENV), home/'killed.jsonl.parts'
     while process.is_alive() and len(list(parts.glob('*.jsonl'))) < 5: time.sleep(.01)
     process.kill()
@@ -44,19 +51,24 @@ def test_killed_and_started_again(home):
     assert not (home/'killed.jsonl').exists() and 5 <= len(list(parts.glob('*.jsonl'))) < 200
     done = command('mmjepa.pretrain.embed', args)
     assert done.returncode == 0 and 'were finished before' in done.stdout, done
-    records = [[json.loads(line) for line in (home/name).read_text().splitlines()] for name in ('killed.jsonl', 'e.jsonl')]
-    for a, b in zip(*records, strict=True):                      # batches of one: equal to rounding
-        assert max(abs(x - y) for x, y in zip(a.pop('embedding'), b.pop('embedding'), strict=True)) < 1e-5 and a == b
+    def records(name): return [json.loads(line) for line in (home/name).read_text().splitlines()]
+    # batches of one: equal to rounding
+    for a, b in zip(records('killed.jsonl'), records('e.jsonl'), strict=True):
+        far = [abs(x - y) for x, y in zip(a.pop('embedding'), b.pop('embedding'), strict=True)]
+        assert max(far) < 1e-5 and a == b
 
 
 def test_map_clusters_and_scores(home):
     args = [home/'e.jsonl', '--cluster-domains', 10, '--kmeans-model', home/'model.pth']
-    done = command('mmjepa.pretrain.map', [*args, '--output', home/'umap.png'], [*args, '--output', home/'umap.html'])  # one process: umap compiles itself once
+    # one process: umap compiles itself once
+    done = command('mmjepa.pretrain.map', [*args, '--output', home/'umap.png'], [*args, '--output', home/'umap.html'])
     assert done.returncode == 0 and (home/'umap.png').read_bytes()[:4] == b'\x89PNG', done
     first, again = [line for line in done.stdout.splitlines() if 'V-measure' in line]
-    assert first == again and (home/'model.pth').stat().st_mtime_ns < (home/'umap.png').stat().st_mtime_ns  # loaded, not trained again
+    # loaded, not trained again
+    assert first == again and (home/'model.pth').stat().st_mtime_ns < (home/'umap.png').stat().st_mtime_ns
     page = (home/'umap.html').read_text()
-    assert page.count('iVBOR') >= 200 and 'http://' not in page and 'https://' not in page  # every thumbnail inside, nothing from a network
+    # every thumbnail inside, nothing from a network
+    assert page.count('iVBOR') >= 200 and 'http://' not in page and 'https://' not in page
 
 
 def line(*v): return json.dumps({'embedding': v})

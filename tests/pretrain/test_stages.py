@@ -18,21 +18,24 @@ from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel, Con
 from mmjepa.core import seed_everything
 from mmjepa.data.records import digit_pairs
 from mmjepa.encoders import EncoderConfig, MultimodalEncoder
-from mmjepa.pretrain.masked import MaskedModel, masked_objective, save_encoder
+from mmjepa.pretrain.masked import MaskedModel, masked_objective, save_with_tokenizer
 from mmjepa.data.text import load_tokenizer
 from ranks import on_ranks
 
 B, T, N = 8, 6, 16  # rows, tokens of a text, patches
 
 
-def encoder_config(multiway): return EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=2, num_heads=2, drop_path=0., vocab_size=30, context=T, multiway=multiway)
+def encoder_config(multiway):
+    return EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=2, num_heads=2, drop_path=0., vocab_size=30,
+                         context=T, multiway=multiway)
 
 
 def batch_of(rows):
     "Images, texts and what is hidden in them; the rows hide different numbers of words."
     g = torch.Generator().manual_seed(0)
     hidden = torch.rand(B, T, generator=g) < torch.linspace(.1, .9, B)[:, None]
-    batch = {'image': torch.randn(B, 3, 16, 16, generator=g), 'mask': torch.rand(B, N, generator=g) < .4, 'text': torch.randint(4, 30, (B, T), generator=g),
+    batch = {'image': torch.randn(B, 3, 16, 16, generator=g), 'mask': torch.rand(B, N, generator=g) < .4,
+             'text': torch.randint(4, 30, (B, T), generator=g),
              'text_mask': torch.ones(B, T, dtype=torch.bool), 'text_hidden': hidden}
     batch['text_seen'] = batch['text'].masked_fill(hidden, 3)
     return {k: v[rows] for k, v in batch.items()}
@@ -57,7 +60,8 @@ def masked(rank, world, multiway):
 
 def contrastive(rank, world, accum):
     seed_everything(0)
-    return gradients(ContrastiveModel(ContrastiveConfig(encoder_config(False), proj_dim=8, accum=accum)), ContrastiveObjective(), rank, world)
+    return gradients(ContrastiveModel(ContrastiveConfig(encoder_config(False), proj_dim=8, accum=accum)),
+                     ContrastiveObjective(), rank, world)
 
 
 def compare(f, argument):
@@ -85,12 +89,16 @@ def data(tmp_path_factory): return digit_pairs(tmp_path_factory.mktemp('pairs'),
 
 def start(module, *args, launch=()):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    return subprocess.Popen([sys.executable, *launch, '-m', f'mmjepa.{module}', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
+    return subprocess.Popen([sys.executable, *launch, '-m', f'mmjepa.{module}', *map(str, args)],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+                            start_new_session=True)
 
 
 def finish(process, timeout=300):
     try: out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); raise
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, out
 
 
@@ -98,19 +106,25 @@ def run(module, *args, **kwargs): return finish(start(module, *args, **kwargs))
 
 
 def two_ranks(precision):
-    "`accelerate launch`; on a machine without MPI its `--cpu` starts one process only, so torchrun's way is asked for (`start` keeps the ranks off any GPU)."
-    return ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--dynamo_backend', 'no', '--mixed_precision', precision, '--main_process_port', '0']
+    """`accelerate launch`; without MPI its `--cpu` starts one process only, so torchrun's way is asked for (`start`
+    keeps the ranks off any GPU)."""
+    return ['-m', 'accelerate.commands.launch', *'--multi_gpu --num_processes 2 --num_machines 1'.split(),
+            *f'--dynamo_backend no --mixed_precision {precision} --main_process_port 0'.split()]
 
 
 def test_both_stages_by_their_commands(tmp_path, data):
-    code, out = run('pretrain.masked', '--json-data', data, '--output', tmp_path/'one', '--encoder_out', tmp_path/'encoder', '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
+    code, out = run('pretrain.masked', '--json-data', data, '--output', tmp_path/'one', '--encoder_out',
+                    tmp_path/'encoder', '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
     assert code == 0 and f'encoder: {tmp_path/"encoder"}' in out and (tmp_path/'one/report.md').exists(), out
     table = pd.read_csv(tmp_path/'one/metrics.csv')
-    assert table[['loss_mim', 'loss_mlm', 'val_loss_mim', 'val_loss_mlm']].notna().all(axis=None) and out.count('val mlm') == 2
-    code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', tmp_path/'encoder', '--output', tmp_path/'two', '--epochs', 2, '--batch-size', 20, '--accum-contrastive', 2)
+    assert table[['loss_mim', 'loss_mlm', 'val_loss_mim', 'val_loss_mlm']].notna().all(axis=None)
+    assert out.count('val mlm') == 2
+    code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', tmp_path/'encoder', '--output',
+                    tmp_path/'two', '--epochs', 2, '--batch-size', 20, '--accum-contrastive', 2)
     assert code == 0 and 'report and pictures' in out, out
-    start_weights, end = load_file(tmp_path/'encoder/model.safetensors'), load_file(tmp_path/'two/model/model.safetensors')
-    assert {k: v.shape for k, v in start_weights.items()} == {k[8:]: v.shape for k, v in end.items() if k.startswith('encoder.')}
+    before, after = (load_file(tmp_path/name/'model.safetensors') for name in ('encoder', 'two/model'))
+    shapes = {k.removeprefix('encoder.'): v.shape for k, v in after.items() if k.startswith('encoder.')}
+    assert {k: v.shape for k, v in before.items()} == shapes
     code, out = run('pretrain.embed', '--model', tmp_path/'two', '--json-data', data, '--output', tmp_path/'e.jsonl')
     assert code == 0 and '120 embeddings' in out, out
     line = json.loads((tmp_path/'e.jsonl').read_text().splitlines()[7])
@@ -119,7 +133,8 @@ def test_both_stages_by_their_commands(tmp_path, data):
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])
 def test_two_processes_under_a_launcher(tmp_path, data, precision):
-    code, out = run('pretrain.contrastive', '--json-data', data, '--output', tmp_path/'run', '--epochs', 2, '--batch-size', 16, *SHAPE, launch=two_ranks(precision))
+    code, out = run('pretrain.contrastive', '--json-data', data, '--output', tmp_path/'run', '--epochs', 2,
+                    '--batch-size', 16, *SHAPE, launch=two_ranks(precision))
     assert code == 0, out
     assert json.loads((tmp_path/'run/config.json').read_text())['processes'] == 2
     assert out.count('report and pictures') == 1
@@ -140,10 +155,13 @@ def test_bad_input_is_one_line(tmp_path, data, args, words):
 
 def test_another_tokenizer_than_the_encoders(tmp_path, data):
     tok = load_tokenizer()
-    save_encoder(MultimodalEncoder(EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size, context=24)), tok, tmp_path/'encoder')
+    cfg = EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
+                        context=24)
+    save_with_tokenizer(MultimodalEncoder(cfg), tok, tmp_path/'encoder')
     code, out = run('data.text', data, '--vocab-size', 286, '--output', tmp_path/'words.spm')
     assert code == 0, out
-    code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer', tmp_path/'words.spm', '--output', tmp_path/'out')
+    code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer',
+                    tmp_path/'words.spm', '--output', tmp_path/'out')
     assert code == 2 and 'is not the one of' in out and not (tmp_path/'out').exists(), out
 
 
@@ -166,7 +184,8 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, data, module):
     assert run(module, *args, '--output', tmp_path/'whole')[0] == 0
     process = start(module, *args, '--output', tmp_path/'killed')
     wait_for(tmp_path/'killed', 3, process)
-    process.send_signal(signal.SIGKILL); process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     code, out = run(module, *args, '--output', tmp_path/'killed', '--resume')
     assert code == 0 and 'resumed at step' in out, out
     tables = [pd.read_csv(tmp_path/name/'metrics.csv').drop(columns=CLOCK) for name in ('whole', 'killed')]
@@ -178,12 +197,14 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, data, module):
 
 def children(pid):
     "Processes of the ranks that a launcher started."
-    return [int(p.name) for p in Path('/proc').iterdir() if p.name.isdigit() and (p/'status').exists() and f'PPid:\t{pid}\n' in (p/'status').read_text()]
+    alive = [p for p in Path('/proc').iterdir() if p.name.isdigit() and (p/'status').exists()]
+    return [int(p.name) for p in alive if f'PPid:\t{pid}\n' in (p/'status').read_text()]
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='finds the rank to kill in /proc')
 def test_a_rank_that_dies_ends_the_others_and_resume_continues(tmp_path, data):
-    args = ['--json-data', data, '--output', tmp_path/'run', '--epochs', 20, '--batch-size', 10, '--save-every', 2, *SHAPE]
+    args = ['--json-data', data, '--output', tmp_path/'run', '--epochs', 20, '--batch-size', 10, '--save-every', 2,
+            *SHAPE]
     process = start('pretrain.contrastive', *args, launch=two_ranks('no'))
     wait_for(tmp_path/'run', 4, process)
     ranks = children(process.pid)
