@@ -353,6 +353,24 @@ def _check_batch(model: VLJEPA, batch: dict[str, Tensor]):
     if 'image_there' in batch and 'image' not in batch:
         raise UserError('image_there without image; expected both or neither')
 
+@patch
+def _predict(self: VLJEPA, batch: dict[str, Tensor], seen: Float[Tensor, 'b s d'] | None) -> dict:
+    "Predictions of the masked pass and targets of the unmasked one."
+    def hidden(states): return states.flatten(0, 1).index_select(0, batch['hidden_at'])
+    latents = self.jepa_head(hidden(fused_states(self, batch, hide=True)))
+    out = {'rows': batch['hidden_row'], 'step_weights': self.step_weights}
+    if self.target is None:
+        out['embeddings'] = self.jepa_head.embed(hidden(seen))
+        target = out['embeddings'].detach()
+    else:
+        with torch.no_grad(): target = hidden(self.target(batch)).float()
+        target = layer_norm(target, target.shape[-1:])
+    pairs = [batch[f'pairs_{k}'] for k in range(len(latents))]
+    out['predictions'] = [z.index_select(0, j) for z, j in zip(latents, pairs)]
+    out['targets'] = [target.index_select(0, j + k) for k, j in enumerate(pairs)]
+    return out
+
+# %% ../../nbs/vl/80_model.ipynb #bd060abc
 def _has_indices(model: VLJEPA, batch: dict[str, Tensor]) -> bool:
     "Whether `token_indices` has seen the batch, for as many steps as the model has."
     needed = ['hidden_at', *(f'pairs_{k}' for k in range(model.config.prediction_steps))] if model.alpha else []
@@ -372,23 +390,6 @@ def _traced_lm_loss(hidden: Float[Tensor, 'b t d'], weight: Float[Tensor, 'v d']
         loss = sum(checkpoint(part, a, w, b, use_reentrant=False) for a, b in chunks)
         loss, n = all_reduce_sum(torch.stack([loss, (y != -100).sum().to(dtype)]))
         return loss / n.clamp(min=1)
-
-@patch
-def _predict(self: VLJEPA, batch: dict[str, Tensor], seen: Float[Tensor, 'b s d'] | None) -> dict:
-    "Predictions of the masked pass and targets of the unmasked one."
-    def hidden(states): return states.flatten(0, 1).index_select(0, batch['hidden_at'])
-    latents = self.jepa_head(hidden(fused_states(self, batch, hide=True)))
-    out = {'rows': batch['hidden_row'], 'step_weights': self.step_weights}
-    if self.target is None:
-        out['embeddings'] = self.jepa_head.embed(hidden(seen))
-        target = out['embeddings'].detach()
-    else:
-        with torch.no_grad(): target = hidden(self.target(batch)).float()
-        target = layer_norm(target, target.shape[-1:])
-    pairs = [batch[f'pairs_{k}'] for k in range(len(latents))]
-    out['predictions'] = [z.index_select(0, j) for z, j in zip(latents, pairs)]
-    out['targets'] = [target.index_select(0, j + k) for k, j in enumerate(pairs)]
-    return out
 
 # %% ../../nbs/vl/80_model.ipynb #c924b63d
 @patch
