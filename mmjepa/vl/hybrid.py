@@ -161,8 +161,10 @@ class VLJEPAObjective(nn.Module):
         outputs: dict, # of `VLJEPA`
         batch: dict[str, Tensor], # that they were made of
     ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs by name
-        """Loss of one batch, with logs `loss_jepa`, `loss_jepa_0`, ..., `loss_lm`, `loss_sigreg`, `sigreg_ratio`,
-        and `watch_spread`, `watch_rank`, `watch_sigreg_ratio`, `watch_cosine` of this process alone."""
+        """Loss of one batch.
+
+        Its logs are `loss_jepa`, `loss_jepa_0`, ..., `loss_lm`, `loss_sigreg`, `sigreg_ratio`, and of the watch,
+        which sees this process alone, `watch_spread`, `watch_rank`, `watch_sigreg_ratio`, `watch_cosine`."""
         total, jepa, lm = hybrid_loss(outputs, batch, self.alpha, beta=self.beta)
         logs = {'loss_lm': lm} if self.beta else {}
         if self.alpha:
