@@ -15,11 +15,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from tqdm.auto import tqdm
 
 from ..core import UserError, make_generator
+from ..data.images import read_image, square_pixels, to_float
 from ..data.records import record_image
-from ..data.images import square_pixels, to_float
 from ..data.text import Tokenizer
-from ..data.images import read_image
-from .model import VLJEPA, _image_states, prefix_mask
+from .model import VLJEPA, image_states, prefix_mask
 
 # %% ../../nbs/vl/82_generation.ipynb #ff5789bd
 def pick_words(
@@ -27,11 +26,12 @@ def pick_words(
     temperature: float, # above 0; 0 takes the likeliest word
     top_p: float, # share of the probability that is kept, likeliest words first, above 0 to 1
     *,
-    chance: Float[Tensor, ' b'], # uniform numbers in [0, 1), one a row; not looked at if `temperature` is 0
+    chance: Float[Tensor, ' b'], # uniform numbers in [0, 1), one a row; unused if `temperature` is 0
 ) -> Int[Tensor, ' b']: # on the CPU
     "The next word of each row."
     z = logits.detach().cpu().double()
-    if not z.isfinite().all(): raise UserError('the model gives NaN or infinity as the score of a word; expected finite weights')
+    if not z.isfinite().all():
+        raise UserError('the model gives NaN or infinity as the score of a word; expected finite weights')
     if not temperature: return z.argmax(1)
     p, words = ((z - z.amax(1, keepdim=True)) / temperature).softmax(1).sort(dim=1, descending=True, stable=True)
     upto = p.cumsum(1)
@@ -40,7 +40,8 @@ def pick_words(
     return words.gather(1, at.minimum(kept - 1))[:, 0]
 
 # %% ../../nbs/vl/82_generation.ipynb #1eeb5984
-def _block(block: nn.Module, x: Float[Tensor, 'b t d'], allowed: Bool[Tensor, 'b t s'], past: tuple | None) -> tuple[Tensor, tuple]:
+def _block(block: nn.Module, x: Float[Tensor, 'b t d'], allowed: Bool[Tensor, 'b t s'],
+           *, past: tuple | None) -> tuple[Tensor, tuple]:
     "A block of the fusion for the last `t` of `s` tokens, and the keys and values of all."
     a = block.attn
     q, k, v = a.qkv(block.norm1(x)).unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -52,20 +53,28 @@ class _Reader:
     "Reads left-padded rows, then one word after the other; keys and values of all that was read are kept."
     def __init__(self, model: VLJEPA, rows: list[list[int]], image: Tensor | None, *, there: Tensor | None):
         from transformers import DynamicCache
-        self.model, device, longest = model, model.step_weights.device, max(map(len, rows))
+        self.model, self.words, self.past = model, DynamicCache(), [None] * len(model.cross_modal_fusion.blocks)
+        device, lengths = model.step_weights.device, torch.tensor([len(r) for r in rows])
+        longest = int(lengths.max())
         text = torch.tensor([[0] * (longest - len(r)) + r for r in rows], device=device)
-        real = torch.arange(longest, device=device) >= longest - torch.tensor([len(r) for r in rows], device=device)[:, None]
-        self.n, self.words, self.past = 0 if image is None else model.patches, DynamicCache(), [None] * len(model.cross_modal_fusion.blocks)
-        self.seen = real if image is None else torch.cat([there[:, None].expand(-1, self.n), real], 1) # by whoever comes next
+        real = torch.arange(longest, device=device) >= longest - lengths.to(device)[:, None]
+        self.n, self.seen, states = 0, real, None # `seen`: by whoever comes next
+        if image is not None:
+            self.n, self.seen = model.patches, torch.cat([there[:, None].expand(-1, model.patches), real], 1)
+            states = model.cross_modal_fusion.image_in(image_states(model, {'image': image, 'image_there': there}))
         self.position = real.sum(1)
-        image = None if image is None else model.cross_modal_fusion.image_in(_image_states(model, {'image': image, 'image_there': there}, False))
-        self.logits = self._read(text, (real.cumsum(1) - 1).clamp(min=0), prefix_mask(real, None, there, n=self.n), image)
+        allowed = prefix_mask(real, None, there, n=self.n)
+        self.logits = self._read(text, (real.cumsum(1) - 1).clamp(min=0), allowed, image=states)
 
-    def _read(self, text: Int[Tensor, 'b t'], position: Int[Tensor, 'b t'], allowed: Tensor, image: Tensor | None = None) -> Float[Tensor, 'b v']:
-        x = self.model.language_encoder(input_ids=text, attention_mask=allowed[:, None, -text.shape[1]:, self.n:], position_ids=position, past_key_values=self.words, use_cache=True).last_hidden_state
+    def _read(self, text: Int[Tensor, 'b t'], position: Int[Tensor, 'b t'], allowed: Bool[Tensor, 'b t s'],
+              *, image: Tensor | None = None) -> Float[Tensor, 'b v']:
+        words = allowed[:, None, -text.shape[1]:, self.n:]
+        x = self.model.language_encoder(input_ids=text, attention_mask=words, position_ids=position,
+                                        past_key_values=self.words, use_cache=True).last_hidden_state
         if image is not None: x = torch.cat([image, x], 1)
-        for i, block in enumerate(self.model.cross_modal_fusion.blocks): x, self.past[i] = _block(block, x, allowed, past=self.past[i])
-        return self.model.autoregressive_head(self.model.cross_modal_fusion.norm(x[:, -1]))
+        fusion = self.model.cross_modal_fusion
+        for i, block in enumerate(fusion.blocks): x, self.past[i] = _block(block, x, allowed, past=self.past[i])
+        return self.model.autoregressive_head(fusion.norm(x[:, -1]))
 
     def add(self, words: Int[Tensor, ' b']):
         "One more word for each row; `logits` are then those of the next."
@@ -78,28 +87,35 @@ def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
     "One image as bytes."
     if isinstance(item, (str, Path)):
         try: item = Path(item).expanduser().read_bytes()
-        except OSError as e: raise UserError(f'image {item}: cannot be read ({e.strerror}); expected the path of a picture') from e
+        except OSError as e:
+            raise UserError(f'image {item}: cannot be read ({e.strerror}); expected the path of a picture') from e
     if isinstance(item, bytes): return record_image({'image': item, 'place': 'image'}, size)
     if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, size, size): return item.cpu()
     return torch.from_numpy(square_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
 
 def model_images(
     model: VLJEPA, # that will look at them
-    images: list | Tensor | None, # a path, Pillow image, array or tensor of bytes, or bytes of a file for each row, or None where it has none; or a tensor (b, 3, s, s)
-) -> tuple[Float[Tensor, 'b 3 s s'], Bool[Tensor, ' b']] | tuple[None, None]: # images, and True for rows that have one; None and None if none has
-    "Images as the model takes them, on its device."
+    images: list | Tensor | None, # one for each row, or None where it has none; or a tensor (b, 3, s, s)
+) -> tuple[Float[Tensor, 'b 3 s s'], Bool[Tensor, ' b']] | tuple[None, None]: # images, and True for rows that have one
+    """Images as the model takes them, on its device; None and None if there is none.
+
+    One image is a path, a Pillow image, an array or tensor of bytes, or the bytes of a file."""
     if images is None: return None, None
     size, device = model.config.vision.image_size, model.step_weights.device
     if isinstance(images, Tensor) and images.is_floating_point():
-        if images.shape[1:] != (3, size, size): raise UserError(f'images have shape {tuple(images.shape)}; expected (b, 3, {size}, {size}) in [-1, 1], or bytes of any size')
+        if images.shape[1:] != (3, size, size):
+            raise UserError(f'images have shape {tuple(images.shape)}; expected (b, 3, {size}, {size}) in [-1, 1], '
+                            'or bytes of any size')
         return images.to(device), torch.ones(len(images), dtype=torch.bool, device=device)
     there = torch.tensor([x is not None for x in images], dtype=torch.bool, device=device)
     if not there.any(): return None, None
     blank = torch.zeros(3, size, size, dtype=torch.uint8)
-    return to_float(torch.stack([blank if x is None else _pixels(x, size) for x in images])).to(device), there
+    pixels = torch.stack([blank if x is None else _pixels(x, size) for x in images])
+    return to_float(pixels).to(device), there
 
 # %% ../../nbs/vl/82_generation.ipynb #b1276a14
-def _write(model: VLJEPA, rows: list[list[int]], images: list | Tensor | None, size: int, end: int | None, most: int, temperature: float, top_p: float, chances: list[torch.Generator]) -> list[list[int]]:
+def _write(model: VLJEPA, rows: list[list[int]], images: list | Tensor | None, *, size: int, end: int | None, most: int,
+           temperature: float, top_p: float, chances: list[torch.Generator]) -> list[list[int]]:
     "What is written after each row of ids, up to `end`."
     pixels, there = model_images(model, images)
     reader, new = _Reader(model, rows, pixels, there=there), []
@@ -111,14 +127,20 @@ def _write(model: VLJEPA, rows: list[list[int]], images: list | Tensor | None, s
         done |= (len(new) >= room) | (new[-1] == (-1 if end is None else end))
         if done.all(): break
         reader.add(new[-1])
-    cut = lambda ids: ids[:ids.index(end) + 1] if end in ids else ids
-    return [cut(ids[:n]) for ids, n in zip(torch.stack(new, 1).tolist(), room.tolist())]
+    rows = [ids[:n] for ids, n in zip(torch.stack(new, 1).tolist(), room.tolist())]
+    return [ids[:ids.index(end) + 1] if end in ids else ids for ids in rows]
 
-def _check_options(model: VLJEPA, tokenizer: Tokenizer, prompts, images, temperature: float, top_p: float, **counts: int):
-    if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts): raise UserError('prompts are not a list of texts; expected one for each row')
-    if images is not None and len(images) != len(prompts): raise UserError(f'{len(prompts)} prompts and {len(images)} images; expected as many, with None where a row has no image')
-    if model.config.vocab_size < tokenizer.vocab_size: raise UserError(f'the model knows {model.config.vocab_size} words and the tokenizer {tokenizer.vocab_size}; expected the tokenizer that it was trained with')
-    if not 0 <= temperature < float('inf'): raise UserError(f'temperature is {temperature}; expected 0 (the likeliest word) or more')
+def _check_options(model: VLJEPA, tokenizer: Tokenizer, prompts, *, images, temperature, top_p, **counts: int):
+    if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
+        raise UserError('prompts are not a list of texts; expected one for each row')
+    if images is not None and len(images) != len(prompts):
+        raise UserError(f'{len(prompts)} prompts and {len(images)} images; '
+                        'expected as many, with None where a row has no image')
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise UserError(f'the model knows {model.config.vocab_size} words and the tokenizer {tokenizer.vocab_size}; '
+                        'expected the tokenizer that it was trained with')
+    if not 0 <= temperature < float('inf'):
+        raise UserError(f'temperature is {temperature}; expected 0 (the likeliest word) or more')
     if not 0 < top_p <= 1: raise UserError(f'top_p is {top_p}; expected more than 0, at most 1')
     for name, n in counts.items():
         if n < 1: raise UserError(f'{name} is {n}; expected 1 or more')
@@ -139,15 +161,22 @@ def generate(
     batch_size: int = 32, # rows at a time; says nothing about the result
 ) -> list[str]: # without prompts and marks
     "What the model writes after each prompt and image."
-    _check_options(model, tokenizer, prompts, images=images, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    rows, length, texts = [[tokenizer.begin_id, *tokenizer.encode(p)] for p in prompts], model.config.context_length, []
+    _check_options(model, tokenizer, prompts, images=images, temperature=temperature, top_p=top_p,
+                   max_new_tokens=max_new_tokens, batch_size=batch_size)
+    rows, longest = [[tokenizer.begin_id, *tokenizer.encode(p)] for p in prompts], model.config.context_length - 1
     for i, r in enumerate(rows):
-        if len(r) >= length: raise UserError(f'prompt {i} has {len(r)} tokens with its beginning; expected at most {length - 1}, one less than the context_length')
-    chances, training = [make_generator('generate', seed, i) for i in range(len(rows))], model.training
+        if len(r) > longest:
+            raise UserError(f'prompt {i} has {len(r)} tokens with its beginning; '
+                            f'expected at most {longest}, one less than the context_length')
+    chances = [make_generator('generate', seed, i) for i in range(len(rows))]
+    options = dict(size=tokenizer.vocab_size, end=tokenizer.end_id if stop_at_end else None, most=max_new_tokens,
+                   temperature=temperature, top_p=top_p)
+    texts, training, quiet = [], model.training, None if len(rows) > batch_size else True
     model.eval()
     try:
-        for i in tqdm(range(0, len(rows), batch_size), desc='writing', unit='batch', disable=None if len(rows) > batch_size else True):
+        for i in tqdm(range(0, len(rows), batch_size), desc='writing', unit='batch', disable=quiet):
             part = slice(i, i + batch_size)
-            texts += _write(model, rows[part], None if images is None else images[part], size=tokenizer.vocab_size, end=tokenizer.end_id if stop_at_end else None, most=max_new_tokens, temperature=temperature, top_p=top_p, chances=chances[part])
+            pictures = None if images is None else images[part]
+            texts += _write(model, rows[part], pictures, chances=chances[part], **options)
     finally: model.train(training)
     return [tokenizer.decode(t) for t in texts]

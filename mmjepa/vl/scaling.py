@@ -8,18 +8,18 @@ __all__ = ['DEVICES', 'count_parameters', 'Work', 'count_flops', 'count_activati
 
 # %% ../../nbs/vl/85_scaling.ipynb #3bfa15a0
 from dataclasses import dataclass
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core import UserError, command
-from .config import CurriculumConfig, load_curriculum, read_number, stage_mixture, step_counts, to_model
+from ..core import UserError, check_choice, command
 from ..plots import save_figure
+from .config import CurriculumConfig, load_curriculum, read_number, stage_mixture, step_counts, to_model
 from .model import VLJEPAConfig
 
 # %% ../../nbs/vl/85_scaling.ipynb #dccfcaf7
@@ -38,13 +38,15 @@ def count_parameters(
 ) -> dict[str, int]: # by part; a tied head has none of its own
     "Numbers in the weights of each part."
     c, v, d, e = config, config.vision, config.hidden_size, config.embedding_dim
-    w, embed = v.emb_dim, config.hidden_size * config.embedding_dim + config.embedding_dim
-    out = {'vision_encoder': (v.in_chans * v.patch_size**2 + 1 + v.grid**2 + 2) * w + v.depth * _block_weights(w, v.mlp_ratio),
+    w, embed = v.emb_dim, d * e + e
+    ends = (v.in_chans * v.patch_size**2 + 1 + v.grid**2 + 2) * w # patches, positions, norm
+    out = {'vision_encoder': ends + v.depth * _block_weights(w, v.mlp_ratio),
            'language_encoder': c.vocab_size * d + c.num_layers * _layer_weights(c) + d,
-           'cross_modal_fusion': w * d + 3 * d + c.fusion_depth * _block_weights(d),
-           'jepa_head': embed + min(c.prediction_steps, 2) * (4 * e**2 + 5 * e) + w + d,
-           'autoregressive_head': 0 if c.tie_embeddings else c.vocab_size * d}
-    return out | ({'target': sum([*out.values()][:3]) + embed} if c.target == 'ema' else {})
+           'cross_modal_fusion': w * d + 3 * d + c.fusion_depth * _block_weights(d)}
+    copied = sum(out.values()) + embed
+    out['jepa_head'] = embed + min(c.prediction_steps, 2) * (4 * e**2 + 5 * e) + w + d
+    out['autoregressive_head'] = 0 if c.tie_embeddings else c.vocab_size * d
+    return out | ({'target': copied} if c.target == 'ema' else {})
 
 # %% ../../nbs/vl/85_scaling.ipynb #ca606033
 @dataclass(frozen=True)
@@ -62,13 +64,19 @@ def _tokens(c: VLJEPAConfig, work: Work) -> tuple[int, int, float]:
     n = c.vision.grid**2 if work.images else 0
     return n, n + work.text, c.mask_ratio * (c.vision.grid**2 * work.images + work.text)
 
+def _passes(c: VLJEPAConfig, work: Work) -> tuple[int, bool]:
+    "Passes with backward, and whether the slow copy makes one without."
+    seen = work.beta or (work.alpha and c.target == 'stop_gradient')
+    return bool(work.alpha) + bool(seen), bool(work.alpha and c.target == 'ema')
+
 def _pass_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
     "Of one forward pass of a row."
     v, t, d, (n, s, _) = c.vision, work.text, c.hidden_size, _tokens(c, work)
     w, wide, kv = v.emb_dim, int(v.emb_dim * v.mlp_ratio), d // c.num_heads * c.num_kv_heads
-    return {'patches': work.images * v.grid**2 * 2 * v.in_chans * v.patch_size**2 * w,
-            'vision_encoder': work.images * v.grid**2 * v.depth * (8 * w**2 + 4 * w * wide + 4 * v.grid**2 * w),
-            'language_encoder': t * c.num_layers * (4 * d**2 + 4 * d * kv + 6 * d * c.intermediate_size + 4 * t * d),
+    seen, layer = work.images * v.grid**2, 4 * d**2 + 4 * d * kv + 6 * d * c.intermediate_size
+    return {'patches': seen * 2 * v.in_chans * v.patch_size**2 * w,
+            'vision_encoder': seen * v.depth * (8 * w**2 + 4 * w * wide + 4 * v.grid**2 * w),
+            'language_encoder': t * c.num_layers * (layer + 4 * t * d),
             'cross_modal_fusion': n * 2 * w * d + s * c.fusion_depth * (24 * d**2 + 4 * s * d)}
 
 # %% ../../nbs/vl/85_scaling.ipynb #dcb97280
@@ -78,20 +86,20 @@ def count_flops(
 ) -> dict[str, float]: # by part; their sum is the whole
     "Operations of forward and backward for one row."
     c, d, e, (_, s, hidden) = config, config.hidden_size, config.embedding_dim, _tokens(config, work)
-    learns = bool(work.alpha) + bool(work.beta or (work.alpha and c.target == 'stop_gradient'))
-    copy = bool(work.alpha and c.target == 'ema')
+    learns, copy = _passes(c, work)
     one = _pass_flops(c, work)
     patches = one.pop('patches') # an image needs no gradient, so backward is one product and not two
     out = {k: x * (3 * learns + copy) for k, x in one.items()}
     out['vision_encoder'] += patches * (2 * learns + copy)
     predict = hidden * (2 * d * e + c.prediction_steps * 8 * e**2) * 3
-    target = s * 2 * d * e if copy else hidden * (6 * d * e + 4 * e * work.num_slices) # SIGReg's directions need no gradient
+    sigreg = 4 * e * work.num_slices # its directions need no gradient
+    target = s * 2 * d * e if copy else hidden * (6 * d * e + sigreg)
     out['jepa_head'] = predict + target if work.alpha else 0
     out['autoregressive_head'] = 6 * work.labelled * work.text * d * c.vocab_size if work.beta else 0
     return out
 
 # %% ../../nbs/vl/85_scaling.ipynb #25ec15e7
-def _block_kept(w: int, heads: int, half: int, ratio: float = 4.) -> float:
+def _block_kept(w: int, heads: int, half: int, *, ratio: float = 4.) -> float:
     "Bytes that a timm block keeps for a token."
     return 8 * w + (6 + 2 * ratio) * w * half + 4 * heads + 16
 
@@ -100,19 +108,31 @@ def _layer_kept(c: VLJEPAConfig, half: int) -> float:
     d = c.hidden_size
     return 16 * d + half * ((9 if half == 2 else 6) * d + 4 * c.intermediate_size) + 4 * c.num_heads + 8
 
-def _pass_kept(c: VLJEPAConfig, work: Work, half: int, checkpointing: bool) -> float:
+def _blocks(c: VLJEPAConfig, work: Work, half: int) -> list[tuple[float, int, int, float]]:
+    "Of vision, language and fusion: tokens of a row, blocks, width, and bytes that a block keeps for a token."
+    v, d = c.vision, c.hidden_size
+    patch = _block_kept(v.emb_dim, v.num_heads, half, ratio=v.mlp_ratio)
+    return [(work.images * v.grid**2, v.depth, v.emb_dim, patch),
+            (work.text, c.num_layers, d, _layer_kept(c, half)),
+            (_tokens(c, work)[1], c.fusion_depth, d, _block_kept(d, c.num_heads, half))]
+
+def _pass_kept(c: VLJEPAConfig, work: Work, half: int, *, checkpointing: bool) -> float:
     "Bytes that one pass keeps for a row."
     v, t, d, (n, s, _) = c.vision, work.text, c.hidden_size, _tokens(c, work)
-    w, seen = v.emb_dim, work.images * v.grid**2
-    ends = seen * (v.in_chans * v.patch_size**2 * half + 4 * w) + n * w * half + 8 * t * d + 4 * s * d + half * (t * t + s * s) # patches, norms, the way into fusion, masks
-    if checkpointing: return ends + 4 * (seen * v.depth * w + t * c.num_layers * d + s * c.fusion_depth * d)
-    return ends + seen * v.depth * _block_kept(w, v.num_heads, half, ratio=v.mlp_ratio) + t * c.num_layers * _layer_kept(c, half) + s * c.fusion_depth * _block_kept(d, c.num_heads, half)
+    patches = work.images * v.grid**2 * (v.in_chans * v.patch_size**2 * half + 4 * v.emb_dim)
+    norms, into_fusion, masks = 8 * t * d + 4 * s * d, n * v.emb_dim * half, half * (t * t + s * s)
+    blocks = _blocks(c, work, half)
+    inside = sum(tokens * depth * (4 * w if checkpointing else kept) for tokens, depth, w, kept in blocks)
+    return patches + norms + into_fusion + masks + inside
 
-def _working(c: VLJEPAConfig, work: Work, half: int, checkpointing: bool) -> float:
-    "Bytes for a row that only one block at a time needs: gradients on their way, or the whole block if it is made again or for targets alone."
-    v, t, (_, s, _), copy = c.vision, work.text, _tokens(c, work), work.alpha and c.target == 'ema'
+def _working(c: VLJEPAConfig, work: Work, half: int, *, checkpointing: bool) -> float:
+    """Bytes for a row that only one block at a time needs.
+
+    They are gradients on their way, or the whole block if it is recomputed or makes targets alone."""
+    t, (_, s, _), (_, copy) = work.text, _tokens(c, work), _passes(c, work)
     if not checkpointing and not copy: return (8 * half + 8) * c.hidden_size * s
-    return half * (t * t + s * s) * bool(copy) + max(work.images * v.grid**2 * _block_kept(v.emb_dim, v.num_heads, half, ratio=v.mlp_ratio), t * _layer_kept(c, half), s * _block_kept(c.hidden_size, c.num_heads, half))
+    masks = half * (t * t + s * s) if copy else 0
+    return masks + max(tokens * kept for tokens, _, _, kept in _blocks(c, work, half))
 
 # %% ../../nbs/vl/85_scaling.ipynb #3c3419c8
 def count_activations(
@@ -124,28 +144,29 @@ def count_activations(
     checkpointing: bool = False, # blocks keep their inputs only
 ) -> float:
     "Bytes that backward needs from forward, beside weights."
-    c, e, (_, _, hidden) = config, config.embedding_dim, _tokens(config, work)
-    learns = bool(work.alpha) + bool(work.beta or (work.alpha and c.target == 'stop_gradient'))
-    kept = learns * _pass_kept(c, work, half, checkpointing=checkpointing)
+    c, d, e, (_, _, hidden) = config, config.hidden_size, config.embedding_dim, _tokens(config, work)
+    kept = _passes(c, work)[0] * _pass_kept(c, work, half, checkpointing=checkpointing)
     if work.alpha:
-        sigreg = c.target == 'stop_gradient'
-        kept += hidden * (half * ((1 + sigreg) * c.hidden_size + 6 * e * c.prediction_steps) + 4 * e * (c.prediction_steps + sigreg) + 8 * work.num_slices * sigreg)
-    if work.beta: kept += 4 * work.labelled * work.text * c.hidden_size
-    return rows * kept + (4 * c.vocab_size * c.hidden_size if work.beta else 0)
+        sigreg, steps = c.target == 'stop_gradient', c.prediction_steps
+        products = half * ((1 + sigreg) * d + 6 * e * steps)
+        kept += hidden * (products + 4 * e * (steps + sigreg) + 8 * work.num_slices * sigreg)
+    if work.beta: kept += 4 * work.labelled * work.text * d
+    return rows * kept + (4 * c.vocab_size * d if work.beta else 0)
 
 # %% ../../nbs/vl/85_scaling.ipynb #3658bda7
 def _cast_bytes(c: VLJEPAConfig) -> int:
     "Casts of the matrices of all linear layers."
     p = count_parameters(c)
-    tables = c.vocab_size * c.hidden_size
-    return 2 * (sum(p[k] for k in ('vision_encoder', 'language_encoder', 'cross_modal_fusion', 'jepa_head')) - tables - c.vision.grid**2 * c.vision.emb_dim)
+    tables = c.vocab_size * c.hidden_size + c.vision.grid**2 * c.vision.emb_dim # words and positions
+    return 2 * (sum(p[k] for k in ('vision_encoder', 'language_encoder', 'cross_modal_fusion', 'jepa_head')) - tables)
 
 def _gathered_bytes(c: VLJEPAConfig, half: int) -> int:
     "What FSDP has in whole: all but blocks, and two of these."
-    p = count_parameters(c)
-    blocks = {'vision': (c.vision.depth, _block_weights(c.vision.emb_dim, c.vision.mlp_ratio)), 'language': (c.num_layers, _layer_weights(c)), 'fusion': (c.fusion_depth, _block_weights(c.hidden_size))}
-    rest = sum(n for k, n in p.items() if k != 'target') - sum(n * size for n, size in blocks.values())
-    return 2 * half * (rest + 2 * max(size for _, size in blocks.values()))
+    v, p = c.vision, count_parameters(c)
+    blocks = [(v.depth, _block_weights(v.emb_dim, v.mlp_ratio)), (c.num_layers, _layer_weights(c)),
+              (c.fusion_depth, _block_weights(c.hidden_size))]
+    rest = sum(n for k, n in p.items() if k != 'target') - sum(n * size for n, size in blocks)
+    return 2 * half * (rest + 2 * max(size for _, size in blocks))
 
 def memory(
     config: VLJEPAConfig,
@@ -160,10 +181,11 @@ def memory(
     "Memory of a step on each device."
     p = count_parameters(config)
     trained, share = sum(n for k, n in p.items() if k != 'target'), devices if sharded else 1
-    out = {'weights': 4 * sum(p.values()) / share, 'gradients': 4 * trained / share, 'optimizer': 8 * trained / share,
-           'copies': _gathered_bytes(config, half) if sharded else (_cast_bytes(config) if half == 2 else 0) + (4 * trained if devices > 1 else 0),
-           'activations': count_activations(config, work, rows, half=half, checkpointing=checkpointing), 'working': rows * _working(config, work, half, checkpointing=checkpointing)}
-    return out
+    casts, buckets = _cast_bytes(config) if half == 2 else 0, 4 * trained if devices > 1 else 0
+    return {'weights': 4 * sum(p.values()) / share, 'gradients': 4 * trained / share, 'optimizer': 8 * trained / share,
+            'copies': _gathered_bytes(config, half) if sharded else casts + buckets,
+            'activations': count_activations(config, work, rows, half=half, checkpointing=checkpointing),
+            'working': rows * _working(config, work, half, checkpointing=checkpointing)}
 
 # %% ../../nbs/vl/85_scaling.ipynb #20c61a57
 @dataclass(frozen=True)
@@ -186,10 +208,12 @@ def stage_work(
     "What each stage does with a row."
     if pair_tokens < 1: raise UserError(f'pair_tokens is {pair_tokens}; expected 1 or more')
     length = curriculum.training.lm.context_length
-    vision = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}
-    shares = [sum(x for k, x in stage_mixture(curriculum, s).items() if k in vision) for s in curriculum.stages]
-    images = [min(1., share * length / min(pair_tokens, length)) for share in shares]
-    return [Work(length, s.alpha, s.beta, images=i) for s, i in zip(curriculum.stages, images)]
+    vision, out = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}, []
+    for stage in curriculum.stages:
+        share = sum(x for k, x in stage_mixture(curriculum, stage).items() if k in vision)
+        images = min(1., share * length / min(pair_tokens, length))
+        out.append(Work(length, stage.alpha, stage.beta, images=images))
+    return out
 
 def plan_cost(
     curriculum: CurriculumConfig, # of `load_curriculum`
@@ -208,8 +232,9 @@ def plan_cost(
     for stage, work, steps in zip(curriculum.stages, stage_work(curriculum, pair_tokens), step_counts(curriculum)):
         each = sum(count_flops(model, work).values()) / work.text
         speed = devices * device.flops * mfu / each
-        rows.append({'stage': stage.name, 'tokens': stage.tokens, 'steps': steps, 'images': work.images, 'flops_per_token': each, 'flops': each * stage.tokens,
-                     'tokens_per_s': speed, 'days': stage.tokens / speed / 86400, 'shards': -(-stage.tokens // shard_tokens)})
+        row = {'stage': stage.name, 'tokens': stage.tokens, 'steps': steps, 'images': work.images}
+        row |= {'flops_per_token': each, 'flops': each * stage.tokens, 'tokens_per_s': speed}
+        rows.append(row | {'days': stage.tokens / speed / 86400, 'shards': -(-stage.tokens // shard_tokens)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/vl/85_scaling.ipynb #f43b9b76
@@ -221,11 +246,18 @@ def plan_memory(
     pair_tokens: int = 256, # of a record with a picture, mean
 ) -> pd.DataFrame: # bytes, by layout (rows) and by what they are for (columns)
     "Memory of each device in the stage that needs most."
-    t, model = curriculum.training, to_model(curriculum)
+    t, model, rows = curriculum.training, to_model(curriculum), {}
     if devices < 1: raise UserError(f'devices is {devices}; expected 1 or more')
-    if t.batch_size % (t.micro_batch_size * devices): raise UserError(f'batch_size {t.batch_size} over micro_batch_size {t.micro_batch_size} x {devices} devices is {t.batch_size / t.micro_batch_size / devices:g}; expected a whole number of micro-batches a step')
-    layouts = {f'{"FSDP" if sharded else "DDP"}{", checkpointing" if again else ""}': (again, sharded) for sharded in (False, True) for again in (False, True)}
-    rows = {name: max((memory(model, w, t.micro_batch_size, half=half, checkpointing=again, devices=devices, sharded=sharded) for w in stage_work(curriculum, pair_tokens)), key=lambda m: sum(m.values())) for name, (again, sharded) in layouts.items()}
+    if t.batch_size % (t.micro_batch_size * devices):
+        raise UserError(f'batch_size {t.batch_size} over micro_batch_size {t.micro_batch_size} x {devices} devices is '
+                        f'{t.batch_size / t.micro_batch_size / devices:g}; '
+                        'expected a whole number of micro-batches a step')
+    works = stage_work(curriculum, pair_tokens)
+    for sharded, again in product((False, True), repeat=2):
+        layout = dict(half=half, checkpointing=again, devices=devices, sharded=sharded)
+        needs = [memory(model, work, t.micro_batch_size, **layout) for work in works]
+        name = ('FSDP' if sharded else 'DDP') + (', checkpointing' if again else '')
+        rows[name] = max(needs, key=lambda need: sum(need.values()))
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/vl/85_scaling.ipynb #6fab891c
@@ -238,15 +270,23 @@ def plan_report(
     need: pd.DataFrame, # of `plan_memory`
 ) -> str:
     "Text with what a plan found."
-    t, model, space = curriculum.training, to_model(curriculum), DEVICES[name].memory
-    parts, total = count_parameters(model), need.sum(axis=1)
-    lines = ['parameters: ' + ', '.join(f'{k} {n:,}' for k, n in parts.items()) + f'; {sum(n for k, n in parts.items() if k != "target"):,} are trained',
-             f'a step: {t.batch_size} sequences of {t.lm.context_length} tokens, {t.micro_batch_size} at a time on {devices} x {name}, gradients accumulated over {t.batch_size // t.micro_batch_size // devices}', '']
-    sizes = need.div(1e9).assign(total=total / 1e9, fits=['yes' if x < .9 * space else 'tight' if x < space else 'no' for x in total])
-    lines += [f'GB on each {name} of {space / 1e9:g} GB, in the stage that needs most (tight: over nine tenths)', sizes.to_string(float_format='{:.2f}'.format), '']
-    shown = cost.assign(tokens=cost.tokens.map('{:,}'.format), images=cost.images.map('{:.0%}'.format), tokens_per_s=cost.tokens_per_s.map('{:,.0f}'.format), days=cost.days.map('{:.3g}'.format))
-    lines += [shown.to_string(index=False, float_format='{:.3g}'.format), '', f'all: {cost.tokens.sum():,} tokens, {cost.flops.sum():.3g} operations, {cost.days.sum():.3g} days, {cost.days.sum() * devices:.3g} device days, {cost.shards.sum():,} shards']
-    return '\n'.join(lines)
+    t, space = curriculum.training, DEVICES[name].memory
+    parts, total, days = count_parameters(to_model(curriculum)), need.sum(axis=1), cost.days.sum()
+    trained = sum(n for k, n in parts.items() if k != 'target')
+    groups = t.batch_size // t.micro_batch_size // devices
+    fits = ['yes' if x < .9 * space else 'tight' if x < space else 'no' for x in total]
+    sizes = need.div(1e9).assign(total=total / 1e9, fits=fits)
+    formats = {'tokens': '{:,}', 'images': '{:.0%}', 'tokens_per_s': '{:,.0f}', 'days': '{:.3g}'}
+    shown = cost.assign(**{k: cost[k].map(f.format) for k, f in formats.items()})
+    return '\n'.join([
+        f'parameters: {", ".join(f"{k} {n:,}" for k, n in parts.items())}; {trained:,} are trained',
+        f'a step: {t.batch_size} sequences of {t.lm.context_length} tokens, {t.micro_batch_size} at a time '
+        f'on {devices} x {name}, gradients accumulated over {groups}', '',
+        f'GB on each {name} of {space / 1e9:g} GB, in the stage that needs most (tight: over nine tenths)',
+        sizes.to_string(float_format='{:.2f}'.format), '',
+        shown.to_string(index=False, float_format='{:.3g}'.format), '',
+        f'all: {cost.tokens.sum():,} tokens, {cost.flops.sum():.3g} operations, {days:.3g} days, '
+        f'{days * devices:.3g} device days, {cost.shards.sum():,} shards'])
 
 def plot_memory(
     need: pd.DataFrame, # of `plan_memory`
@@ -270,9 +310,11 @@ def plot_days(
     ax: Axes, # what to draw on
 ) -> Axes: # the same ax
     "Bars of days, one a stage."
-    total = cost.days.sum()
-    unit, scale = next((u, s) for u, s in (('days', 1), ('hours', 24), ('minutes', 1440), ('seconds', 86400)) if total * s >= 1 or u == 'seconds')
-    bars = ax.barh(cost.stage.str.replace('$', r'\$'), cost.days * scale, color=sns.color_palette('colorblind', len(cost)))
+    total, units = cost.days.sum(), {'days': 1, 'hours': 24, 'minutes': 1440, 'seconds': 86400}
+    unit = next((u for u, scale in units.items() if total * scale >= 1), 'seconds')
+    scale = units[unit]
+    names = cost.stage.str.replace('$', r'\$')
+    bars = ax.barh(names, cost.days * scale, color=sns.color_palette('colorblind', len(cost)))
     ax.bar_label(bars, fmt='%.3g', padding=3, fontsize=9)
     ax.margins(x=.15)
     ax.invert_yaxis()
@@ -286,7 +328,8 @@ def plan_figure(
 ) -> Figure:
     "Memory and time of a plan."
     fig, axes = plt.subplots(1, 2, figsize=(11.5, 3.6), layout='constrained')
-    plot_memory(need, limit, axes[0]); plot_days(cost, axes[1])
+    plot_memory(need, limit, axes[0])
+    plot_days(cost, axes[1])
     return fig
 
 # %% ../../nbs/vl/85_scaling.ipynb #732aae40
@@ -303,8 +346,8 @@ def main(
     output: str = 'plan.png', # where the figure goes
 ):
     "Plan a curriculum: parameters, memory, operations, days and shards."
-    for name, value, known in (('device', device, DEVICES), ('precision', precision, ('bf16', 'fp32'))):
-        if value not in known: raise UserError(f'--{name} is {value!r}; expected one of {", ".join(known)}')
+    check_choice('--device', device, tuple(DEVICES))
+    check_choice('--precision', precision, ('bf16', 'fp32'))
     try: shard = int(read_number(shard_tokens))
     except UserError as e: raise UserError(f'--shard_tokens is {shard_tokens!r}; {e}') from e
     curriculum = load_curriculum(config, total_tokens or None, ranks=0)

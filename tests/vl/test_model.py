@@ -1,4 +1,4 @@
-"The vision-language JEPA on two ranks with unequal shares: loss, and gradients after their averaging, are those of one process with the whole batch."
+"The vision-language JEPA on two ranks equals one process with the whole batch; compiled, it is one graph."
 from dataclasses import replace
 
 import pytest
@@ -13,14 +13,17 @@ from mmjepa.encoders import EncoderConfig
 from mmjepa.vl.hybrid import JointMasks, VLJEPAObjective, next_token_labels
 from mmjepa.losses import lm_loss
 from mmjepa.masking import JEPAMasking
-from mmjepa.vl.model import VLJEPA, VLJEPAConfig, following
+from mmjepa.vl.model import VLJEPA, VLJEPAConfig, following, load_vl_jepa, token_indices
 from ranks import on_ranks
 
 ROWS, TOKENS, WORDS = 9, 10, 40
 SHARE = 3  # rows of rank 0; the rest are rank 1's
-CONFIG = VLJEPAConfig(EncoderConfig(12, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, drop_path=0.), WORDS, TOKENS, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
+VISION = EncoderConfig(12, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, drop_path=0.)
+CONFIG = VLJEPAConfig(VISION, WORDS, TOKENS, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
 EMA = replace(CONFIG, target='ema', momentum=.9)
-CASES = {'hybrid': (CONFIG, .3, .7), 'tokens': (CONFIG, 0., 1.), 'embeddings': (CONFIG, 1., 0.), 'tied': (replace(CONFIG, tie_embeddings=True), .3, .7), 'slow copy': (EMA, .3, .7)}
+TIED = replace(CONFIG, tie_embeddings=True)
+CASES = {'hybrid': (CONFIG, .3, .7), 'tokens': (CONFIG, 0., 1.), 'embeddings': (CONFIG, 1., 0.),
+         'tied': (TIED, .3, .7), 'slow copy': (EMA, .3, .7)}
 SHARDED = 'hybrid', 'slow copy'
 
 
@@ -68,14 +71,16 @@ def ddp(model): return DistributedDataParallel(model, find_unused_parameters=Tru
 
 def fsdp(model):
     "Shards of each layer, and of what is left."
-    for layer in (*model.language_encoder.layers, *model.vision_encoder.blocks, *model.cross_modal_fusion.blocks): fully_shard(layer)
+    layers = *model.language_encoder.layers, *model.vision_encoder.blocks, *model.cross_modal_fusion.blocks
+    for layer in layers: fully_shard(layer)
     return fully_shard(model)
 
 
 def losses(rank, world):
     "`lm_loss` where rank 0 has 1, all or none of the tokens that count; and where nobody has any."
     found, g = [], make_generator('states')
-    hidden, weight, targets = torch.randn(4, 6, 5, generator=g), torch.randn(11, 5, generator=g), torch.randint(11, (4, 6), generator=g)
+    hidden, weight = torch.randn(4, 6, 5, generator=g), torch.randn(11, 5, generator=g)
+    targets = torch.randint(11, (4, 6), generator=g)
     for mine, others in ((1, 18), (6, 0), (0, 5), (0, 0)):
         y = targets.clone()
         y[:1].view(-1)[mine:] = -100
@@ -101,7 +106,8 @@ class Head(nn.Module):
 
 def on_each(rank, world):
     "All that this file asks of two ranks, because starting them takes longer than the work."
-    return losses(rank, world), {name: step(name, rank, world, ddp) for name in CASES}, {name: step(name, rank, world, fsdp) for name in SHARDED}
+    averaged = {name: step(name, rank, world, ddp) for name in CASES}
+    return losses(rank, world), averaged, {name: step(name, rank, world, fsdp) for name in SHARDED}
 
 
 @pytest.fixture(scope='module')
@@ -128,10 +134,54 @@ def test_a_step_on_two_ranks_equals_one_process(ranks, name, kind):
 
 
 def test_the_comparison_compares_something():
-    for name, (config, alpha, beta) in CASES.items():
+    for name, (_, alpha, beta) in CASES.items():
         loss, logs, grads, copy = step(name)
-        parts = {n.split('.')[0] for n, g in grads.items() if g.any()}
-        expected = {'vision_encoder', 'language_encoder', 'cross_modal_fusion'} | ({'jepa_head'} if alpha else set()) | ({'autoregressive_head'} if beta and name != 'tied' else set())
-        assert parts == expected and loss > 0
+        expected = {'vision_encoder', 'language_encoder', 'cross_modal_fusion'}
+        if alpha: expected.add('jepa_head')
+        if beta and name != 'tied': expected.add('autoregressive_head')
+        assert {n.split('.')[0] for n, g in grads.items() if g.any()} == expected and loss > 0
         assert bool(copy) == (name == 'slow copy')
         assert ('loss_sigreg' in logs) == bool(alpha and name != 'slow copy')
+
+
+@pytest.fixture
+def fresh():
+    "What was compiled before is forgotten, and what is compiled here."
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_forward_pass_is_one_graph(fresh, name):
+    config, alpha, beta = CASES[name]
+    model = build(replace(config, vision=replace(VISION, drop_path=.1)), alpha, beta).train()
+    found = torch._dynamo.explain(model)(token_indices(data(), config.prediction_steps))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), [r.reason for r in found.break_reasons]
+
+
+def test_a_compiled_model_learns_the_same(fresh):
+    "However many tokens are hidden: the first batch makes a graph, the second one for any number, further ones none."
+    config, alpha, beta = CASES['hybrid']
+    models = [build(config, alpha, beta) for _ in range(2)]
+    compiled, graphs = torch.compile(models[0], backend='aot_eager', fullgraph=True), []
+    for i, ratio in enumerate((.3, .2, .5, .6)):
+        masks = JointMasks(JEPAMasking(ratio, span=3, min_size=2), patches=9, steps=config.prediction_steps)
+        batch = masks(data(), make_generator('compiled', i))
+        for run in (compiled, models[1]):
+            VLJEPAObjective(alpha, beta, num_slices=16)(run(batch), batch)[0].backward()
+        graphs.append(torch._dynamo.utils.counters['stats']['unique_graphs'])
+    assert graphs[1] == graphs[-1]
+    for (n, p), q in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), n
+        if p.grad is not None: assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_model_is_saved_as_the_plain_one(fresh, tmp_path):
+    "And runs on a batch without indices, which it makes by itself."
+    model, batch = build(*CASES['slow copy']), data()
+    compiled = torch.compile(model, backend='eager')
+    assert_close(compiled(batch)['predictions'], model(token_indices(batch, 3))['predictions'])
+    compiled.save_pretrained(tmp_path)
+    again, plain = load_vl_jepa(tmp_path).state_dict(), model.state_dict()
+    assert again.keys() == plain.keys() and all(torch.equal(again[k], x) for k, x in plain.items())

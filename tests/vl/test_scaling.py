@@ -17,7 +17,9 @@ from tree import ROOT
 EXAMPLES = ROOT/'examples'
 REFERENCE = EXAMPLES.parent.parent/'shared/reference/B-vl-jepa-training.txt'
 TINY = '''
-training: {batch_size: 8, micro_batch_size: 2, gradient_accumulation_steps: 4, lm: {context_length: 64, vocab_size: 300}, jepa: {embedding_dim: 16}}
+training:
+  {batch_size: 8, micro_batch_size: 2, gradient_accumulation_steps: 4, jepa: {embedding_dim: 16},
+   lm: {context_length: 64, vocab_size: 300}}
 model: {hidden_size: 32, num_layers: 2, vision: {image_size: 32, patch_size: 8, width: 24, depth: 1, heads: 2}}
 '''
 
@@ -29,16 +31,20 @@ def tiny(tmp_path):
 
 
 def test_the_command_plans_as_a_process(tmp_path):
-    args = [sys.executable, '-m', 'mmjepa.vl.scaling', EXAMPLES/'curriculum.yaml', '--device', 'h200', '--devices', '64', '--mfu', '0.4', '--output', tmp_path/'p.png']
+    flags = ['--device', 'h200', '--devices', '64', '--mfu', '0.4', '--output', tmp_path/'p.png']
+    args = [sys.executable, '-m', 'mmjepa.vl.scaling', EXAMPLES/'curriculum.yaml', *flags]
     done = subprocess.run([*map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    for words in ('1,772,310,016 are trained', 'FSDP, checkpointing', 'all: 250,000,000,000 tokens', '2,500 shards', f'figure: {tmp_path}/p.png'): assert words in done.stdout
+    for words in ('1,772,310,016 are trained', 'FSDP, checkpointing', 'all: 250,000,000,000 tokens', '2,500 shards',
+                  f'figure: {tmp_path}/p.png'):
+        assert words in done.stdout
     assert (tmp_path/'p.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_small_plan(tiny, tmp_path, capsys):
-    run_command(main, [str(tiny), '--devices', '4', '--device', 'a100', '--total-tokens', '2M', '--precision', 'fp32', '--output', str(tmp_path/'p.png')])
+    flags = ['--devices', '4', '--device', 'a100', '--total-tokens', '2M', '--precision', 'fp32']
+    run_command(main, [str(tiny), *flags, '--output', str(tmp_path/'p.png')])
     said = capsys.readouterr().out
     assert 'all: 2,000,000 tokens' in said and 'gradients accumulated over 1' in said and 'seconds' not in said
     config = load_curriculum(tiny, '2M')
@@ -80,8 +86,10 @@ def test_the_example_is_the_reference(tmp_path):
     (tmp_path/'empty.yaml').write_text('{}')
     config, default = load_curriculum(EXAMPLES/'curriculum.yaml', ranks=64), load_curriculum(tmp_path/'empty.yaml')
     assert config.training.model_copy(update={'gradient_accumulation_steps': 64}) == default.training
-    for a, b in zip(config.stages, default.stages, strict=True): assert a.model_copy(update={'lr': None}) == b.model_copy(update={'lr': None}) and a.lr == pytest.approx(b.lr)
-    assert {k: (s.weight, s.topic, s.instruction) for k, s in config.sources.items()} == {k: (s.weight, s.topic, s.instruction) for k, s in default.sources.items()}
+    for a, b in zip(config.stages, default.stages, strict=True):
+        assert a.lr == pytest.approx(b.lr) and a.model_copy(update={'lr': b.lr}) == b
+    ours, theirs = ([(k, s.weight, s.topic, s.instruction) for k, s in c.sources.items()] for c in (config, default))
+    assert sorted(ours) == sorted(theirs)
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason='the reference is not beside the repository')
@@ -90,7 +98,10 @@ def test_the_yaml_of_the_reference_loads_as_it_is(tmp_path):
     assert load_curriculum(tmp_path/'c.yaml').training.jepa.step_weights == (1., .8, .6)
 
 
-@pytest.mark.parametrize('name, processes, kind', [('1gpu', 1, 'NO'), ('8gpu_ddp', 8, 'MULTI_GPU'), ('multinode_fsdp', 64, 'FSDP')])
+EXPECTED = [('1gpu', 1, 'NO'), ('8gpu_ddp', 8, 'MULTI_GPU'), ('multinode_fsdp', 64, 'FSDP')]
+
+
+@pytest.mark.parametrize('name, processes, kind', EXPECTED)
 def test_accelerate_reads_its_examples(name, processes, kind):
     "Its own parser refuses keys that it does not know; those of FSDP are flags of `accelerate launch`."
     from accelerate.commands.config.config_args import load_config_from_file
@@ -105,38 +116,52 @@ def test_accelerate_reads_its_examples(name, processes, kind):
 
 def test_fsdp_wraps_the_blocks_of_the_model(tiny):
     "The names in the example are those of the classes that a model is made of."
-    names = yaml.safe_load((EXAMPLES/'accelerate_multinode_fsdp.yaml').read_text())['fsdp_config']['fsdp_transformer_layer_cls_to_wrap'].split(',')
+    settings = yaml.safe_load((EXAMPLES/'accelerate_multinode_fsdp.yaml').read_text())['fsdp_config']
+    names = settings['fsdp_transformer_layer_cls_to_wrap'].split(',')
     found = [type(m).__name__ for m in VLJEPA(to_model(load_curriculum(tiny))).modules()]
     assert [found.count(n) for n in names] == [2, 1 + 2]  # language layers; vision and fusion blocks
 
 
+def stand_ins(folder, programs, **variables):
+    "An environment in which SLURM's programs are these scripts of bash."
+    for name, text in programs.items():
+        (folder/name).write_text(f'#!/bin/bash\n{text}\n')
+        (folder/name).chmod(0o755)
+    path = f'{folder}:{os.environ["PATH"]}'
+    return {**os.environ, 'PATH': path, 'SLURM_JOB_NODELIST': 'x', **variables}
+
+
 def test_the_slurm_script(tmp_path):
-    "Bash parses it, and on every machine accelerate gets that machine's rank; SLURM itself is stood in for by three short scripts."
-    script = EXAMPLES/'slurm.sh'
+    "Bash parses it, and on every machine accelerate gets that machine's rank."
+    script, out = EXAMPLES/'slurm.sh', tmp_path/'out'
     assert subprocess.run(['bash', '-n', script]).returncode == 0
-    for name, text in {'scontrol': 'echo first; echo second', 'srun': 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done', 'accelerate': 'printf "%s|" "$@"; echo'}.items():
-        (tmp_path/name).write_text(f'#!/bin/bash\n{text}\n')
-        (tmp_path/name).chmod(0o755)
-    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_NNODES': '2', 'SLURM_SUBMIT_DIR': str(EXAMPLES.parent)}
-    run = lambda: subprocess.run(['bash', script, 'my config.yaml', tmp_path/'out'], env=env, capture_output=True, text=True)
+    each = 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done'
+    programs = {'scontrol': 'echo first; echo second', 'srun': each, 'accelerate': 'printf "%s|" "$@"; echo'}
+    env = stand_ins(tmp_path, programs, SLURM_NNODES='2', SLURM_SUBMIT_DIR=str(EXAMPLES.parent))
+    def run(): return subprocess.run(['bash', script, 'my config.yaml', out], env=env, capture_output=True, text=True)
     done = run()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    command = f'-m|mmjepa.vl.curriculum|my config.yaml|--output|{out}|--save_every|200|'
     for rank, line in enumerate(lines):
-        for words in ('--num_processes|16|', f'--machine_rank|{rank}|', '--main_process_ip|first|', f'-m|mmjepa.vl.curriculum|my config.yaml|--output|{tmp_path}/out|--save_every|200|'): assert words in line
+        for words in ('--num_processes|16|', f'--machine_rank|{rank}|', '--main_process_ip|first|', command):
+            assert words in line
     assert len(lines) == 2 and '--resume' not in done.stdout
-    (tmp_path/'out/checkpoints').mkdir(parents=True)
+    (out/'checkpoints').mkdir(parents=True)
     assert run().stdout.count('|--resume|') == 2
 
 
 def test_the_slurm_script_passes_the_warning_on(tmp_path):
-    "USR1 reaches the tasks as SIGTERM, by scancel: a TERM of srun itself kills them at once, as SLURM's does. The script waits for their end and has its status."
-    (tmp_path/'scontrol').write_text('#!/bin/bash\necho first\n')
-    (tmp_path/'srun').write_text(f'#!/bin/bash\ntrap "sleep .3; echo stopped; exit 143" USR2\ntrap "exit 1" TERM\necho $$ > {tmp_path}/pid\necho started\nfor _ in {{1..600}}; do sleep .1; done\n')
-    (tmp_path/'scancel').write_text(f'#!/bin/bash\n[ "$*" = "--signal=TERM 77" ] && kill -USR2 $(cat {tmp_path}/pid)\n')  # the tasks are played by srun, which hears of them by USR2
-    for name in ('scontrol', 'srun', 'scancel'): (tmp_path/name).chmod(0o755)
-    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_NNODES': '1', 'SLURM_JOB_ID': '77'}
-    p = subprocess.Popen(['bash', EXAMPLES/'slurm.sh', 'c.yaml', tmp_path/'out'], env=env, stdout=subprocess.PIPE, text=True)
+    """USR1 reaches the tasks as SIGTERM, by scancel: a TERM of srun itself kills them at once, as SLURM's does.
+
+    The script waits for their end and has its status. The tasks are played by srun, which hears of them by USR2."""
+    tasks = ['trap "sleep .3; echo stopped; exit 143" USR2', 'trap "exit 1" TERM', f'echo $$ > {tmp_path}/pid',
+             'echo started', 'for _ in {1..600}; do sleep .1; done']
+    warn = f'[ "$*" = "--signal=TERM 77" ] && kill -USR2 $(cat {tmp_path}/pid)'
+    programs = {'scontrol': 'echo first', 'srun': '\n'.join(tasks), 'scancel': warn}
+    env = stand_ins(tmp_path, programs, SLURM_NNODES='1', SLURM_JOB_ID='77')
+    args = ['bash', EXAMPLES/'slurm.sh', 'c.yaml', tmp_path/'out']
+    p = subprocess.Popen(args, env=env, stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == 'started\n'
     time.sleep(.3)  # the trap is set right after the start
     p.send_signal(signal.SIGUSR1)
