@@ -41,9 +41,9 @@ from ..training import TrainConfig, choose_precision, fit
 @dataclass(frozen=True)
 class AlignmentConfig:
     "Towers, adapters, losses and training of an alignment; the defaults are those of the reference."
-    vision_model_name: str = 'openai/clip-vit-base-patch32' # folder or name for `load_vision_tower`; '' for none
-    text_model_name: str = 'sentence-transformers/all-MiniLM-L6-v2' # folder or name for `load_text_tower`; '' for none
-    audio_model_name: str = '' # folder or name for `load_audio_tower`; '' for none
+    vision_model_name: str = 'openai/clip-vit-base-patch32' # a folder, or a name of transformers or timm; '' for none
+    text_model_name: str = 'sentence-transformers/all-MiniLM-L6-v2' # the same; '' for none
+    audio_model_name: str = '' # the same, such as openai/whisper-tiny; '' for none
     d_align: int = 512 # width of the common space
     hidden_factor: float = 2. # width of an adapter's hidden layer over `d_align`
     dropout: float = .1 # in the adapters, 0 to 1
