@@ -25,7 +25,7 @@ from .inputs import MODALITIES, ImageTextDataset, create_dataloader, labelled_pa
 from ..data.augmentation import AugmentConfig
 from ..data.images import load_images
 from ..pair_scores import nearest_rows, plot_widths, rank_table
-from ..runs import RunLog
+from ..runs import RunConfig, RunLog
 from ..data.images import read_image
 
 # %% ../../nbs/align/56_align.ipynb #b22ada2b
@@ -193,30 +193,29 @@ def varied(
 def run_alignment(
     records: tuple, # dataset, and which rows are held out, as of `open_records`
     config: AlignmentConfig, # towers, adapters, training
-    output: str | Path, # folder of the run
+    run: RunConfig, # where everything goes
     *,
     augment: float = 0., # strength of the images' augmentation, with `cache=False`
     num_workers: int = 0, # processes that decode
     **options, # of `train_alignment`
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the aligner and a report."
-    folder, (dataset, held) = Path(output), records
-    augmentation = varied(augment)
+    (dataset, held), augmentation = records, varied(augment)
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)
     def report(parts, table):
-        path = write_alignment_report(model, dataset, parts, table=table, folder=folder)
-        RunLog(folder/'training.log')(f'report and pictures: {path}')
-    return train_alignment(model, loader, output_dir=folder, val_rows=held, augmentation=augmentation, finish=report,
-                           **options)
+        path = write_alignment_report(model, dataset, parts, table=table, folder=run.folder)
+        RunLog(run.folder/'training.log')(f'report and pictures: {path}')
+    return train_alignment(model, loader, output_dir=run.folder, resume=run.resume, val_rows=held, finish=report,
+                           augmentation=augmentation, **(run.follow() | options))
 
 # %% ../../nbs/align/56_align.ipynb #210f4673
 @command
 def main(
     config: AlignmentConfig,
     source: PairSource,
-    output: str = 'runs/align', # folder of everything that the run writes
+    run: RunConfig = RunConfig('runs/align'),
     cache_dir: str = '', # of the towers' features (~/.cache/mmjepa/features)
     cache: bool = True, # keep the towers' features; --no_cache: run the vision tower in every epoch
     augment: float = 0., # strength of the images' augmentation; needs --no_cache
@@ -224,12 +223,9 @@ def main(
     max_steps: int = 0, # stop after so many steps
     eval_every: int = 1, # epochs between evaluations
     precision: str = 'auto', # fp32, bf16, fp16 or auto
-    tracker: str = '', # tensorboard or wandb
-    save_every: int = 0, # steps between checkpoints inside an epoch; 0: one an epoch
-    resume: bool = False, # continue the run in OUTPUT
 ):
     "Align frozen towers: train an adapter for each on pairs."
     start_ranks()
-    run_alignment(open_records(source, config.seed), config, output, cache_dir=cache_dir or None, cache=cache,
-                  augment=augment, num_workers=num_workers, resume=resume, max_steps=max_steps, eval_every=eval_every,
-                  precision=precision, tracker=tracker, save_every=save_every)
+    run_alignment(open_records(source, config.seed), config, run, cache_dir=cache_dir or None, cache=cache,
+                  augment=augment, num_workers=num_workers, max_steps=max_steps, eval_every=eval_every,
+                  precision=precision)

@@ -26,7 +26,7 @@ from ..core import (UserError, atomic_path, command, get_device, is_main, main_f
 from ..data.images import read_image
 from ..data.loaders import image_loader
 from ..data.records import record_text
-from ..runs import RunLog
+from ..runs import RunConfig, RunLog
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/58_caption.ipynb #cfa2bc52
@@ -198,23 +198,23 @@ def write_caption_report(
 def run_captioning(
     records: tuple, # dataset, and which rows are held out, as of `mmjepa.align.align.open_records`
     aligner: VisionTextAligner, # with a vision tower
-    config: LLMConfig, # language model `small` stands for one that is trained on the captions first
+    config: LLMConfig, # the model name `small` stands for one that is trained on the captions first
     *,
-    output: str | Path, # folder of the run
+    train: TrainConfig,
+    run: RunConfig,
     batch_size: int = 32, # pairs a step, on each process
-    resume: bool = False, # continue the run in `output`
     cache_dir: str | Path | None = None, # of features
-    **options, # fields of `TrainConfig`
 ): # DataFrame of epochs; None on ranks other than the first
     "Train, caption what was held out, write a report."
-    folder, (dataset, held) = Path(output), records
-    seed = captioning_config(folder, resume, batch_size, **options).seed # a mistake costs no training of a small model
+    folder, resume, (dataset, held) = run.folder, run.resume, records
+    options = vars(train) | run.follow()
+    captioning_config(folder, resume, batch_size, **options) # a mistake costs no training of a small model
     if config.model_name == 'small':
         known = map(dataset.fields, other_rows(len(dataset), held).tolist())
         texts = [record_text(f) for f in known if f.get('text') is not None]
-        small = small_language_model(texts, folder/'language_model', config.prompt, seed=seed, resume=resume)
+        small = small_language_model(texts, folder/'language_model', config.prompt, seed=train.seed, resume=resume)
         config = replace(config, model_name=str(small))
-    seed_everything(seed)
+    seed_everything(train.seed)
     with main_first(): model = MultimodalLLM(aligner, config).to(get_device())
     table, evaluation = train_captioning(model, dataset, folder, batch_size=batch_size, val_rows=held, resume=resume,
                                          cache_dir=cache_dir, **options)
@@ -229,16 +229,15 @@ def main(
     source: PairSource,
     config: LLMConfig,
     train: TrainConfig = TrainConfig(epochs=3),
+    run: RunConfig = RunConfig('runs/caption'),
     aligner: str = '', # folder that mmjepa_align wrote
     train_llm: bool = False, # train the language model as a whole
     lora_rank: int = 0, # rank of low-rank adapters of the language model; 0 for none
-    output: str = 'runs/caption', # folder of everything that the run writes
     batch_size: int = 32, # pairs a step, on each process
     vision_model_name: str = '', # where the aligner's vision tower lies by now, if not where it lay
     text_model_name: str = '', # where its text tower lies, likewise
     audio_model_name: str = '', # where its audio tower lies, likewise
     cache_dir: str = '', # of the tower's features (~/.cache/mmjepa/features)
-    resume: bool = False, # continue the run in OUTPUT
 ):
     "Train captions: an aligned image embedding becomes tokens that a language model reads."
     if not aligner: raise UserError('--aligner is missing; expected a folder that mmjepa_align wrote')
@@ -247,5 +246,5 @@ def main(
     config = replace(config, freeze_llm=config.freeze_llm and not train_llm, lora=lora)
     names = {'image': vision_model_name, 'text': text_model_name, 'audio': audio_model_name}
     known = load_aligner(aligner, {m: name for m, name in names.items() if name})
-    run_captioning(open_records(source, train.seed), known, config, output=output, batch_size=batch_size, resume=resume,
-                   cache_dir=cache_dir or None, **vars(train))
+    run_captioning(open_records(source, train.seed), known, config, train=train, run=run, batch_size=batch_size,
+                   cache_dir=cache_dir or None)
