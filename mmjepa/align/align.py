@@ -147,7 +147,8 @@ def write_alignment_report(
         if fig: pictures.append(save_figure(fig, folder/'found.png').name)
         rows = _recall_rows(last, _baselines(names, train, held), len(held))
         lines += markdown_table(['measure', 'aligned', 'nearest neighbours', 'chance'], rows)
-    scores = [c for c in table.columns if c not in ('epoch', 'images_per_s', 'seconds') and last[c] == last[c]]
+    aside = ('epoch', 'images_per_s', 'seconds', 'grad_norm', 'lr')
+    scores = [c for c in table.columns if c not in aside and last[c] == last[c]]
     lines += markdown_table(['measure', 'last epoch'], [(c, float(last[c])) for c in scores])
     write_text(folder/'report.md', '\n'.join([*lines, *(f'![{p}]({p})' for p in pictures), '']))
     return folder/'report.md'

@@ -399,7 +399,7 @@ def captioning_config(
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     return training_config(folder, resume, **(dict(epochs=3, lr=1e-3) | options))
 
-def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, say: Callable) -> tuple:
+def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *, say: Callable) -> tuple:
     "Captions by row, '' where there is none or no image; their tokens, and True where a real one stands."
     texts, longest = [], model.config.max_text
     for i, image in enumerate(there.tolist()):
@@ -432,7 +432,7 @@ def train_captioning(
     log, towers = RunLog(folder/'training.log'), model.aligner.towers
     kind = 'states' if cfg.prefix_from == 'patches' else 'pooled'
     features = cached_features(towers['image'], dataset, cache_dir, kind=kind, say=log)
-    texts, ids, real = _captions(model, dataset, features.there, log)
+    texts, ids, real = _captions(model, dataset, features.there, say=log)
     if val_rows is None: val_rows = torch.from_numpy(split_rows(len(dataset), val_split, config.seed)[1])
     train = CaptionSet(features, ids, real, rows=other_rows(len(dataset), val_rows), name=dataset.name)
     evaluation = CaptionEvaluation(CaptionSet(features, ids, real, rows=val_rows), texts)

@@ -64,7 +64,7 @@ def batch_of(rows, d=32):
     return {k: v[rows] for k, v in batch.items()}
 
 
-def gradients(model, objective, batch, rank, world):
+def gradients(model, objective, batch, *, world):
     "After DDP's averaging; a parameter without a gradient would stop the second step."
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
     for _ in range(2):
@@ -74,13 +74,14 @@ def gradients(model, objective, batch, rank, world):
     return {'loss': loss.detach(), **logs, **{n: p.grad for n, p in model.named_parameters() if p.requires_grad}}
 
 
-def aligned(rank, world, models, first, silent):
+def aligned(rank, world, models, *, case):
+    first, silent = case
     seed_everything(0)
     models = Path(models)
     model = VisionTextAligner(config(models, audio_model_name=str(models/'whisper'), learn_temperature=True)).train()
     batch = batch_of(slice(None) if world == 1 else slice(first) if rank == 0 else slice(first, None))
     if silent: batch['audio_there'] = torch.zeros_like(batch['audio_there'])
-    return gradients(model, AlignmentObjective((8, 32)), batch, rank, world)
+    return gradients(model, AlignmentObjective((8, 32)), batch, world=world)
 
 
 ALIGNED = [(5, False), (3, False), (5, True)]
@@ -88,7 +89,7 @@ ALIGNED = [(5, False), (3, False), (5, True)]
 
 @pytest.mark.parametrize('case', ALIGNED)
 def test_alignment_gradients_add_up(models, two_ranks, case):
-    whole = aligned(0, 1, str(models), *case)
+    whole = aligned(0, 1, str(models), case=case)
     assert all(whole[k].isfinite().all() for k in whole)
     for part in two_ranks: assert_close(part[str(case)], whole, rtol=1e-4, atol=1e-6)
 
@@ -97,7 +98,7 @@ RANDOM = {'r': 2, 'init_lora_weights': False}  # zeros would give half of them n
 CAPTIONED = {'projector': {}, 'all': dict(freeze_llm=False), 'lora': dict(lora=RANDOM)}
 
 
-def captioned(rank, world, models, mode):
+def captioned(rank, world, models, *, mode):
     seed_everything(0)
     models = Path(models)
     lm = LLMConfig(str(models/'qwen2'), n_prefix=3, **CAPTIONED[mode])
@@ -107,20 +108,20 @@ def captioned(rank, world, models, mode):
     g = torch.Generator().manual_seed(0)
     batch = {'image_features': torch.randn(4, 32, generator=g), 'caption': ids, 'caption_mask': real}
     share = slice(None) if world == 1 else slice(1) if rank == 0 else slice(1, None)
-    return gradients(model, caption_objective, {k: v[share] for k, v in batch.items()}, rank, world)
+    return gradients(model, caption_objective, {k: v[share] for k, v in batch.items()}, world=world)
 
 
 @pytest.mark.parametrize('mode', CAPTIONED)
 def test_caption_gradients_add_up(models, two_ranks, mode):
-    whole = captioned(0, 1, str(models), mode)
+    whole = captioned(0, 1, str(models), mode=mode)
     lora = [v for k, v in whole.items() if 'lora' in k]
     assert all(v.abs().sum() > 0 for v in lora) and bool(lora) == (mode == 'lora')
     for part in two_ranks: assert_close(part[mode], whole, rtol=1e-4, atol=1e-6)
 
 
 def all_cases(rank, world, models):
-    out = {str(case): aligned(rank, world, models, *case) for case in ALIGNED}
-    return out | {mode: captioned(rank, world, models, mode) for mode in CAPTIONED}
+    out = {str(case): aligned(rank, world, models, case=case) for case in ALIGNED}
+    return out | {mode: captioned(rank, world, models, mode=mode) for mode in CAPTIONED}
 
 
 @pytest.fixture(scope='module')
