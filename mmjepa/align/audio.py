@@ -23,10 +23,13 @@ def retrieve_table(
 ): # DataFrame: from (rows) to (columns), share of queries, 0 to 1
     "Label accuracy of the nearest item of another record, between any two modalities."
     import pandas as pd
-    if any(len(z) != len(labels) for z in embeddings.values()): raise UserError(f'{[len(z) for z in embeddings.values()]} embeddings for {len(labels)} labels; expected as many')
-    number, out = {x: i for i, x in enumerate({*labels})}, {}
+    sizes = [len(z) for z in embeddings.values()]
+    if any(n != len(labels) for n in sizes):
+        raise UserError(f'{sizes} embeddings for {len(labels)} labels; expected as many')
+    number = {x: i for i, x in enumerate({*labels})}
     codes = torch.tensor([number[x] for x in labels])
+    table = pd.DataFrame(index=[*embeddings], columns=[*embeddings], dtype=float)
     for a, b in permutations(embeddings, 2):
         found = nearest_rows(embeddings[a], embeddings[b], others=True).cpu() # its own partner is too easy
-        out.setdefault(b, {})[a] = (codes[found] == codes).float().mean().item()
-    return pd.DataFrame(out).reindex(index=[*embeddings], columns=[*embeddings])
+        table.loc[a, b] = (codes[found] == codes).float().mean().item()
+    return table

@@ -4,63 +4,70 @@
 
 # %% auto #0
 __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'PrefixProjector', 'MultimodalLLM',
-           'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'train_captioning', 'fingerprint', 'save_captioner',
-           'load_captioner']
+           'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'captioning_config', 'train_captioning',
+           'fingerprint', 'save_captioner', 'load_captioner']
 
 # %% ../../nbs/align/57_captioner.ipynb #b8c9e9b1
 import json, math, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .aligner import VisionTextAligner, load_aligner, save_aligner
-from ..checkpoint import keep_trained, list_checkpoints, load_weights
-from ..core import UserError, atomic_path, get_device, global_mean, is_main, world_size
-from ..data.records import record_text, split_rows
+from .aligner import (VisionTextAligner, load_aligner, other_rows, read_saved, save_aligner,
+                                  training_config)
 from .features import Features, FeatureSet, cached_features
 from .inputs import ImageTextDataset
-from ..data.loaders import image_loader
-from ..runs import RunLog, new_folder
 from .towers import load_whole, load_words, weights_digest, words_digest
-from ..training import TrainConfig, choose_precision, fit
+from ..checkpoint import keep_trained, load_weights
+from ..core import UserError, atomic_path, global_mean, is_main, world_size
+from ..data.loaders import image_loader
+from ..data.records import record_text, split_rows
+from ..runs import RunLog, new_folder
+from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/57_captioner.ipynb #5944594a
-@dataclass(frozen=True)
-class LLMConfig:
-    "Language model, projector, and what of them trains."
-    model_name: str = 'Qwen/Qwen2.5-1.5B-Instruct' # folder or hub name of a causal language model of transformers
-    prefix_from: str = 'embedding' # 'embedding': `n_prefix` tokens from the aligned embedding; 'patches': one token a patch of the vision tower
-    n_prefix: int = 8 # tokens of an image, for 'embedding'
-    freeze_llm: bool = True # False: the language model trains as a whole
-    lora: object = None # `peft.LoraConfig`, or a dict of its fields: low-rank adapters train beside the projector; None for none
-    prompt: str = 'Describe this image:' # of training, and where `generate` gets none
-    max_text: int = 64 # longest caption, tokens; longer ones are cut
-
-    def __post_init__(self):
-        if self.prefix_from not in ('embedding', 'patches'): raise UserError(f'prefix_from is {self.prefix_from!r}; expected embedding or patches')
-        for name in ('n_prefix', 'max_text'):
-            if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
-        if self.lora is not None and not self.freeze_llm: raise UserError('lora with freeze_llm=False; expected one of both: low-rank adapters leave the model as it is')
-        if self.lora is not None: object.__setattr__(self, 'lora', _lora_fields(self.lora))
-
 def _lora_fields(lora) -> dict:
     "What of a `peft.LoraConfig` differs from its defaults, JSON-able."
     from peft import LoraConfig
     try: lora = LoraConfig(**lora) if isinstance(lora, dict) else lora
     except (TypeError, ValueError) as e: raise UserError(f'lora: {e}; expected fields of peft.LoraConfig') from e
-    if not isinstance(lora, LoraConfig): raise UserError(f'lora is a {type(lora).__name__}; expected peft.LoraConfig or a dict of its fields')
-    plain = lambda config: json.loads(json.dumps(config.to_dict(), default=lambda x: sorted(x) if isinstance(x, set) else str(x)))
+    if not isinstance(lora, LoraConfig):
+        raise UserError(f'lora is a {type(lora).__name__}; expected peft.LoraConfig or a dict of its fields')
+    def plain(config):
+        text = json.dumps(config.to_dict(), default=lambda x: sorted(x) if isinstance(x, set) else str(x))
+        return json.loads(text)
     usual, given = plain(LoraConfig()), plain(lora)
     return {k: v for k, v in given.items() if usual.get(k) != v and k != 'peft_type'}
+
+@dataclass(frozen=True)
+class LLMConfig:
+    "Language model, projector, and what of them trains."
+    model_name: str = 'Qwen/Qwen2.5-1.5B-Instruct' # folder or name in transformers; small: mmjepa_caption trains one
+    prefix_from: str = 'embedding' # embedding: `n_prefix` tokens of the aligned one; patches: a token for each patch
+    n_prefix: int = 8 # tokens of an image, for embedding
+    freeze_llm: bool = True # if not, the language model trains as a whole
+    lora: object = None # `peft.LoraConfig` or a dict of its fields: adapters that train beside the projector
+    prompt: str = 'Describe this image:' # that captions follow; <image> in it says where the image goes
+    max_text: int = 64 # longest caption, tokens; longer ones are cut
+
+    def __post_init__(self):
+        if self.prefix_from not in ('embedding', 'patches'):
+            raise UserError(f'prefix_from is {self.prefix_from!r}; expected embedding or patches')
+        for name in ('n_prefix', 'max_text'):
+            if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
+        if self.lora is None: return
+        if not self.freeze_llm:
+            raise UserError('lora with freeze_llm=False; expected one of both: low-rank adapters leave the model '
+                            'as it is')
+        object.__setattr__(self, 'lora', _lora_fields(self.lora))
 
 # %% ../../nbs/align/57_captioner.ipynb #fcad7306
 def split_prompt(
@@ -68,26 +75,29 @@ def split_prompt(
     prompt: str, # with `<image>` at most once
 ) -> tuple[list[int], list[int]]: # token ids before and after the image
     "The prompt as the language model wants it, cut where the image goes."
-    if prompt.count('<image>') > 1: raise UserError(f'prompt {prompt!r:.60} has <image> {prompt.count("<image>")} times; expected once, or not at all')
-    text = prompt if '<image>' in prompt else f'<image>\n{prompt}'
-    if tokenizer.chat_template: text = tokenizer.apply_chat_template([{'role': 'user', 'content': text}], tokenize=False, add_generation_prompt=True)
-    before, after = text.split('<image>')
-    ids = lambda t: tokenizer(t, add_special_tokens=False)['input_ids']
-    start = [] if tokenizer.chat_template or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return start + ids(before), ids(after)
+    n = prompt.count('<image>')
+    if n > 1: raise UserError(f'prompt {prompt!r:.60} has <image> {n} times; expected once, or not at all')
+    text, start = prompt if n else f'<image>\n{prompt}', []
+    if tokenizer.chat_template:
+        turn = [{'role': 'user', 'content': text}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    elif tokenizer.bos_token_id is not None: start = [tokenizer.bos_token_id]
+    before, after = (tokenizer(part, add_special_tokens=False)['input_ids'] for part in text.split('<image>'))
+    return start + before, after
 
 def caption_rows(
     tokenizer, # of transformers, with an end-of-text token
     texts: list[str], # captions
     longest: int, # tokens of a row, the end included
-) -> tuple[Int[Tensor, 'n t'], Bool[Tensor, 'n t'], int]: # ids, True where a real one stands, and how many texts were cut
+) -> tuple[Int[Tensor, 'n t'], Bool[Tensor, 'n t'], int]: # ids, True where a real one stands, how many texts were cut
     "Captions with their end, in rows of one length."
-    lead = '' if tokenizer.chat_template else ' ' # a continuation begins with a space
+    lead, end = '' if tokenizer.chat_template else ' ', tokenizer.eos_token_id # a continuation begins with a space
     known = {t: tokenizer(lead + t, add_special_tokens=False)['input_ids'] for t in dict.fromkeys(texts)}
-    rows = [(known[t] + [tokenizer.eos_token_id])[:longest] for t in texts] # a caption that is cut has no end to learn
-    width = max(map(len, rows))
-    real = torch.arange(width) < torch.tensor([len(r) for r in rows])[:, None]
-    return torch.tensor([r + [tokenizer.eos_token_id] * (width - len(r)) for r in rows]), real, sum(len(known[t]) >= longest for t in texts)
+    rows = [(known[t] + [end])[:longest] for t in texts] # a caption that is cut has no end to learn
+    lengths = torch.tensor([len(r) for r in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([r + [end] * (width - len(r)) for r in rows])
+    return ids, torch.arange(width) < lengths[:, None], sum(len(known[t]) >= longest for t in texts)
 
 # %% ../../nbs/align/57_captioner.ipynb #d21c26a2
 class PrefixProjector(nn.Module):
@@ -100,32 +110,49 @@ class PrefixProjector(nn.Module):
         scale: float, # standard deviation of word embeddings, which new tokens should have
     ):
         super().__init__()
-        self.n, self.norm, self.first, self.second = n, nn.LayerNorm(d), nn.Linear(d, n * d_llm), nn.Linear(d_llm, d_llm)
-        nn.init.normal_(self.second.weight, std=scale * d_llm**-.5 / .4); nn.init.zeros_(self.second.bias) # gelu of a vector like the first layer's has squares of .16 or so
+        self.n, self.norm = n, nn.LayerNorm(d)
+        self.first, self.second = nn.Linear(d, n * d_llm), nn.Linear(d_llm, d_llm)
+        nn.init.normal_(self.second.weight, std=scale * d_llm**-.5 / .4) # squares of gelu are .16 or so
+        nn.init.zeros_(self.second.bias)
 
-    def forward(self, x: Float[Tensor, '... d']) -> Float[Tensor, '... n e']: return self.second(F.gelu(self.first(self.norm(x)).unflatten(-1, (self.n, -1))))
+    def forward(self, x: Float[Tensor, '... d']) -> Float[Tensor, '... n e']:
+        hidden = self.first(self.norm(x)).unflatten(-1, (self.n, -1))
+        return self.second(F.gelu(hidden))
+
+def _with_lora(llm: nn.Module, config: LLMConfig) -> nn.Module:
+    "A frozen language model with low-rank adapters."
+    from peft import LoraConfig, get_peft_model
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning) # peft 0.21 asks transformers 5 by an old name
+            return get_peft_model(llm, LoraConfig(**{'task_type': 'CAUSAL_LM', **config.lora}))
+    except ValueError as e:
+        raise UserError(f"model '{config.model_name}': peft can't adapt it ({str(e).splitlines()[0]:.200}); "
+                        'expected target_modules in lora that name layers of it') from e
 
 def _language_model(config: LLMConfig):
     "Model and tokenizer, frozen or with adapters as `config` says."
     tokenizer = load_words(config.model_name)
-    if tokenizer.eos_token_id is None: raise UserError(f"model '{config.model_name}': its tokenizer has no end-of-text token; expected one, for captions have to end")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model '{config.model_name}': its tokenizer has no end-of-text token; "
+                        'expected one, for captions have to end')
     llm = load_whole(config.model_name, 'AutoModelForCausalLM').requires_grad_(not config.freeze_llm)
-    if config.lora is not None:
-        from peft import LoraConfig, get_peft_model
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', FutureWarning) # peft 0.21 asks transformers 5 by an old name
-                llm = get_peft_model(llm, LoraConfig(**{'task_type': 'CAUSAL_LM', **config.lora}))
-        except ValueError as e: raise UserError(f"model '{config.model_name}': peft can't adapt it ({str(e).splitlines()[0]:.200}); expected target_modules in lora that name layers of it") from e
-    return llm, tokenizer
+    return llm if config.lora is None else _with_lora(llm, config), tokenizer
 
 # %% ../../nbs/align/57_captioner.ipynb #1c1d73d1
 def _frozen_copy(aligner: VisionTextAligner) -> VisionTextAligner:
     "The same towers with adapters of their own: the caller's can go on training."
-    if 'image' not in aligner.towers: raise UserError(f"the aligner has {', '.join(aligner.towers)}; expected one with image")
+    if 'image' not in aligner.towers:
+        raise UserError(f"the aligner has {', '.join(aligner.towers)}; expected one with image")
     copy = VisionTextAligner(aligner.config, dict(aligner.towers))
     copy.load_state_dict(aligner.state_dict())
     return copy.to(aligner.device).requires_grad_(False)
+
+def _image_width(aligner: VisionTextAligner, patches: bool) -> int:
+    "Width of what the projector gets: a state of the vision tower, or an aligned embedding."
+    if not patches: return aligner.config.d_align
+    tower = aligner.towers['image']
+    return tower.states(**tower.prepare([np.zeros((32, 32), np.uint8)]))[0].shape[-1]
 
 # %% ../../nbs/align/57_captioner.ipynb #43c77bd8
 class MultimodalLLM(nn.Module):
@@ -138,11 +165,9 @@ class MultimodalLLM(nn.Module):
         self.config, self.aligner = config, _frozen_copy(aligner)
         self.llm, self.tokenizer = _language_model(config)
         self.words = words_digest(self.tokenizer)
-        table = self.llm.get_input_embeddings().weight
-        patches = config.prefix_from == 'patches'
-        eye = aligner.towers['image']
-        d = eye.states(**eye.prepare([np.zeros((32, 32), np.uint8)]))[0].shape[-1] if patches else aligner.config.d_align
-        self.projector = PrefixProjector(d, table.shape[1], 1 if patches else config.n_prefix, scale=table.detach().float().std().item())
+        table, patches = self.llm.get_input_embeddings().weight.detach(), config.prefix_from == 'patches'
+        d, n = _image_width(aligner, patches), 1 if patches else config.n_prefix
+        self.projector = PrefixProjector(d, table.shape[1], n, scale=table.float().std().item())
         self.prompt = split_prompt(self.tokenizer, config.prompt)
         keep_trained(self).train().to(aligner.device)
 
@@ -176,12 +201,14 @@ def forward(
     batch: dict[str, Tensor], # `image_features` of the vision tower, `caption` and `caption_mask` (b, t)
 ) -> dict[str, Tensor]: # `logits` (b, t, v): those at position i predict token i of the caption
     "Predictions of the captions' tokens after prompt and image."
-    prefix, caption = self.prefix(batch['image_features']), batch['caption']
-    b, t = caption.shape
-    row = lambda ids: self.embed(ids)[None].expand(b, -1, -1).to(prefix.dtype)
-    x = torch.cat([row(self.prompt[0]), prefix, row(self.prompt[1]), self.embed(caption).to(prefix.dtype)], 1)
-    mask = torch.cat([batch['caption_mask'].new_ones(b, x.shape[1] - t), batch['caption_mask']], 1).long()
-    return {'logits': self.llm(inputs_embeds=x, attention_mask=mask, use_cache=False, logits_to_keep=t + 1).logits[:, :-1]}
+    prefix, real = self.prefix(batch['image_features']), batch['caption_mask']
+    b, t = real.shape
+    before, after = (self.embed(ids).expand(b, -1, -1) for ids in self.prompt)
+    parts = [before, prefix, after, self.embed(batch['caption'])]
+    x = torch.cat([part.to(prefix.dtype) for part in parts], 1)
+    mask = torch.cat([real.new_ones(b, x.shape[1] - t), real], 1).long()
+    out = self.llm(inputs_embeds=x, attention_mask=mask, use_cache=False, logits_to_keep=t + 1)
+    return {'logits': out.logits[:, :-1]}
 
 # %% ../../nbs/align/57_captioner.ipynb #abfac95c
 def caption_objective(
@@ -197,28 +224,34 @@ def caption_objective(
 # %% ../../nbs/align/57_captioner.ipynb #807c8789
 def _left_padded(rows: list[Float[Tensor, 'n e']]) -> tuple[Float[Tensor, 'b n e'], Int[Tensor, 'b n']]:
     "Rows of different lengths as one batch that ends evenly, and its mask."
-    width = max(len(r) for r in rows)
-    mask = torch.arange(width, device=rows[0].device) >= torch.tensor([width - len(r) for r in rows], device=rows[0].device)[:, None]
+    lengths = torch.tensor([len(r) for r in rows], device=rows[0].device)
+    width = int(lengths.max())
+    mask = torch.arange(width, device=lengths.device) >= width - lengths[:, None]
     return torch.stack([F.pad(r, (0, 0, width - len(r), 0)) for r in rows]), mask.long()
 
 @patch
 @torch.no_grad()
 def _start(self: MultimodalLLM, features: Tensor, prompts: list[str], options: dict) -> dict:
     "Arguments of transformers' `generate`."
-    halves = {p: split_prompt(self.tokenizer, p) for p in dict.fromkeys(prompts)}
-    rows = [torch.cat([self.embed(halves[p][0]), image.to(self.embed([0]).dtype), self.embed(halves[p][1])]) for p, image in zip(prompts, self.prefix(features))]
+    halves = {p: [self.embed(ids) for ids in split_prompt(self.tokenizer, p)] for p in dict.fromkeys(prompts)}
+    rows = []
+    for prompt, image in zip(prompts, self.prefix(features)):
+        before, after = halves[prompt]
+        rows.append(torch.cat([before, image.to(before.dtype), after]))
     x, mask = _left_padded(rows)
-    return {'inputs_embeds': x, 'attention_mask': mask, 'do_sample': False, 'max_new_tokens': self.config.max_text, 'pad_token_id': self.tokenizer.eos_token_id, 'eos_token_id': self.tokenizer.eos_token_id, **options}
+    end = self.tokenizer.eos_token_id
+    return {'inputs_embeds': x, 'attention_mask': mask, 'do_sample': False, 'max_new_tokens': self.config.max_text,
+            'pad_token_id': end, 'eos_token_id': end, **options}
 
 # %% ../../nbs/align/57_captioner.ipynb #c28f7941
-_OURS = ('inputs_embeds', 'input_ids', 'attention_mask', 'streamer', 'return_dict_in_generate') # what `generate` decides itself
-
 @patch
 @torch.no_grad()
 def _ask(self: MultimodalLLM, arguments: dict) -> Tensor:
     "Token ids that transformers' `generate` makes; what is wrong with its options as a `UserError`."
     try: return self.llm.generate(**arguments)
-    except (ValueError, TypeError) as e: raise UserError(f"generate: {(str(e).splitlines() or ['unknown'])[0]:.300}; expected options of transformers' generate") from e
+    except (ValueError, TypeError) as e:
+        why = (str(e).splitlines() or ['unknown'])[0]
+        raise UserError(f"generate: {why:.300}; expected options of transformers' generate") from e
 
 @patch
 def see(self: MultimodalLLM, images: list) -> Tensor:
@@ -236,12 +269,15 @@ def write(
     **options, # of transformers' `generate`
 ) -> list[str]:
     "Texts for features of images."
-    training, _ = self.training, self.eval()
+    training = self.training
+    self.eval()
     try: ids = self._ask(self._start(features.to(self.device), prompts, options))
     finally: self.train(training)
     return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 # %% ../../nbs/align/57_captioner.ipynb #5cb22703
+_OURS = ('inputs_embeds', 'input_ids', 'attention_mask', 'streamer', 'return_dict_in_generate') # decided here
+
 @patch
 def generate(
     self: MultimodalLLM,
@@ -253,29 +289,44 @@ def generate(
     **options, # of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`, `num_beams`
 ) -> list[str] | Iterator[str]: # as many strings as images
     "What the language model says of each image; greedy unless options say otherwise."
-    if not isinstance(images, (list, tuple)): raise UserError(f'images is a {type(images).__name__}; expected a list of images')
-    prompts = [self.config.prompt if prompt is None else prompt] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
-    if odd := [k for k in _OURS if k in options]: raise UserError(f'generate has an option {odd[0]}; expected options that change how texts are chosen')
-    if options.get('num_return_sequences', 1) != 1: raise UserError(f"num_return_sequences is {options['num_return_sequences']}; expected 1: as many texts as images are returned")
-    if len(prompts) != len(images): raise UserError(f'{len(prompts)} prompts for {len(images)} images; expected one prompt, or one for each image')
+    if not isinstance(images, (list, tuple)):
+        raise UserError(f'images is a {type(images).__name__}; expected a list of images')
+    if prompt is None: prompt = self.config.prompt
+    prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+    for name in _OURS:
+        if name in options:
+            raise UserError(f'generate has an option {name}; expected options that change how texts are chosen')
+    copies = options.get('num_return_sequences', 1)
+    if copies != 1:
+        raise UserError(f'num_return_sequences is {copies}; expected 1: as many texts as images are returned')
+    if len(prompts) != len(images):
+        raise UserError(f'{len(prompts)} prompts for {len(images)} images; expected one prompt, or one for each image')
     if stream and len(images) != 1: raise UserError(f'stream with {len(images)} images; expected one')
     if stream: return self._stream(self.see(images), prompts, options)
-    return [text for at in range(0, len(images), batch_size) for text in self.write(self.see(images[at:at + batch_size]), prompts[at:at + batch_size], **options)]
+    texts = []
+    for at in range(0, len(images), batch_size):
+        part = slice(at, at + batch_size)
+        texts += self.write(self.see(images[part]), prompts[part], **options)
+    return texts
 
 @patch
 def _stream(self: MultimodalLLM, features: Tensor, prompts: list[str], options: dict) -> Iterator[str]:
     "Pieces of one text, while a thread writes it."
     from threading import Thread
     from transformers import TextIteratorStreamer
-    streamer, faults = TextIteratorStreamer(self.tokenizer, skip_special_tokens=True), []
-    training, arguments = self.training, {**self.eval()._start(features.to(self.device), prompts, options), 'streamer': streamer}
+    streamer, faults, training = TextIteratorStreamer(self.tokenizer, skip_special_tokens=True), [], self.training
+    arguments = {**self.eval()._start(features.to(self.device), prompts, options), 'streamer': streamer}
     def work():
         try: self._ask(arguments)
-        except Exception as e: faults.append(e); streamer.end()
+        except Exception as e:
+            faults.append(e)
+            streamer.end()
     thread = Thread(target=work, daemon=True)
     thread.start()
     try: yield from (piece for piece in streamer if piece)
-    finally: thread.join(); self.train(training) # also where nobody reads to the end
+    finally: # also where nobody reads to the end
+        thread.join()
+        self.train(training)
     if faults: raise faults[0]
 
 # %% ../../nbs/align/57_captioner.ipynb #6cb6ce64
@@ -288,13 +339,16 @@ class CaptionSet(Dataset):
         *,
         rows: Int[Tensor, ' m'], # of the dataset
         name: str = 'captions', # what errors call it
-    ): self.features, self.caption, self.caption_mask, self.rows, self.name = features, caption, caption_mask, rows[features.there[rows] & caption_mask[rows].any(1)], name
+    ):
+        self.features, self.caption, self.caption_mask, self.name = features, caption, caption_mask, name
+        self.rows = rows[features.there[rows] & caption_mask[rows].any(1)]
 
     def __len__(self): return len(self.rows)
     def __getitems__(self, positions): return self.batch(self.rows[torch.as_tensor(positions)])
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         "`index`, `image_features`, `caption`, `caption_mask` of some rows."
-        return {'index': rows, 'image_features': self.features[rows], 'caption': self.caption[rows], 'caption_mask': self.caption_mask[rows]}
+        return {'index': rows, 'image_features': self.features[rows], 'caption': self.caption[rows],
+                'caption_mask': self.caption_mask[rows]}
     collate = staticmethod(FeatureSet.collate)
 
 # %% ../../nbs/align/57_captioner.ipynb #5b899c8c
@@ -304,34 +358,60 @@ class CaptionEvaluation:
         held: CaptionSet, # held-out pairs
         texts: list[str], # captions of the whole dataset, by row
         limit: int = 256, # how many captions are written before the last epoch
-    ): self.held, self.texts, self.limit, self.rows, self.written = held, texts, limit, torch.zeros(0, dtype=torch.long), []
+    ):
+        self.held, self.texts, self.limit = held, texts, limit
+        self.rows, self.written = torch.zeros(0, dtype=torch.long), []
 
     @torch.no_grad()
     def __call__(self, model: MultimodalLLM, last: bool = True) -> dict[str, float]:
         if not len(self.held): return {}
+        loss, accuracy = self._token_scores(model)
+        few = torch.linspace(0, len(self.held) - 1, min(self.limit, len(self.held))).long()
+        self.rows = self.held.rows if last else self.held.rows[few]
+        self.written = []
+        for part in self.rows.split(256):
+            self.written += model.write(self.held.features[part], [model.config.prompt] * len(part))
+        right = sum(said == self.texts[i].strip() for said, i in zip(self.written, self.rows.tolist()))
+        return {'val_loss_caption': loss, 'val_token_acc': accuracy, 'perplexity': math.exp(min(loss, 700)),
+                'exact_match': right / len(self.rows), 'written': len(self.rows)}
+
+    def _token_scores(self, model: MultimodalLLM) -> tuple[float, float]:
+        "Loss in nats and accuracy of the next token, means over all tokens."
         sums = torch.zeros(3, dtype=torch.float64)
         for rows in self.held.rows.split(256):
             batch = {k: v.to(model.device) for k, v in self.held.batch(rows).items()}
             loss, logs = caption_objective(model(batch), batch)
             n = batch['caption_mask'].sum().item()
             sums += torch.tensor([loss.item() * n, logs['token_acc'].item() * n, n], dtype=torch.float64)
-        self.rows = self.held.rows if last else self.held.rows[torch.linspace(0, len(self.held) - 1, min(self.limit, len(self.held))).long()]
-        self.written = [t for part in self.rows.split(256) for t in model.write(self.held.features[part], [model.config.prompt] * len(part))]
-        right = sum(a == b.strip() for a, b in zip(self.written, (self.texts[i] for i in self.rows.tolist())))
-        loss, acc = (sums[:2] / sums[2]).tolist()
-        return {'val_loss_caption': loss, 'val_token_acc': acc, 'perplexity': math.exp(min(loss, 700)), 'exact_match': right / len(self.rows), 'written': len(self.rows)}
+        return tuple((sums[:2] / sums[2]).tolist())
 
 # %% ../../nbs/align/57_captioner.ipynb #37418ea2
-CAPTION_COLUMNS = 'epoch loss_total token_acc val_loss_caption val_token_acc perplexity exact_match written images_per_s seconds'.split()
+CAPTION_COLUMNS = ('epoch loss_total token_acc val_loss_caption val_token_acc perplexity exact_match written '
+                   'images_per_s seconds').split()
 
-def _checked(folder: Path, batch_size: int, resume: bool, options: dict) -> TrainConfig:
-    "Settings of training; what is wrong with them is said before any feature is computed."
-    if list_checkpoints(folder/'checkpoints') and not resume: raise UserError(f'{folder} holds the checkpoints of another run; add --resume to continue it, or choose another --output_dir')
+def captioning_config(
+    folder: Path, # of the run
+    resume: bool, # continue what is there
+    batch_size: int, # pairs a step, on each process
+    **options, # fields of `TrainConfig`
+) -> TrainConfig: # three epochs at 1e-3 unless options say otherwise
+    "Settings of training; what is wrong with them or the folder is said before any feature is computed."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
-    config = TrainConfig(**{**dict(epochs=3, lr=1e-3), **options})
-    if not 0 <= config.warmup < 1: raise UserError(f'warmup is {config.warmup}; expected 0 or more and less than 1')
-    choose_precision(config.precision, get_device())
-    return config
+    return training_config(folder, resume, **(dict(epochs=3, lr=1e-3) | options))
+
+def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *, say: Callable) -> tuple:
+    "Captions by row, '' where there is none or no image; their tokens, and True where a real one stands."
+    texts, longest = [], model.config.max_text
+    for i, image in enumerate(there.tolist()):
+        fields = dataset.fields(i) if image else {}
+        texts.append('' if fields.get('text') is None else record_text(fields))
+    missing = torch.tensor([not t for t in texts])
+    lonely = int(missing.sum())
+    if lonely: say(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
+    ids, real, cut = caption_rows(model.tokenizer, texts, longest)
+    if cut: say(f'{dataset.name}: {cut:,} of {len(texts):,} captions cut to {longest} tokens')
+    real[missing] = False
+    return texts, ids, real
 
 # %% ../../nbs/align/57_captioner.ipynb #dba05dfa
 def train_captioning(
@@ -348,22 +428,25 @@ def train_captioning(
 ) -> tuple: # DataFrame of epochs (None on ranks other than the first), and the `CaptionEvaluation`
     "Train projector, adapters or all of the language model on captions."
     folder, cfg = Path(output_dir) if output_dir else new_folder('runs/captioning'), model.config
-    config = _checked(folder, batch_size, resume, options=options)
-    log, tower = RunLog(folder/'training.log'), model.aligner.towers['image']
-    features = cached_features(tower, dataset, cache_dir, kind='states' if cfg.prefix_from == 'patches' else 'pooled', say=log)
-    texts = [record_text(f) if there and (f := dataset.fields(i)).get('text') is not None else '' for i, there in enumerate(features.there.tolist())]
-    if lonely := sum(not t for t in texts): log(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
-    ids, real, cut = caption_rows(model.tokenizer, texts, cfg.max_text)
-    real[[not t for t in texts]] = False
-    if cut: log(f'{dataset.name}: {cut:,} of {len(texts):,} captions cut to {cfg.max_text} tokens')
-    if val_rows is None: train, held = (torch.from_numpy(r) for r in split_rows(len(dataset), val_split, config.seed))
-    else: held, train = val_rows, torch.tensor(sorted({*range(len(dataset))} - {*val_rows.tolist()}))
-    make = lambda rows: CaptionSet(features, ids, real, rows=rows, name=dataset.name)
-    if len(make(train)) < world_size(): raise UserError(f'{dataset.name}: {len(make(train))} of {len(dataset)} records have an image and a caption and are not held out; expected one or more on each process')
-    loader = image_loader(make(train), min(batch_size, len(make(train)) // world_size()), shuffle=True, seed=config.seed, drop_last=True)
-    evaluation = CaptionEvaluation(make(held), texts)
-    settings = {'captioning': asdict(cfg), 'train': vars(config), 'data': weights_digest([('captions', ids), ('held', held)], features.fingerprint), 'batch_size': batch_size, 'processes': world_size(), 'llm': fingerprint(model), 'towers': {m: t.fingerprint for m, t in model.aligner.towers.items()}}
-    table = fit(model, caption_objective, loader, config=config, output_dir=folder, transform=None, evaluate=evaluation, monitor='exact_match', resume=resume, settings=settings, columns=CAPTION_COLUMNS)
+    config = captioning_config(folder, resume, batch_size, **options)
+    log, towers = RunLog(folder/'training.log'), model.aligner.towers
+    kind = 'states' if cfg.prefix_from == 'patches' else 'pooled'
+    features = cached_features(towers['image'], dataset, cache_dir, kind=kind, say=log)
+    texts, ids, real = _captions(model, dataset, features.there, say=log)
+    if val_rows is None: val_rows = torch.from_numpy(split_rows(len(dataset), val_split, config.seed)[1])
+    train = CaptionSet(features, ids, real, rows=other_rows(len(dataset), val_rows), name=dataset.name)
+    evaluation = CaptionEvaluation(CaptionSet(features, ids, real, rows=val_rows), texts)
+    if len(train) < world_size():
+        raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records have an image and a caption '
+                        'and are not held out; expected one or more on each process')
+    size = min(batch_size, len(train) // world_size())
+    loader = image_loader(train, size, shuffle=True, seed=config.seed, drop_last=True)
+    data = weights_digest([('captions', ids), ('held', val_rows)], features.fingerprint)
+    settings = {'captioning': asdict(cfg), 'train': vars(config), 'data': data, 'batch_size': batch_size,
+                'processes': world_size(), 'llm': fingerprint(model),
+                'towers': {m: t.fingerprint for m, t in towers.items()}}
+    table = fit(model, caption_objective, loader, config=config, output_dir=folder, evaluate=evaluation,
+                monitor='exact_match', resume=resume, settings=settings, columns=CAPTION_COLUMNS)
     if not is_main(): return None, evaluation
     if not evaluation.written: evaluation(model) # a finished run that was resumed
     save_captioner(model, folder/'captioner')
@@ -373,7 +456,7 @@ def train_captioning(
 # %% ../../nbs/align/57_captioner.ipynb #5ebe85e4
 def fingerprint(model: MultimodalLLM) -> str: # hex digest
     "What of the language model is frozen, and so must be the same when a captioner is loaded."
-    plain = lambda k: k.replace('.base_layer', '').removeprefix('base_model.model.') # as it is called without LoRA
+    def plain(k): return k.replace('.base_layer', '').removeprefix('base_model.model.') # as it is called without LoRA
     return weights_digest(((plain(k), p) for k, p in model.llm.named_parameters() if not p.requires_grad), model.words)
 
 def save_captioner(
@@ -381,11 +464,12 @@ def save_captioner(
     folder: str | Path, # written whole or not at all
 ):
     "Write what was trained, the aligner, and what the language model is."
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
+    about, name = asdict(model.config), Path(model.config.model_name)
+    if name.is_dir(): about['model_name'] = str(name.resolve()) # to be read from any folder
     with atomic_path(folder) as temp:
         temp.mkdir()
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}, temp/'trained.safetensors')
-        name = model.config.model_name
-        about = asdict(model.config) | {'model_name': str(Path(name).resolve()) if Path(name).is_dir() else name} # to be read from any folder
+        save_file(weights, temp/'trained.safetensors')
         (temp/'config.json').write_text(json.dumps({'captioning': about, 'llm': fingerprint(model)}, indent=1))
         save_aligner(model.aligner, temp/'aligner')
 
@@ -395,17 +479,15 @@ def load_captioner(
     names: dict[str, str] | None = None, # by modality, where towers lie now
 ) -> MultimodalLLM: # in evaluation mode, on the CPU
     "Read a captioner; nothing is unpickled."
-    folder = Path(folder)
-    if (folder/'captioner'/'config.json').is_file(): folder = folder/'captioner'
-    if not (folder/'trained.safetensors').is_file(): raise UserError(f'{folder}: no captioner there; expected a folder written by mmjepa_caption')
-    try:
-        about, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'trained.safetensors')
-        config, known = LLMConfig(**about['captioning']), about['llm']
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e: raise UserError(f'{folder}: the captioner cannot be read ({str(e).splitlines()[0]})') from e
+    def parse(about): return LLMConfig(**about['captioning']), about['llm']
+    folder, weights, (config, known) = read_saved(folder, 'captioner', 'trained.safetensors', parse=parse)
     aligner = load_aligner(folder/'aligner', names)
-    try: model = MultimodalLLM(aligner, replace(config, model_name=model_name) if model_name else config)
-    except UserError as e: raise UserError(f'{folder}: {e}; if the language model lies elsewhere by now, say where: model_name=...') from e
-    if (found := fingerprint(model)) != known:
-        raise UserError(f"{folder}: the language model '{model.config.model_name}' ({found[:8]}) is not the one of this captioner, '{config.model_name}' ({known[:8]}); expected the model it was trained with")
+    try: model = MultimodalLLM(aligner, replace(config, model_name=model_name or config.model_name))
+    except UserError as e:
+        raise UserError(f'{folder}: {e}; if the language model lies elsewhere by now, say where: model_name=...') from e
+    found = fingerprint(model)
+    if found != known:
+        raise UserError(f"{folder}: the language model '{model.config.model_name}' ({found[:8]}) is not the one of "
+                        f"this captioner, '{config.model_name}' ({known[:8]}); expected the model it was trained with")
     load_weights(model, weights, folder)
     return model.eval()

