@@ -10,7 +10,7 @@ import io, random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core import UserError
+from ..core import check_choice
 from .screenshots import PairDraft, bundled_font, check_image_size, load_face
 
 # %% ../../nbs/pairs/62_charts.ipynb #4854fb01
@@ -172,7 +172,7 @@ def chart(
     kind: str = '', # one of `CHARTS`; drawn by chance where empty
 ) -> PairDraft: # details: chart, its kind
     "A chart with the program that draws it; what `paint` gives is None where something is cut."
-    if kind and kind not in CHARTS: raise UserError(f'kind is {kind!r}; expected one of {", ".join(CHARTS)}')
+    if kind: check_choice('kind', kind, tuple(CHARTS))
     rng = random.Random(seed)
     kind = kind or rng.choice(list(CHARTS))
     text = _write(rng, check_image_size(image_size), kind)

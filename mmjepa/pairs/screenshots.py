@@ -14,8 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from collections.abc import Callable
 
-from ..core import UserError
-from .sources import check_split, cut, python_files, read_part, split_of
+from ..core import UserError, check_choice
+from .sources import SPLITS, cut, python_files, read_part, split_of
 
 # %% ../../nbs/pairs/61_screenshots.ipynb #0c2b345f
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def paint_code(
 @lru_cache
 def _library(split: str) -> tuple[list[str], list[int], Path]:
     "Names of the standard library's files of one side, running sums of their sizes, and their folder."
-    check_split(split)
+    check_choice('split', split, SPLITS)
     root = Path(sysconfig.get_path('stdlib'))
     names = [p.relative_to(root).as_posix() for p in python_files()]
     names = [name for name in names if split_of(name) == split]
