@@ -111,12 +111,12 @@ def _sides(box: Box) -> tuple[float, float, float, float]: # top, right, bottom,
     return tuple(v + border for v in {1: given * 4, 2: given * 2, 4: given}[len(given)])
 
 @lru_cache(256)
-def _load(families: str, weight: str, size: str, zoom: int):
+def _load(families: str, weight: str, size: str, *, zoom: int):
     family = families.split(',')[0].strip('\'"').replace(' ', '')
     return load_face(bundled_font(family + '-Bold' * (weight == 'bold')), zoom * int(float(size.removesuffix('px'))))
 
 @lru_cache(1 << 14)
-def _measure(families: str, weight: str, size: str, text: str) -> float: # pixels
+def _measure(families: str, weight: str, size: str, *, text: str) -> float: # pixels
     return _load(families, weight, size, zoom=16).getlength(text) / 16
 
 def _font(box: Box) -> tuple[str, str, str]:

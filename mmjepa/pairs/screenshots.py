@@ -157,7 +157,7 @@ def _lexer():
     from pygments.lexers import PythonLexer
     return PythonLexer(stripnl=False, ensurenl=False)
 
-def _frame(draw, look: CodeLook, side: int, title: str):
+def _frame(draw, look: CodeLook, side: int, *, title: str):
     "A window with three buttons and a title on a desk."
     from PIL import ImageColor
     ground = _colors(look.style)[0]

@@ -26,7 +26,8 @@ def _say(
 ):
     "Tell the launcher something."
     data = [json.dumps(message).encode()]
-    channel.sendmsg(data) if folder is None else socket.send_fds(channel, data, [folder])
+    if folder is None: channel.sendmsg(data)
+    else: socket.send_fds(channel, data, [folder])
     if wait and not channel.recv(1): os._exit(1)
 
 def _hear(channel: socket.socket) -> dict: # empty if all senders are gone
