@@ -8,106 +8,145 @@ __all__ = ['CHARTS', 'chart']
 # %% ../../nbs/pairs/62_charts.ipynb #fda7d744
 import io, random
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..core import UserError
+from ..core import check_choice
 from .screenshots import PairDraft, bundled_font, check_image_size, load_face
 
 # %% ../../nbs/pairs/62_charts.ipynb #4854fb01
-_QUANTITIES = {'Rainfall': ('mm', 20, 180), 'Visitors': ('thousand', 5, 90), 'Exports': ('EUR m', 40, 400), 'Energy use': ('MWh', 50, 900), 'Yield': ('t/ha', 2, 12), 'Price': ('USD', 1, 18),
-               'Delay': ('minutes', 2, 45), 'Users': ('million', 1, 15), 'Noise': ('dB', 30, 95), 'Error rate': ('%', 1, 19), 'Orders': ('count', 100, 950), 'Speed': ('km/h', 20, 130),
-               'Height': ('cm', 50, 200), 'Weight': ('kg', 2, 95), 'Score': ('points', 10, 100), 'Cost': ('USD k', 12, 99), 'Depth': ('m', 3, 80), 'Load': ('%', 5, 98)}
-_GROUPS = {'month': 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec', 'day': 'Mon Tue Wed Thu Fri Sat Sun', 'quarter': 'Q1 Q2 Q3 Q4', 'side': 'East North South West', 'team': 'Blue Gold Green Pink Red',
-           'class': 'A B C D E F G', 'tree': 'Ash Elm Fir Oak Yew', 'metal': 'Gold Iron Lead Tin Zinc', 'city': 'Bern Doha Kyiv Lima Oslo Rome', 'drink': 'Cider Cola Milk Tea', 'plan': 'Basic Free Pro Team'}
-_COLORS = ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'teal', 'steelblue', 'crimson', 'goldenrod', 'slategray', 'darkcyan')
-_APART = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00') # for several in one chart: told apart by the colour-blind too
+_QUANTITIES = { # name: unit, smallest, largest
+    'Rainfall': ('mm', 20, 180), 'Visitors': ('thousand', 5, 90), 'Exports': ('EUR m', 40, 400),
+    'Energy use': ('MWh', 50, 900), 'Yield': ('t/ha', 2, 12), 'Price': ('USD', 1, 18), 'Delay': ('minutes', 2, 45),
+    'Users': ('million', 1, 15), 'Noise': ('dB', 30, 95), 'Error rate': ('%', 1, 19), 'Orders': ('count', 100, 950),
+    'Speed': ('km/h', 20, 130), 'Height': ('cm', 50, 200), 'Weight': ('kg', 2, 95), 'Score': ('points', 10, 100),
+    'Cost': ('USD k', 12, 99), 'Depth': ('m', 3, 80), 'Load': ('%', 5, 98)}
+_GROUPS = {'month': 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec', 'day': 'Mon Tue Wed Thu Fri Sat Sun',
+           'quarter': 'Q1 Q2 Q3 Q4', 'side': 'East North South West', 'team': 'Blue Gold Green Pink Red',
+           'class': 'A B C D E F G', 'tree': 'Ash Elm Fir Oak Yew', 'metal': 'Gold Iron Lead Tin Zinc',
+           'city': 'Bern Doha Kyiv Lima Oslo Rome', 'drink': 'Cider Cola Milk Tea', 'plan': 'Basic Free Pro Team'}
+_COLORS = ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'teal', 'steelblue', 'crimson', 'goldenrod',
+           'slategray', 'darkcyan')
+_APART = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00') # told apart by the colour-blind too
 
 def _quantity(rng: random.Random) -> tuple[str, str, Callable[[], float]]:
     "Name, axis label and a source of numbers."
     name, (unit, low, high) = rng.choice(list(_QUANTITIES.items()))
-    return name, f'{name.lower()} ({unit})', lambda: rng.randint(low, high) if high > 20 else round(rng.uniform(low, high), 1)
+    def number(): return rng.randint(low, high) if high > 20 else round(rng.uniform(low, high), 1)
+    return name, f'{name.lower()} ({unit})', number
 
-def _group(rng: random.Random, n: int, least: int = 2) -> tuple[str, list[str]]:
-    "A word for a group and up to `n` of its members, in their order."
+def _group(rng: random.Random, n: int) -> tuple[str, list[str]]:
+    "A word for a group and two to `n` of its members, in their order."
     word, names = rng.choice(list(_GROUPS.items()))
     names = names.split()
-    k = rng.randint(least, max(least, min(n, len(names))))
+    k = rng.randint(2, max(2, min(n, len(names))))
     start = rng.randrange(len(names) - k + 1)
     return word, names[start:start + k]
 
 # %% ../../nbs/pairs/62_charts.ipynb #a23d33e4
-def _legend(entries: int) -> str: return f"fig.legend(loc='outside lower center', ncols={entries})" # where it covers nothing
+@dataclass
+class _Plan:
+    "What a chart says."
+    data: dict[str, list] # by its name in the program
+    lines: list[str] # of the program, that draw the data
+    title: str
+    short: str # the title where that one is too long
+    x: str = '' # axis label
+    y: str = '' # likewise
 
-def _bars(rng: random.Random, n: int) -> tuple[dict, list[str], tuple]:
+def _legend(entries: int) -> str:
+    return f"fig.legend(loc='outside lower center', ncols={entries})" # where it covers nothing
+
+def _bars(rng: random.Random, n: int) -> _Plan:
     (word, names), (what, unit, number) = _group(rng, n), _quantity(rng)
-    data, color, title = {'names': names, 'values': [number() for _ in names]}, rng.choice(_COLORS), (f'{what} by {word}', what)
+    values, color = [number() for _ in names], rng.choice(_COLORS)
+    data, titles = {'names': names, 'values': values}, {'title': f'{what} by {word}', 'short': what}
     if rng.random() < .4 and len(names) <= n // 2 + 1:
-        a, b = rng.sample(_APART, 2)
-        data = {'names': names, 'first': data['values'], 'second': [number() for _ in names]}
+        lower, upper = rng.sample(_APART, 2)
+        data = {'names': names, 'first': values, 'second': [number() for _ in names]}
         one, two = rng.sample(('2021', '2022', '2023', '2024'), 2)
-        return data, [f'ax.bar(names, first, color={a!r}, label={one!r})', f'ax.bar(names, second, bottom=first, color={b!r}, label={two!r})', _legend(2)], (*title, word, unit)
-    if rng.random() < .4: return data, [f'ax.barh(names, values, color={color!r})'], (*title, unit, word)
-    return data, [f'bars = ax.bar(names, values, color={color!r})', *(['ax.bar_label(bars)', 'ax.margins(y=0.15)'] if rng.random() < .4 else [])], (*title, word, unit)
+        lines = [f'ax.bar(names, first, color={lower!r}, label={one!r})',
+                 f'ax.bar(names, second, bottom=first, color={upper!r}, label={two!r})', _legend(2)]
+        return _Plan(data, lines, **titles, x=word, y=unit)
+    if rng.random() < .4: return _Plan(data, [f'ax.barh(names, values, color={color!r})'], **titles, x=unit, y=word)
+    labels = ['ax.bar_label(bars)', 'ax.margins(y=0.15)'] if rng.random() < .4 else []
+    return _Plan(data, [f'bars = ax.bar(names, values, color={color!r})', *labels], **titles, x=word, y=unit)
 
-def _lines(rng: random.Random, n: int) -> tuple[dict, list[str], tuple]:
+def _lines(rng: random.Random, n: int) -> _Plan:
     what, unit, number = _quantity(rng)
     first, k = rng.randint(1990, 2015), rng.randint(5, n + 4)
     series = rng.sample(('North', 'South', 'East', 'West'), rng.choice((1, 2, 3)) if n > 5 else 1)
     data = {'years': list(range(first, first + k)), **{name.lower(): [number() for _ in range(k)] for name in series}}
-    colors, style = rng.sample(_APART, len(series)), rng.choice(('', ", marker='o'", ", marker='s'", ", linestyle='--'", ", marker='.'"))
+    colors = rng.sample(_APART, len(series))
+    style = rng.choice(('', ", marker='o'", ", marker='s'", ", linestyle='--'", ", marker='.'"))
     lines = [f'ax.plot(years, {name.lower()}, color={c!r}, label={name!r}{style})' for name, c in zip(series, colors)]
-    step = -(-k // max(2, n // 2))
-    return data, [*lines, f'ax.set_xticks(years[::{step}])', *([_legend(len(series))] if len(series) > 1 else [])], (f'{what} since {first}', what, 'year', unit)
+    lines.append(f'ax.set_xticks(years[::{-(-k // max(2, n // 2))}])') # no more years than find room
+    if len(series) > 1: lines.append(_legend(len(series)))
+    return _Plan(data, lines, f'{what} since {first}', short=what, x='year', y=unit)
 
-def _points(rng: random.Random, n: int) -> tuple[dict, list[str], tuple]:
-    (what, unit, number), (other, second, more) = _quantity(rng), _quantity(rng)
-    while other == what: other, second, more = _quantity(rng)
-    xs, ys = ([f() for _ in range(rng.randint(8, 12))] for f in (number, more))
+def _points(rng: random.Random, n: int) -> _Plan:
+    (first, x_label, x_number), (second, y_label, y_number) = _quantity(rng), _quantity(rng)
+    while second == first: second, y_label, y_number = _quantity(rng)
+    xs, ys = ([number() for _ in range(rng.randint(8, 12))] for number in (x_number, y_number))
     if rng.random() < .6: xs, ys = sorted(xs), sorted(ys, reverse=rng.random() < .5)
     k, marker = min(len(xs), len(ys)), rng.choice(('', ", marker='x'", ", marker='^'", ", marker='D'"))
-    return {'x': xs[:k], 'y': ys[:k]}, [f'ax.scatter(x, y, color={rng.choice(_COLORS)!r}{marker})'], (f'{other} and {what.lower()}', other, unit, second)
+    lines = [f'ax.scatter(x, y, color={rng.choice(_COLORS)!r}{marker})']
+    title = f'{second} and {first.lower()}'
+    return _Plan({'x': xs[:k], 'y': ys[:k]}, lines, title, short=second, x=x_label, y=y_label)
 
 # %% ../../nbs/pairs/62_charts.ipynb #36f0bf19
-def _pie(rng: random.Random, n: int) -> tuple[dict, list[str], tuple]:
+def _pie(rng: random.Random, n: int) -> _Plan:
     word, names = _group(rng, min(5, n))
     cuts = sorted(rng.sample(range(1, 13), len(names) - 1)) # steps of 7 per cent, and the rest
     shares = [7 * (b - a) for a, b in zip([0, *cuts], cuts)] + [100 - 7 * cuts[-1]]
     what = rng.choice(('Share', 'Sales', 'Votes', 'Budget'))
     ring = ", wedgeprops={'width': 0.5}, pctdistance=0.75" if rng.random() < .3 else ''
-    colors = f'colors={rng.sample(_APART, len(names))}'
-    return {'names': names, 'shares': shares}, [f"ax.pie(shares, labels=names, autopct='%.0f%%', {colors}{ring})"], (f'{what} by {word}', what, '', '')
+    colors = rng.sample(_APART, len(names))
+    lines = [f"ax.pie(shares, labels=names, autopct='%.0f%%', colors={colors}{ring})"]
+    return _Plan({'names': names, 'shares': shares}, lines, f'{what} by {word}', short=what)
 
-def _histogram(rng: random.Random, n: int) -> tuple[dict, list[str], tuple]:
+def _histogram(rng: random.Random, n: int) -> _Plan:
     what, unit, _ = _quantity(rng)
     k, width, start, peak = rng.randint(4, n + 3), rng.choice((2, 5, 10, 20)), rng.randint(0, 5), rng.random()
-    counts = [1 + round(rng.uniform(.6, 1) * 30 * 2 ** -(((i + .5) / k - peak) * 4)**2) for i in range(k)]
+    heights = [30 * 2 ** -(((i + .5) / k - peak) * 4)**2 for i in range(k)]
+    counts = [1 + round(rng.uniform(.6, 1) * height) for height in heights]
     edges = [width * (start + i) for i in range(k + 1)]
-    return {'edges': edges, 'counts': counts}, [f"ax.hist(edges[:-1], bins=edges, weights=counts, color={rng.choice(_COLORS)!r}, edgecolor='white')"], (f'{what}, {sum(counts)} cases', what, unit, 'cases')
+    color = rng.choice(_COLORS)
+    lines = [f"ax.hist(edges[:-1], bins=edges, weights=counts, color={color!r}, edgecolor='white')"]
+    data, title = {'edges': edges, 'counts': counts}, f'{what}, {sum(counts)} cases'
+    return _Plan(data, lines, title, short=what, x=unit, y='cases')
 
-def _heat(rng: random.Random, n: int) -> tuple[dict, list[str], tuple]:
+def _heat(rng: random.Random, n: int) -> _Plan:
     (one, columns), (two, rows) = _group(rng, min(5, n)), _group(rng, min(5, n))
     while two == one: two, rows = _group(rng, min(5, n))
-    cells, what = [[rng.randint(1, 99) for _ in columns] for _ in rows], rng.choice(('Load', 'Use', 'Rate', 'Count', 'Match'))
-    shade = [f'ax.imshow(cells, cmap={rng.choice(("Blues", "Greens", "Oranges", "Purples", "Greys"))!r}, vmin=0, vmax=100)', 'ax.set_xticks(range(len(columns)), columns)', 'ax.set_yticks(range(len(rows)), rows)']
-    write = ['for i, row in enumerate(cells):', '    for j, cell in enumerate(row):', "        ax.text(j, i, cell, ha='center', va='center', color='white' if cell > 60 else 'black')"]
-    return {'columns': columns, 'rows': rows, 'cells': cells}, shade + write, (f'{what} by {one} and {two}', what, one, two)
+    cells = [[rng.randint(1, 99) for _ in columns] for _ in rows]
+    what = rng.choice(('Load', 'Use', 'Rate', 'Count', 'Match'))
+    shades = rng.choice(('Blues', 'Greens', 'Oranges', 'Purples', 'Greys'))
+    lines = [f'ax.imshow(cells, cmap={shades!r}, vmin=0, vmax=100)',
+             'ax.set_xticks(range(len(columns)), columns)', 'ax.set_yticks(range(len(rows)), rows)',
+             'for i, row in enumerate(cells):', '    for j, cell in enumerate(row):',
+             "        ax.text(j, i, cell, ha='center', va='center', color='white' if cell > 60 else 'black')"]
+    data = {'columns': columns, 'rows': rows, 'cells': cells}
+    return _Plan(data, lines, f'{what} by {one} and {two}', short=what, x=one, y=two)
 
 CHARTS = {'bar': _bars, 'line': _lines, 'scatter': _points, 'pie': _pie, 'histogram': _histogram, 'heatmap': _heat}
 
 # %% ../../nbs/pairs/62_charts.ipynb #04917bb0
 _DPI = 64 # so that matplotlib's 10 points are 9 pixels, whatever the size of the picture
+_EXTRAS = ('ax.grid(alpha=0.4)', "ax.spines[['top', 'right']].set_visible(False)", "ax.set_facecolor('whitesmoke')")
 
 def _write(rng: random.Random, image_size: int, kind: str) -> str:
     "A program that draws a chart."
-    data, draw, (title, short, x, y) = CHARTS[kind](rng, image_size // 42)
+    plan = CHARTS[kind](rng, image_size // 42)
     inches = f'{image_size / _DPI:g}' if image_size % _DPI == 0 else repr(image_size / _DPI)
-    width = load_face(bundled_font('DejaVuSans'), 11).getlength
-    title = next(t for t in (title, short) if width(t) < .6 * image_size or t == short)
-    labels = [f'ax.set_title({title!r})', *([f'ax.set_xlabel({x!r})'] if x else []), *([f'ax.set_ylabel({y!r})'] if y else [])]
-    extras = ["ax.grid(alpha=0.4)", "ax.spines[['top', 'right']].set_visible(False)", "ax.set_facecolor('whitesmoke')"]
-    extra = [e for e in extras if kind not in ('pie', 'heatmap') and rng.random() < .25]
-    lists = [f'{name} = {values}' for name, values in data.items()]
+    title_fits = load_face(bundled_font('DejaVuSans'), 11).getlength(plan.title) < .6 * image_size
+    extras = [] if kind in ('pie', 'heatmap') else [line for line in _EXTRAS if rng.random() < .25]
+    labels = [f'ax.set_title({plan.title if title_fits else plan.short!r})']
+    if plan.x: labels.append(f'ax.set_xlabel({plan.x!r})')
+    if plan.y: labels.append(f'ax.set_ylabel({plan.y!r})')
+    lists = [f'{name} = {values}' for name, values in plan.data.items()]
     figure = f"fig, ax = plt.subplots(figsize=({inches}, {inches}), dpi={_DPI}, layout='constrained')"
-    return '\n'.join(['import matplotlib.pyplot as plt', '', *lists, '', figure, *draw, *extra, *labels, "fig.savefig('chart.png')"])
+    return '\n'.join(['import matplotlib.pyplot as plt', '', *lists, '', figure, *plan.lines, *extras, *labels,
+                      "fig.savefig('chart.png')"])
 
 # %% ../../nbs/pairs/62_charts.ipynb #23fecabc
 def _run(program: str):
@@ -133,7 +172,7 @@ def chart(
     kind: str = '', # one of `CHARTS`; drawn by chance where empty
 ) -> PairDraft: # details: chart, its kind
     "A chart with the program that draws it; what `paint` gives is None where something is cut."
-    if kind and kind not in CHARTS: raise UserError(f'kind is {kind!r}; expected one of {", ".join(CHARTS)}')
+    if kind: check_choice('kind', kind, tuple(CHARTS))
     rng = random.Random(seed)
     kind = kind or rng.choice(list(CHARTS))
     text = _write(rng, check_image_size(image_size), kind)

@@ -15,20 +15,44 @@ from .screenshots import PairDraft, check_image_size
 
 # %% ../../nbs/pairs/63_formulas.ipynb #02cbe626
 GRAMMAR = {
-    'formula': [r'<left> = <sum>', r'<left> = <sum>', r'<sum> \leq <sum>', r'<left> \approx <sum>', r'\sum_{<index>=<digit>}^{<bound>} <term> = <sum>', r'\prod_{<index>=<digit>}^{<bound>} <term> \geq <term>',
-                r'\int_{<low>}^{<bound>} <term> \, d<letter> = <sum>', r'\lim_{<letter> \to <limit>} <term> = <small>', r'\dfrac{d}{d<letter>} <term> = <sum>', r'\dfrac{\partial <letter>}{\partial <letter>} = <sum>',
-                r'\dfrac{\partial^{2} <letter>}{\partial <letter>^{2}} = <greek> \nabla^{2} <letter>', r'P(<capital> \mid <capital>) = \dfrac{P(<capital> \cap <capital>)}{P(<capital>)}', r'\left\| <vector> \right\|_{<digit>} \leq <sum>',
-                r'\forall <letter> \in <set> : <sum> > <digit>', r'<vector> = \mathbf{<capital>} <vector> + <vector>', r'f : <set> \to <set>', r'\mathbb{E}\left[ <term> \right] = <sum>', r'<capital> \subset <capital> \cup <capital>'],
-    'left': ['<letter>', '<greek>', '<letter>_{<index>}', 'f(<letter>)', '<capital>(<letter>, <letter>)', "<letter>'", r'\hat{<letter>}', '<letter>_{<index>+1}'],
+    'formula': [
+        r'<left> = <sum>', r'<left> = <sum>', r'<sum> \leq <sum>', r'<left> \approx <sum>',
+        r'\sum_{<index>=<digit>}^{<bound>} <term> = <sum>', r'\prod_{<index>=<digit>}^{<bound>} <term> \geq <term>',
+        r'\int_{<low>}^{<bound>} <term> \, d<letter> = <sum>', r'\lim_{<letter> \to <limit>} <term> = <small>',
+        r'\dfrac{d}{d<letter>} <term> = <sum>', r'\dfrac{\partial <letter>}{\partial <letter>} = <sum>',
+        r'\dfrac{\partial^{2} <letter>}{\partial <letter>^{2}} = <greek> \nabla^{2} <letter>',
+        r'P(<capital> \mid <capital>) = \dfrac{P(<capital> \cap <capital>)}{P(<capital>)}',
+        r'\left\| <vector> \right\|_{<digit>} \leq <sum>', r'\forall <letter> \in <set> : <sum> > <digit>',
+        r'<vector> = \mathbf{<capital>} <vector> + <vector>', r'f : <set> \to <set>',
+        r'\mathbb{E}\left[ <term> \right] = <sum>', r'<capital> \subset <capital> \cup <capital>'],
+    'left': ['<letter>', '<greek>', '<letter>_{<index>}', 'f(<letter>)', '<capital>(<letter>, <letter>)', "<letter>'",
+             r'\hat{<letter>}', '<letter>_{<index>+1}'],
     'sum': ['<term>', '<term> + <term>', '<term> - <term>', '<term> + <term> - <small>', '<atom> + <small>'],
-    'term': ['<atom>', '<atom>', '<number> <atom>', '<atom>^{<power>}', r'\dfrac{<flat>}{<flat>}', r'\dfrac{<flat>}{<atom>}', r'\sqrt{<sum>}', r'\left( <sum> \right)^{<power>}', r'<function> <greek>', r'<function>\left( <sum> \right)', r'e^{-<number> <letter>}', r'<atom> \cdot <term>', r'\left| <sum> \right|'],
-    'atom': ['<letter>', '<letter>', '<greek>', '<letter>_{<index>}', '<letter>_{<index>}', r'\hat{<letter>}', r'\bar{<letter>}', '<capital>'],
+    'term': ['<atom>', '<atom>', '<number> <atom>', '<atom>^{<power>}', r'\dfrac{<flat>}{<flat>}',
+             r'\dfrac{<flat>}{<atom>}', r'\sqrt{<sum>}', r'\left( <sum> \right)^{<power>}', r'<function> <greek>',
+             r'<function>\left( <sum> \right)', r'e^{-<number> <letter>}', r'<atom> \cdot <term>',
+             r'\left| <sum> \right|'],
+    'atom': ['<letter>', '<letter>', '<greek>', '<letter>_{<index>}', '<letter>_{<index>}', r'\hat{<letter>}',
+             r'\bar{<letter>}', '<capital>'],
     'flat': ['<atom> + <atom>', '<atom> - <digit>', '<number> <atom>', '<atom>^{2} + <number>', r'<function> <greek>'],
-    'small': ['<digit>', '<number>', '<letter>', '<greek>', r'\frac{<digit>}{<digit>}'], 'power': ['2', '3', '<index>', '-1', r'<index>+1', r'1/2'], 'function': [r'\sin', r'\cos', r'\log', r'\exp', r'\tanh', r'\max', r'\ln'],
-    'low': ['0', r'-\infty', '<letter>'], 'bound': ['<capital>', r'\infty', 'n', 'm', '<number>'], 'limit': ['0', r'\infty', '<letter>'], 'set': [r'\mathbb{R}', r'\mathbb{N}', r'\mathbb{Z}', r'\mathbb{C}'],
-    'vector': [r'\mathbf{<letter>}', r'\vec{<letter>}'], 'number': [str(i) for i in range(2, 100, 7)], 'digit': list('1234'), 'index': list('ijkmn'), 'letter': list('abcdghpqrstuvwxyz'), 'capital': list('ABCDEFGHKLMNQRSTUVWXYZ'),
-    'greek': [rf'\{name}' for name in 'alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Omega'.split()],
+    'small': ['<digit>', '<number>', '<letter>', '<greek>', r'\frac{<digit>}{<digit>}'],
+    'power': ['2', '3', '<index>', '-1', r'<index>+1', r'1/2'],
+    'function': [r'\sin', r'\cos', r'\log', r'\exp', r'\tanh', r'\max', r'\ln'],
+    'low': ['0', r'-\infty', '<letter>'],
+    'bound': ['<capital>', r'\infty', 'n', 'm', '<number>'],
+    'limit': ['0', r'\infty', '<letter>'],
+    'set': [r'\mathbb{R}', r'\mathbb{N}', r'\mathbb{Z}', r'\mathbb{C}'],
+    'vector': [r'\mathbf{<letter>}', r'\vec{<letter>}'],
+    'number': [str(i) for i in range(2, 100, 7)],
+    'digit': list('1234'),
+    'index': list('ijkmn'),
+    'letter': list('abcdghpqrstuvwxyz'),
+    'capital': list('ABCDEFGHKLMNQRSTUVWXYZ'),
+    'greek': [rf'\{name}' for name in '''alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho
+        sigma tau phi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Omega'''.split()],
 }
+
+# %% ../../nbs/pairs/63_formulas.ipynb #b76aaa36
 _DEEPER = re.compile('<(sum|term)>')
 
 def write_formula(
@@ -37,12 +61,14 @@ def write_formula(
     rule: str = 'formula', # where to begin, a name of `GRAMMAR`
 ) -> str: # LaTeX without dollars
     "A formula."
-    known = [text for text in GRAMMAR[rule] if depth > 0 or not _DEEPER.search(text)]
-    return re.sub('<(.*?)>', lambda name: write_formula(rng, depth - (rule in ('sum', 'term')), name[1]), rng.choice(known))
+    inner = depth - (rule in ('sum', 'term'))
+    allowed = [text for text in GRAMMAR[rule] if depth > 0 or not _DEEPER.search(text)]
+    return re.sub('<(.*?)>', lambda name: write_formula(rng, inner, name[1]), rng.choice(allowed))
 
 # %% ../../nbs/pairs/63_formulas.ipynb #9ff031ed
 FONTSETS = ('cm', 'dejavusans', 'dejavuserif', 'stix', 'stixsans')
-_PAPERS = (('#ffffff', '#000000'), ('#ffffff', '#1a1a1a'), ('#fdf6e3', '#073642'), ('#f4f1ea', '#222244'), ('#1e1e1e', '#eeeeee'), ('#12372a', '#f5f5dc'))
+_PAPERS = (('#ffffff', '#000000'), ('#ffffff', '#1a1a1a'), ('#fdf6e3', '#073642'), ('#f4f1ea', '#222244'),
+           ('#1e1e1e', '#eeeeee'), ('#12372a', '#f5f5dc')) # ground, ink
 
 @lru_cache
 def _parser():
@@ -84,9 +110,10 @@ def paint_formulas(
         if size < 12: return None
         inks, wide, high = _block(lines, fontset, size)
         if max(wide, high) > room: return None
-    page, y = Image.new('RGB', (image_size, image_size), paper[0]), (image_size - high) // 2
+    (ground, color), y = paper, (image_size - high) // 2
+    page = Image.new('RGB', (image_size, image_size), ground)
     for ink in inks:
-        page.paste(paper[1], ((image_size - ink.shape[1]) // 2, y), Image.fromarray(ink))
+        page.paste(color, ((image_size - ink.shape[1]) // 2, y), Image.fromarray(ink))
         y += ink.shape[0] + 8
     return page
 
@@ -95,8 +122,11 @@ def formula(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
 ) -> PairDraft: # details: fontset
-    "One to three formulas with their LaTeX, each in dollars on a line of its own; what `paint` gives is None where they don't fit."
+    "One to three formulas with their LaTeX, each in dollars on its own line; `paint` gives None where they don't fit."
     rng, roomy = random.Random(seed), check_image_size(image_size) >= 192
-    lines = [f'${write_formula(rng, rng.randint(1, 2 + roomy))}$' for _ in range(rng.choice((1, 1, 2, 3) if roomy else (1, 1, 2)))]
-    fontset, size, paper, text = rng.choice(FONTSETS), rng.randint(max(12, image_size // 16), image_size // 8), rng.choice(_PAPERS), '\n'.join(lines)
-    return PairDraft(text, f'seed {seed}', text, paint=lambda: paint_formulas(lines, image_size, fontset, size=size, paper=paper), details={'fontset': fontset})
+    count = rng.choice((1, 1, 2, 3) if roomy else (1, 1, 2))
+    lines = [f'${write_formula(rng, rng.randint(1, 2 + roomy))}$' for _ in range(count)]
+    fontset, size = rng.choice(FONTSETS), rng.randint(max(12, image_size // 16), image_size // 8)
+    paper, text = rng.choice(_PAPERS), '\n'.join(lines)
+    def paint(): return paint_formulas(lines, image_size, fontset, size=size, paper=paper)
+    return PairDraft(text, f'seed {seed}', text, paint=paint, details={'fontset': fontset})

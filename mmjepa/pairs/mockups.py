@@ -13,77 +13,139 @@ from .screenshots import PairDraft, check_image_size
 
 # %% ../../nbs/pairs/66_mockups.ipynb #3532e633
 _WORDS = {
-    'brand': 'Acorn, Beacon, Cargo, Delta, Ember, Fable, Garnet, Harbor, Indigo, Juno, Kite, Lumen, Mosaic, Nimbus, Orbit, Pixel, Quill, Ripple, Summit, Tundra',
+    'brand': '''Acorn, Beacon, Cargo, Delta, Ember, Fable, Garnet, Harbor, Indigo, Juno, Kite, Lumen, Mosaic, Nimbus,
+        Orbit, Pixel, Quill, Ripple, Summit, Tundra''',
     'link': 'Home, Shop, Mail, Help, News, Team, About, Plans, Tasks, Files, Log in, Sign up, Search, Cart, Blog, Docs',
-    'title': 'Your orders, New message, Weekly report, Sign in, My files, Create account, Next trips, Settings, Payment, Open tasks, Latest news, Your team, Invoices, Contacts, Calendar',
-    'text': 'All changes are saved., Choose what you need., Nothing new today., Try it for 30 days., We will write to you soon., Two devices are connected., Your plan ends in May., Please check your data., No card is needed., Updated an hour ago., Only you can see this.',
-    'item': 'Report.pdf, Budget 2024, Green tea, Blue chair, Meeting notes, Anna Weber, Train to Graz, Invoice 118, Backup, Photos, Kitchen lamp, Tom Hale, Draft 3, Phone bill, Desk plan',
+    'title': '''Your orders, New message, Weekly report, Sign in, My files, Create account, Next trips, Settings,
+        Payment, Open tasks, Latest news, Your team, Invoices, Contacts, Calendar''',
+    'text': '''All changes are saved., Choose what you need., Nothing new today., Try it for 30 days.,
+        We will write to you soon., Two devices are connected., Your plan ends in May., Please check your data.,
+        No card is needed., Updated an hour ago., Only you can see this.''',
+    'item': '''Report.pdf, Budget 2024, Green tea, Blue chair, Meeting notes, Anna Weber, Train to Graz, Invoice 118,
+        Backup, Photos, Kitchen lamp, Tom Hale, Draft 3, Phone bill, Desk plan''',
     'value': 'done, open, 12 KB, 3 new, 49.00, paid, late, today, 8:30, 2 left, 7.5, Mon, sent, 90%, free, 120',
     'button': 'Save, Send, Buy, Next, Cancel, Reply, Delete, Add, Open, Apply, Join, Share, Print, Upload, Retry',
     'field': 'Name, Email, Password, City, Phone, Subject, Street, Company, Amount, Date, Search, Coupon',
     'metric': 'Visits, Sales, Users, Errors, Orders, Uptime, Likes, Steps, Tasks, Views',
 }
-_WORDS = {kind: tuple(words.split(', ')) for kind, words in _WORDS.items()}
-_THEMES = (('#f2f4f7', '#1f2933', '#ffffff', '#c5ced8', '#0b69a3', '#ffffff', '#5c6b7a'), ('#ffffff', '#222222', '#f5f5f5', '#d0d0d0', '#b23a48', '#ffffff', '#666666'), ('#12181f', '#e6edf3', '#1d2630', '#3a4756', '#2f81f7', '#ffffff', '#9aa7b4'),
-           ('#fbf7ef', '#3a2e22', '#fffdf8', '#d9ccb4', '#2f6f4f', '#ffffff', '#7a6a55'), ('#eef7f4', '#143d33', '#ffffff', '#b7d6cb', '#00796b', '#ffffff', '#4f6f67'), ('#1f1b2e', '#ece8f5', '#2a2540', '#4b4370', '#f2b134', '#1f1b2e', '#b3abcf'),
-           ('#f6f3fb', '#2d2240', '#ffffff', '#d3c7e8', '#6741a5', '#ffffff', '#74688a')) # ground, ink, card, border, accent, ink on it, pale ink
+_WORDS = {kind: re.split(r',\s+', words) for kind, words in _WORDS.items()}
+_THEMES = ( # ground, ink, card, border, accent, ink on it, pale ink
+    ('#f2f4f7', '#1f2933', '#ffffff', '#c5ced8', '#0b69a3', '#ffffff', '#5c6b7a'),
+    ('#ffffff', '#222222', '#f5f5f5', '#d0d0d0', '#b23a48', '#ffffff', '#666666'),
+    ('#12181f', '#e6edf3', '#1d2630', '#3a4756', '#2f81f7', '#ffffff', '#9aa7b4'),
+    ('#fbf7ef', '#3a2e22', '#fffdf8', '#d9ccb4', '#2f6f4f', '#ffffff', '#7a6a55'),
+    ('#eef7f4', '#143d33', '#ffffff', '#b7d6cb', '#00796b', '#ffffff', '#4f6f67'),
+    ('#1f1b2e', '#ece8f5', '#2a2540', '#4b4370', '#f2b134', '#1f1b2e', '#b3abcf'),
+    ('#f6f3fb', '#2d2240', '#ffffff', '#d3c7e8', '#6741a5', '#ffffff', '#74688a'))
 
-def _style(rng: random.Random, size: int) -> list[tuple[str, str]]:
-    "Rules of a theme with letters of `size` pixels: (selector, declarations)."
-    ground, ink, card, edge, accent, on, pale = rng.choice(_THEMES)
-    round_, gap, family = rng.choice((0, 3, 6)), rng.choice((5, 6, 8)), rng.choice(('DejaVu Sans', 'DejaVu Sans', 'DejaVu Serif'))
-    letters = lambda s, bold=False: f'font-size: {s}px; line-height: {s + 4}px' + '; font-weight: bold' * bold
-    column, row, box = f'display: flex; flex-direction: column; gap: {gap}px', f'display: flex; gap: {gap}px', f'background: {card}; border: 1px solid {edge}; border-radius: {round_}px'
-    return [('*', 'box-sizing: border-box; margin: 0'), ('body', f"font-family: '{family}', sans-serif; {letters(size)}; color: {ink}; background: {ground}"),
-            ('nav', f'{row}; justify-content: space-between; align-items: center; background: {accent}; color: {on}; padding: 5px {gap + 2}px'), ('main', f'{column}; padding: {gap + 2}px'),
-            ('h1', letters(size + 4, True)), ('h2', letters(size + 1, True)), ('b', 'font-weight: bold'), ('small', f'color: {pale}; {letters(max(8, size - 1))}'), ('.big', f'{letters(size + 5, True)}; color: {accent}'),
-            ('.row', f'{row}; align-items: center'), ('.grid', row), ('.stack', f'{column}; flex: 1'), ('.card', f'{box}; padding: 5px; display: flex; flex-direction: column; gap: 3px; flex: 1'),
-            ('.item', f'{box}; padding: 3px 6px; display: flex; justify-content: space-between; align-items: center'), ('.note', f'background: {card}; border: 1px solid {accent}; border-radius: {round_}px; padding: 5px'),
-            ('.side', f'{column}; width: {size * 7}px; background: {card}; border: 1px solid {edge}; padding: 5px'), ('.tag', f'background: {edge}; border-radius: 6px; padding: 0 5px'),
-            ('.dot', f'width: {size + 8}px; height: {size + 8}px; line-height: {size + 8}px; border-radius: {size}px; background: {accent}; color: {on}; text-align: center'),
-            ('.track', f'background: {edge}; border-radius: 3px; height: 6px; display: flex; flex-direction: column'), ('.fill', f'background: {accent}; border-radius: 3px; height: 6px'),
-            ('button', f'font: inherit; background: {accent}; color: {on}; border: 0; border-radius: {round_}px; padding: 3px 8px; text-align: center'), ('.plain', f'background: {card}; color: {accent}; border: 1px solid {accent}; padding: 2px 8px'),
-            ('input', f'font: inherit; color: {pale}; {box}; padding: 3px 5px; width: 100%')]
+# %% ../../nbs/pairs/66_mockups.ipynb #db7aa257
+def _style(rng: random.Random, size: int) -> dict[str, str]:
+    "Rules of a theme with letters of `size` pixels: declarations by selector."
+    ground, ink, card, edge, accent, on_accent, pale = rng.choice(_THEMES)
+    corner, gap = rng.choice((0, 3, 6)), rng.choice((5, 6, 8))
+    family = rng.choice(('DejaVu Sans', 'DejaVu Sans', 'DejaVu Serif'))
+    def letters(s, bold=False): return f'font-size: {s}px; line-height: {s + 4}px' + '; font-weight: bold' * bold
+    row, column = f'display: flex; gap: {gap}px', f'display: flex; flex-direction: column; gap: {gap}px'
+    spread = 'justify-content: space-between; align-items: center'
+    box, dot = f'background: {card}; border: 1px solid {edge}; border-radius: {corner}px', size + 8
+    return {
+        '*': 'box-sizing: border-box; margin: 0',
+        'body': f"font-family: '{family}', sans-serif; {letters(size)}; color: {ink}; background: {ground}",
+        'nav': f'{row}; {spread}; background: {accent}; color: {on_accent}; padding: 5px {gap + 2}px',
+        'main': f'{column}; padding: {gap + 2}px',
+        'h1': letters(size + 4, True),
+        'h2': letters(size + 1, True),
+        'b': 'font-weight: bold',
+        'small': f'color: {pale}; {letters(max(8, size - 1))}',
+        '.big': f'{letters(size + 5, True)}; color: {accent}',
+        '.row': f'{row}; align-items: center',
+        '.grid': row,
+        '.stack': f'{column}; flex: 1',
+        '.card': f'{box}; padding: 5px; display: flex; flex-direction: column; gap: 3px; flex: 1',
+        '.item': f'{box}; padding: 3px 6px; display: flex; {spread}',
+        '.note': f'background: {card}; border: 1px solid {accent}; border-radius: {corner}px; padding: 5px',
+        '.side': f'{column}; width: {size * 7}px; background: {card}; border: 1px solid {edge}; padding: 5px',
+        '.tag': f'background: {edge}; border-radius: 6px; padding: 0 5px',
+        '.dot': f'width: {dot}px; height: {dot}px; line-height: {dot}px; border-radius: {size}px; '
+                f'background: {accent}; color: {on_accent}; text-align: center',
+        '.track': f'background: {edge}; border-radius: 3px; height: 6px; display: flex; flex-direction: column',
+        '.fill': f'background: {accent}; border-radius: 3px; height: 6px',
+        'button': f'font: inherit; background: {accent}; color: {on_accent}; border: 0; border-radius: {corner}px; '
+                  'padding: 3px 8px; text-align: center',
+        '.plain': f'background: {card}; color: {accent}; border: 1px solid {accent}; padding: 2px 8px',
+        'input': f'font: inherit; color: {pale}; {box}; padding: 3px 5px; width: 100%'}
 
 # %% ../../nbs/pairs/66_mockups.ipynb #62353313
-def _say(rng: random.Random, kind: str, n: int = 1): return rng.choice(_WORDS[kind]) if n == 1 else rng.sample(_WORDS[kind], n)
+def _words(rng: random.Random, kind: str, n: int) -> list[str]: return rng.sample(_WORDS[kind], n)
 
-def _heading(rng): return [f'<h1>{_say(rng, "title")}</h1>', *([f'<p>{_say(rng, "text")}</p>'] if rng.random() < .7 else [])]
+def _fill(rng: random.Random, template: str) -> str:
+    "A line with words in place of their kinds."
+    return re.sub(r'\{(\w+)\}', lambda kind: rng.choice(_WORDS[kind[1]]), template)
+
+def _heading(rng):
+    lines = [_fill(rng, '<h1>{title}</h1>')]
+    if rng.random() < .7: lines.append(_fill(rng, '<p>{text}</p>'))
+    return lines
 
 def _form(rng):
-    fields = [line for name in rng.sample(_WORDS['field'], rng.randint(1, 2)) for line in ([f'<small>{name}</small>', f'<input value="{_say(rng, "value")}">'] if rng.random() < .5 else [f'<input value="{name}">'])]
-    first, second = _say(rng, 'button', 2)
-    return [*fields, f'<div class="row"><button>{first}</button>' + f'<button class="plain">{second}</button>' * (rng.random() < .5) + '</div>']
+    lines = []
+    for name in _words(rng, 'field', rng.randint(1, 2)):
+        if rng.random() < .5: lines += [f'<small>{name}</small>', _fill(rng, '<input value="{value}">')]
+        else: lines.append(f'<input value="{name}">')
+    first, second = _words(rng, 'button', 2)
+    more = f'<button class="plain">{second}</button>' if rng.random() < .5 else ''
+    return [*lines, f'<div class="row"><button>{first}</button>{more}</div>']
 
 def _cards(rng):
-    line = rng.choice((lambda: f'<p>{_say(rng, "text")}</p>', lambda: f'<small>{_say(rng, "value")}</small>', lambda: f'<button>{_say(rng, "button")}</button>'))
-    return ['<div class="grid">', *(f'<div class="card"><b>{name}</b>{line()}</div>' for name in _say(rng, 'item', rng.choice((2, 2, 3)))), '</div>']
+    below = rng.choice(('<p>{text}</p>', '<small>{value}</small>', '<button>{button}</button>'))
+    names = _words(rng, 'item', rng.choice((2, 2, 3)))
+    cards = [f'<div class="card"><b>{name}</b>{_fill(rng, below)}</div>' for name in names]
+    return ['<div class="grid">', *cards, '</div>']
 
 def _list(rng):
-    right = rng.choice((lambda: f'<small>{_say(rng, "value")}</small>', lambda: f'<span class="tag">{_say(rng, "value")}</span>', lambda: f'<button>{_say(rng, "button")}</button>'))
-    return [f'<div class="item"><p>{name}</p>{right()}</div>' for name in _say(rng, 'item', rng.randint(2, 4))]
+    right = rng.choice(('<small>{value}</small>', '<span class="tag">{value}</span>', '<button>{button}</button>'))
+    names = _words(rng, 'item', rng.randint(2, 4))
+    return [f'<div class="item"><p>{name}</p>{_fill(rng, right)}</div>' for name in names]
 
-def _people(rng): return [f'<div class="row"><p class="dot">{name[0]}</p><p>{name}</p></div>' for name in _say(rng, 'brand', rng.randint(2, 3))]
-def _metrics(rng): return ['<div class="grid">', *(f'<div class="card"><small>{name}</small><p class="big">{rng.randint(1, 999)}</p></div>' for name in _say(rng, 'metric', rng.randint(2, 3))), '</div>']
-def _note(rng): return [f'<p class="note">{_say(rng, "text")}</p>']
-def _search(rng): return [f'<div class="row"><input value="{_say(rng, "field")}"><button>{_say(rng, "button")}</button></div>'.replace('<input', '<input style="flex: 1"')]
-def _tags(rng): return ['<div class="row">' + ''.join(f'<span class="tag">{word}</span>' for word in _say(rng, 'link', rng.randint(2, 4))) + '</div>']
+def _people(rng):
+    names = _words(rng, 'brand', rng.randint(2, 3))
+    return [f'<div class="row"><p class="dot">{name[0]}</p><p>{name}</p></div>' for name in names]
+
+def _metrics(rng):
+    names = _words(rng, 'metric', rng.randint(2, 3))
+    cards = [f'<div class="card"><small>{name}</small><p class="big">{rng.randint(1, 999)}</p></div>' for name in names]
+    return ['<div class="grid">', *cards, '</div>']
+
+# %% ../../nbs/pairs/66_mockups.ipynb #33b926f4
+def _note(rng): return [_fill(rng, '<p class="note">{text}</p>')]
+
+def _search(rng):
+    field = '<input style="flex: 1" value="{field}">'
+    return [_fill(rng, f'<div class="row">{field}<button>{{button}}</button></div>')]
+
+def _tags(rng):
+    tags = [f'<span class="tag">{word}</span>' for word in _words(rng, 'link', rng.randint(2, 4))]
+    return [f'<div class="row">{"".join(tags)}</div>']
 
 def _progress(rng):
     share = 5 * rng.randint(1, 19)
-    return [f'<p>{_say(rng, "metric")}: {share}%</p>', f'<div class="track"><div class="fill" style="width: {share}%"></div></div>']
+    return [_fill(rng, f'<p>{{metric}}: {share}%</p>'),
+            f'<div class="track"><div class="fill" style="width: {share}%"></div></div>']
 
 _SECTIONS = (_heading, _form, _cards, _list, _people, _metrics, _note, _search, _tags, _progress)
 
 # %% ../../nbs/pairs/66_mockups.ipynb #027f99ed
-def _assemble(style: list[tuple[str, str]], nav: str, side: list[str], main: list[str]) -> str:
+def _assemble(style: dict[str, str], nav: str, main: list[str], *, side: list[str]) -> str:
     "A page of lines, with the rules that they need."
-    inner = ['<main>', *main, '</main>']
-    if side: inner = ['<main>', '<div class="grid">', '<div class="side">', *side, '</div>', '<div class="stack">', *main, '</div>', '</div>', '</main>']
-    lines = [nav, *inner]
-    used = {'*', 'body', *re.findall(r'<(\w+)', ''.join(lines)), *(f'.{c}' for names in re.findall('class="(.*?)"', ''.join(lines)) for c in names.split())}
-    rules = [f'{selector} {{ {declared} }}' for selector, declared in style if selector in used]
-    return '\n'.join(['<!DOCTYPE html>', '<html>', '<head>', '<style>', *rules, '</style>', '</head>', '<body>', *lines, '</body>', '</html>'])
+    if side: main = ['<div class="grid">', '<div class="side">', *side, '</div>',
+                     '<div class="stack">', *main, '</div>', '</div>']
+    lines = [nav, '<main>', *main, '</main>']
+    body = ''.join(lines)
+    classes = {f'.{name}' for names in re.findall('class="(.*?)"', body) for name in names.split()}
+    used = {'*', 'body', *re.findall(r'<(\w+)', body), *classes}
+    rules = [f'{selector} {{ {declared} }}' for selector, declared in style.items() if selector in used]
+    return '\n'.join(['<!DOCTYPE html>', '<html>', '<head>', '<style>', *rules, '</style>', '</head>',
+                      '<body>', *lines, '</body>', '</html>'])
 
 def write_mockup(
     rng: random.Random, # source of all choices
@@ -91,17 +153,20 @@ def write_mockup(
 ) -> str: # HTML
     "A page that is as full as it gets."
     roomy = image_size >= 192
-    style = _style(rng, rng.choice((9, 10, 11)) if roomy else rng.choice((8, 9)))
+    style = _style(rng, rng.choice((9, 10, 11) if roomy else (8, 9)))
+    def page(main, side=()): return _assemble(style, nav, main, side=side)
     while True:
-        links = _say(rng, 'link', 3)[:rng.randint(1, 3) if roomy else 1]
-        nav = f'<nav><b>{_say(rng, "brand")}</b><div class="row">{"".join(f"<a>{link}</a>" for link in links)}</div></nav>'
-        if page_fits(_assemble(style, nav, [], main=[]), image_size): break
-    side = [f'<p>{word}</p>' for word in _say(rng, 'link', rng.randint(3, 5))] if roomy and rng.random() < .3 else []
+        words = _words(rng, 'link', 3)[:rng.randint(1, 3) if roomy else 1]
+        links = ''.join(f'<a>{word}</a>' for word in words)
+        nav = _fill(rng, f'<nav><b>{{brand}}</b><div class="row">{links}</div></nav>')
+        if page_fits(page([]), image_size): break
+    with_side = roomy and rng.random() < .3
+    side = [f'<p>{word}</p>' for word in _words(rng, 'link', rng.randint(3, 5))] if with_side else []
     main = []
     for section in rng.sample(_SECTIONS * 2, 2 * len(_SECTIONS)):
         more = main + section(rng)
-        if page_fits(_assemble(style, nav, side, main=more), image_size): main = more
-    return _assemble(style, nav, side, main=main)
+        if page_fits(page(more, side), image_size): main = more
+    return page(main, side)
 
 def mockup(
     seed: int, # of all choices
@@ -110,5 +175,6 @@ def mockup(
 ) -> PairDraft: # details: painter, 'own' or 'chromium' with its version
     "A page of an application with its HTML."
     text = write_mockup(random.Random(seed), check_image_size(image_size))
-    paint = (lambda: browser.draw(text, image_size)) if browser else (lambda: draw_page(text, image_size))
-    return PairDraft(text, f'seed {seed}', text, paint=paint, details={'painter': f'chromium {browser.version}' if browser else 'own'})
+    def paint(): return browser.draw(text, image_size) if browser else draw_page(text, image_size)
+    painter = f'chromium {browser.version}' if browser else 'own'
+    return PairDraft(text, f'seed {seed}', text, paint=paint, details={'painter': painter})

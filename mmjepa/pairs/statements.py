@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from .screenshots import PairDraft, bundled_font, check_image_size, load_face
 
 # %% ../../nbs/pairs/64_statements.ipynb #2fd7a61f
+def _sums(rows: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> tuple[int, ...]:
+    "The sum of some rows in each column."
+    return tuple(map(sum, zip(*(rows[part] for part in parts))))
+
 @dataclass(frozen=True)
 class Statement:
     "A financial statement: items and totals by column."
@@ -23,75 +27,95 @@ class Statement:
 
     def broken(self) -> list[str]: # empty if the statement is right
         "The totals that are not the sum of their parts."
-        return [total for total, parts in self.rules if self.rows[total] != tuple(map(sum, zip(*(self.rows[p] for p in parts))))]
+        return [total for total, parts in self.rules if self.rows[total] != _sums(self.rows, parts)]
 
+# %% ../../nbs/pairs/64_statements.ipynb #575fb597
 class _Rows:
-    "Rows and rules of a statement as they are added."
+    "Rows and rules of a statement as they are added; each method returns the labels that it adds."
     def __init__(self, rng: random.Random, columns: int):
         self.rng, self.rows, self.rules = rng, {}, []
-        self.scale, self.growth = rng.choice((800, 5_000, 20_000, 90_000)), [rng.uniform(.8, 1.2) for _ in range(columns)]
+        self.scale = rng.choice((800, 5_000, 20_000, 90_000))
+        self.growth = [rng.uniform(.8, 1.2) for _ in range(columns)]
 
     def items(self, labels: str, share: float, least: int = 1, *, most: int = 1) -> list[str]:
         "Adds `least` to `most` of some labels, each of about `share` of the scale; negative for costs."
         known = labels.split(', ')
-        chosen = set(self.rng.sample(known, self.rng.randint(least, min(most, len(known)))))
-        for label in known:
-            if label in chosen: self.rows[label] = tuple(round(self.scale * share * g * self.rng.uniform(.6, 1.4)) or 1 for g in self.growth)
-        return [label for label in known if label in chosen]
+        count = self.rng.randint(least, min(most, len(known)))
+        drawn = set(self.rng.sample(known, count))
+        chosen = [label for label in known if label in drawn]
+        for label in chosen:
+            numbers = (self.scale * share * growth * self.rng.uniform(.6, 1.4) for growth in self.growth)
+            self.rows[label] = tuple(round(number) or 1 for number in numbers)
+        return chosen
 
     def total(self, label: str, *parts: str) -> str:
         "Adds the sum of rows."
-        self.rows[label] = tuple(map(sum, zip(*(self.rows[p] for p in parts))))
+        self.rows[label] = _sums(self.rows, parts)
         self.rules.append((label, parts))
         return label
 
-# %% ../../nbs/pairs/64_statements.ipynb #575fb597
-def _rest(r: _Rows, label: str, whole: str, *parts: str) -> str:
-    "Adds what is left of a row when others are taken off."
-    r.rows[label] = tuple(w - sum(p) for w, *p in zip(*(r.rows[row] for row in (whole, *parts))))
-    return label
+    def rest(self, label: str, whole: str, *parts: str) -> str:
+        "Adds what is left of a row when others are taken off."
+        self.rows[label] = tuple(w - p for w, p in zip(self.rows[whole], _sums(self.rows, parts)))
+        return label
 
-def _carry(r: _Rows, change: str, opening: str, closing: str):
-    "Adds what was there before a change, and after; columns go back in time."
-    changes = r.rows[change]
-    first = max(0, -min(sum(changes[c:]) for c in range(len(changes)))) + r.rng.randint(r.scale // 20, r.scale // 4)
-    r.rows[opening] = tuple(first + sum(changes[c + 1:]) for c in range(len(changes)))
-    r.total(closing, opening, change)
+    def carry(self, change: str, opening: str, closing: str):
+        "Adds what was there before a change, and after; columns go back in time."
+        earlier = [sum(self.rows[change][c:]) for c in range(len(self.growth) + 1)] # column c and all before it
+        first = max(0, -min(earlier[:-1])) + self.rng.randint(self.scale // 20, self.scale // 4)
+        self.rows[opening] = tuple(first + changes for changes in earlier[1:])
+        self.total(closing, opening, change)
 
+# %% ../../nbs/pairs/64_statements.ipynb #82cb3976
 def _income(r: _Rows):
-    base = r.total('Revenue', *r.items('Product sales, Service fees, Licences, Subscriptions', .5, 2, most=2)) if r.rng.random() < .4 else r.items('Revenue', 1)[0]
+    sales = 'Product sales, Service fees, Licences, Subscriptions'
+    if r.rng.random() < .4: base = r.total('Revenue', *r.items(sales, .5, 2, most=2))
+    else: base = r.items('Revenue', 1)[0]
     if r.rng.random() < .7: base = r.total('Gross profit', base, *r.items('Cost of sales', -.4))
-    base = r.total('Operating profit', base, *r.items('Staff costs, Research, Marketing, Rent, Energy, Depreciation', -.1, 1, most=3))
+    costs = r.items('Staff costs, Research, Marketing, Rent, Energy, Depreciation', -.1, 1, most=3)
+    base = r.total('Operating profit', base, *costs)
     if r.rng.random() < .6: base = r.total('Profit before tax', base, *r.items('Interest', -.03))
     r.total('Net profit', base, *r.items('Tax', -.05))
 
 def _balance(r: _Rows):
-    assets = r.total('Total assets', *r.items('Cash, Receivables, Inventories, Prepayments, Property, Equipment, Software, Goodwill, Investments', .3, 2, most=5))
-    debts = r.total('Total liabilities', *r.items('Payables, Bank loans, Bonds, Provisions, Leases, Deferred tax', .12, 2, most=3))
+    known = 'Cash, Receivables, Inventories, Prepayments, Property, Equipment, Software, Goodwill, Investments'
+    assets = r.total('Total assets', *r.items(known, .3, 2, most=5))
+    owed = r.items('Payables, Bank loans, Bonds, Provisions, Leases, Deferred tax', .12, 2, most=3)
+    debts = r.total('Total liabilities', *owed)
     capital = r.items('Share capital', .1)[0]
-    equity = r.total('Total equity', capital, _rest(r, 'Retained earnings', assets, debts, capital))
-    r.rules.append((assets, (r.total('Equity and liabilities', equity, debts),)))
+    equity = r.total('Total equity', capital, r.rest('Retained earnings', assets, debts, capital))
+    funding = r.total('Equity and liabilities', equity, debts)
+    r.rules.append((assets, (funding,)))
 
 def _cash(r: _Rows):
-    earned = r.total('Operating cash flow', *r.items('Net profit, Depreciation', .2, 2, most=2), *r.items('Change in inventories, Change in receivables', -.05))
-    spent = r.total('Investing cash flow', *r.items('Equipment bought, Software bought', -.2, 1, most=2), *r.items('Assets sold', .05, 0, most=1))
-    raised = r.total('Financing cash flow', *r.items('Loans taken, Shares issued', .1), *r.items('Dividends paid, Loans repaid', -.1, 1, most=2))
-    _carry(r, r.total('Net change', earned, spent, raised), 'Opening cash', closing='Closing cash')
+    profit = r.items('Net profit, Depreciation', .2, 2, most=2)
+    earned = r.total('Operating cash flow', *profit, *r.items('Change in inventories, Change in receivables', -.05))
+    bought = r.items('Equipment bought, Software bought', -.2, 1, most=2)
+    spent = r.total('Investing cash flow', *bought, *r.items('Assets sold', .05, 0, most=1))
+    taken = r.items('Loans taken, Shares issued', .1)
+    paid = r.items('Dividends paid, Loans repaid', -.1, 1, most=2)
+    raised = r.total('Financing cash flow', *taken, *paid)
+    r.carry(r.total('Net change', earned, spent, raised), 'Opening cash', 'Closing cash')
 
 # %% ../../nbs/pairs/64_statements.ipynb #22a1d161
-def _short_income(r: _Rows): r.total('Net profit', *r.items('Sales, Fees, Rents', .8), *r.items('Staff, Goods, Energy, Interest, Tax', -.15, 2, most=4))
+def _short_income(r: _Rows):
+    sales = r.items('Sales, Fees, Rents', .8)
+    r.total('Net profit', *sales, *r.items('Staff, Goods, Energy, Interest, Tax', -.15, 2, most=4))
 
 def _short_balance(r: _Rows):
     assets = r.total('Assets', *r.items('Cash, Stock, Land, Tools, Loans', .3, 2, most=3))
     debts = r.items('Payables, Bonds, Leases', .1, 1, most=2)
-    r.rules.append((assets, (r.total('Funding', *debts, _rest(r, 'Equity', assets, *debts)),)))
+    funding = r.total('Funding', *debts, r.rest('Equity', assets, *debts))
+    r.rules.append((assets, (funding,)))
 
 def _short_cash(r: _Rows):
-    _carry(r, r.total('Change', *r.items('Operations', .3), *r.items('Investment', -.25), *r.items('Finance', -.1)), 'Opening', closing='Closing')
+    flows = [*r.items('Operations', .3), *r.items('Investment', -.25), *r.items('Finance', -.1)]
+    r.carry(r.total('Change', *flows), 'Opening', 'Closing')
 
 _KINDS = {'income statement': _income, 'balance sheet': _balance, 'cash flow': _cash}
 _SHORT = {'income': _short_income, 'balance': _short_balance, 'cash': _short_cash}
-_FIRMS = 'Alder, Birch, Cedar, Dorset, Elmwood, Fenwick, Granite, Harbour, Ivory, Juniper, Kestrel, Linden, Meadow, Norwood, Orchard, Pembroke, Quarry, Rowan, Sable, Thistle'.split(', ')
+_FIRMS = '''Alder Birch Cedar Dorset Elmwood Fenwick Granite Harbour Ivory Juniper Kestrel Linden Meadow Norwood Orchard
+    Pembroke Quarry Rowan Sable Thistle'''.split()
 
 def make_statement(
     rng: random.Random, # source of all choices
@@ -102,9 +126,12 @@ def make_statement(
     kind, fill = rng.choice(list((_SHORT if short else _KINDS).items()))
     r, last = _Rows(rng, rng.randint(1, min(3, image_size // 110))), rng.randint(2008, 2025)
     fill(r)
-    title = f'{rng.choice(_FIRMS)}{"" if short else " " + rng.choice(("Ltd", "AG", "plc", "Inc"))}: {kind}'
-    unit = f'{rng.choice(("EUR", "USD", "GBP", "CHF", "JPY"))} {rng.choice(("thousand", "million"))}'
-    return Statement(title, unit.replace('thousand', 'k').replace('million', 'm') if short else unit, tuple(str(last - i) for i in range(len(r.growth))), rows=r.rows, rules=tuple(r.rules))
+    firm = rng.choice(_FIRMS)
+    if not short: firm += ' ' + rng.choice(('Ltd', 'AG', 'plc', 'Inc'))
+    currency, scale = rng.choice(('EUR', 'USD', 'GBP', 'CHF', 'JPY')), rng.choice(('thousand', 'million'))
+    if short: scale = {'thousand': 'k', 'million': 'm'}[scale]
+    years = tuple(str(last - i) for i in range(len(r.growth)))
+    return Statement(f'{firm}: {kind}', f'{currency} {scale}', years, rows=r.rows, rules=tuple(r.rules))
 
 # %% ../../nbs/pairs/64_statements.ipynb #1808611e
 def statement_code(
@@ -112,8 +139,9 @@ def statement_code(
 ) -> str: # Python that needs pandas
     "A program that rebuilds the table and checks its totals."
     rows = [f'    {label!r}: {list(values)},' for label, values in statement.rows.items()]
-    checks = [f'assert (table.loc[{total!r}] == table.loc[{list(parts)}].sum()).all()' for total, parts in statement.rules]
-    return '\n'.join(['import pandas as pd', '', f'title = {statement.title!r}', f'unit = {statement.unit!r}', 'table = pd.DataFrame.from_dict({', *rows,
+    checks = [f'assert (table.loc[{t!r}] == table.loc[{list(parts)}].sum()).all()' for t, parts in statement.rules]
+    return '\n'.join(['import pandas as pd', '', f'title = {statement.title!r}', f'unit = {statement.unit!r}',
+                      'table = pd.DataFrame.from_dict({', *rows,
                       f"}}, orient='index', columns={list(statement.columns)})", *checks])
 
 # %% ../../nbs/pairs/64_statements.ipynb #0b3d98c4
@@ -131,7 +159,12 @@ class TableLook:
     ) -> str:
         "A number as it is printed."
         text = f'{abs(value):,}'.replace(',', self.separator)
-        return text if value >= 0 else f'({text})' if self.brackets else f'-{text}'
+        if value >= 0: return text
+        return f'({text})' if self.brackets else f'-{text}'
+
+def _faces(look: TableLook, size: int) -> list:
+    "The plain and the bold face of a look."
+    return [load_face(bundled_font(look.font + suffix), size) for suffix in ('', '-Bold')]
 
 def table_texts(
     statement: Statement,
@@ -139,19 +172,24 @@ def table_texts(
     size: int, # of the letters, pixels
     *,
     image_size: int, # side of the picture, pixels
-) -> tuple[list[tuple[int, int, str, bool]], int] | None: # (x, y, text, bold) of each text, and the height of a line; None if there is no room
-    "Where the texts of a statement stand."
-    faces = [load_face(bundled_font(look.font + suffix), size) for suffix in ('', '-Bold')]
-    width, line, totals = (lambda text, bold: round(faces[bold].getlength(text))), sum(faces[0].getmetrics()) + 1, {total for total, _ in statement.rules}
+) -> tuple[list[tuple[int, int, str, bool]], int] | None: # None where there is no room
+    "Where the texts of a statement stand, (x, y, text, bold) of each in pixels, and the height of a line."
+    faces = _faces(look, size)
+    def width(text, bold): return round(faces[bold].getlength(text))
+    top, line, totals = 6, sum(faces[0].getmetrics()) + 1, {total for total, _ in statement.rules}
     table = [(label, [look.number(v) for v in values], label in totals) for label, values in statement.rows.items()]
-    columns = [max(width(text, True) for text in (head, *(texts[c] for _, texts, _ in table))) for c, head in enumerate(statement.columns)]
-    left, top = max([width(label, bold) for label, _, bold in table] + [width(statement.unit, False)]), 6
-    ends = [image_size - 8 - sum(columns[c + 1:]) - 8 * (len(columns) - 1 - c) for c in range(len(columns))]
-    if left + 16 > ends[0] - columns[0] or width(statement.title, True) > image_size - 16 or top + line * (len(table) + 2) + 6 > image_size: return None
-    found = [(8, top, statement.title, True), (8, top + line, statement.unit, False), *((x - width(head, True), top + line, head, True) for x, head in zip(ends, statement.columns))]
-    for i, (label, texts, bold) in enumerate(table, 2):
-        found.append((8, top + i * line, label, bold))
-        found += [(x - width(text, bold), top + i * line, text, bold) for x, text in zip(ends, texts)]
+    columns = zip(statement.columns, *(texts for _, texts, _ in table))
+    widths = [max(width(text, True) for text in column) for column in columns]
+    ends = [image_size - 8 - sum(w + 8 for w in widths[c + 1:]) for c in range(len(widths))]
+    labels = max([width(statement.unit, False), *(width(label, bold) for label, _, bold in table)])
+    too_wide = labels + 16 > ends[0] - widths[0] or width(statement.title, True) > image_size - 16
+    too_high = top + line * (len(table) + 2) + 6 > image_size
+    if too_wide or too_high: return None
+    found = [(8, top, statement.title, True)]
+    for i, (label, texts, bold) in enumerate([(statement.unit, statement.columns, True), *table], 1):
+        y = top + i * line
+        found.append((8, y, label, bold and i > 1)) # the unit, beside the years, is not bold
+        found += [(end - width(text, bold), y, text, bold) for end, text in zip(ends, texts)]
     return found, line
 
 # %% ../../nbs/pairs/64_statements.ipynb #0b2de4a7
@@ -164,28 +202,34 @@ def paint_statement(
 ): # Pillow image, RGB, or None
     "A picture of a statement in the largest letters that fit, if these are 8 pixels or more."
     from PIL import Image, ImageDraw
-    placed = next((found for size in range(largest, 7, -1) if (found := (table_texts(statement, look, size, image_size=image_size), size))[0]), None)
-    if not placed: return None
-    (texts, line), size = placed
-    ground, ink, band = look.colors
-    page = Image.new('RGB', (image_size, image_size), ground)
-    draw, faces = ImageDraw.Draw(page), [load_face(bundled_font(look.font + suffix), size) for suffix in ('', '-Bold')]
-    for x, y, text, bold in texts:
-        if x == 8 and text in dict(statement.rules):
-            if look.lined: draw.line((texts[2][0] - 20, y, image_size - 8, y), ink)
-            else: draw.rectangle((5, y, image_size - 5, y + line - 1), band)
+    for size in range(largest, 7, -1):
+        placed = table_texts(statement, look, size, image_size=image_size)
+        if placed: break
+    else: return None
+    (texts, line), faces, (ground, ink, band) = placed, _faces(look, size), look.colors
+    page, totals, first_number = Image.new('RGB', (image_size, image_size), ground), dict(statement.rules), texts[2][0]
+    draw = ImageDraw.Draw(page)
+    for x, y, text, _ in texts:
+        if x != 8 or text not in totals: continue
+        if look.lined: draw.line((first_number - 20, y, image_size - 8, y), ink)
+        else: draw.rectangle((5, y, image_size - 5, y + line - 1), band)
     for x, y, text, bold in texts: draw.text((x, y), text, ink, faces[bold])
     return page
 
-_PAPERS = (('#ffffff', '#000000', '#dfe7f1'), ('#ffffff', '#1f2d3d', '#e8e8e8'), ('#fbf8ef', '#2b2b2b', '#ece3c8'), ('#f3f7f4', '#12372a', '#d5e5da'), ('#202833', '#eef2f6', '#37475a'))
+# %% ../../nbs/pairs/64_statements.ipynb #1a70e8e4
+_PAPERS = (('#ffffff', '#000000', '#dfe7f1'), ('#ffffff', '#1f2d3d', '#e8e8e8'), ('#fbf8ef', '#2b2b2b', '#ece3c8'),
+           ('#f3f7f4', '#12372a', '#d5e5da'), ('#202833', '#eef2f6', '#37475a')) # ground, ink, band
 
 def draw_statement(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
 ) -> PairDraft:
-    "A financial statement with the code that rebuilds and checks it; what `paint` gives is None where it doesn't fit."
+    "A financial statement with the code that rebuilds and checks it; `paint` gives None where it doesn't fit."
     rng = random.Random(seed)
     statement = make_statement(rng, check_image_size(image_size))
-    look = TableLook(rng.choice(('DejaVuSans', 'DejaVuSerif', 'DejaVuSansMono')), rng.choice((',', '.', ' ', '')), rng.random() < .5, lined=rng.random() < .6, colors=rng.choice(_PAPERS))
+    font, separator = rng.choice(('DejaVuSans', 'DejaVuSerif', 'DejaVuSansMono')), rng.choice((',', '.', ' ', ''))
+    brackets, lined = rng.random() < .5, rng.random() < .6
+    look = TableLook(font, separator, brackets, lined=lined, colors=rng.choice(_PAPERS))
     text = statement_code(statement)
-    return PairDraft(text, f'seed {seed}', text, paint=lambda: paint_statement(statement, look, image_size, largest=max(12, image_size // 18)))
+    def paint(): return paint_statement(statement, look, image_size, largest=max(12, image_size // 18))
+    return PairDraft(text, f'seed {seed}', text, paint=paint)

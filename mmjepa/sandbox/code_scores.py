@@ -10,10 +10,11 @@ __all__ = ['CHART_STATUSES', 'pass_at_k', 'CodeProblem', 'read_humaneval', 'read
 import ast, gzip, json, os, re, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def pass_at_k(
     "The chance that one of `k` programs passes, estimated without bias from `n` of which `c` do."
     if n < 1: raise UserError(f'n is {n}; expected 1 or more programs')
     if not 0 <= c <= n: raise UserError(f'c is {c}; expected 0 to n = {n} programs that pass')
-    if not 1 <= k <= n: raise UserError(f'k is {k}; expected 1 to n = {n}: pass@k cannot be estimated from fewer than k programs')
+    if not 1 <= k <= n:
+        raise UserError(f'k is {k}; expected 1 to n = {n}: pass@k cannot be estimated from fewer than k programs')
     none = 1.
     for i in range(k): none *= max(0, n - c - i) / (n - i)
     return 1 - none
@@ -45,29 +47,38 @@ class CodeProblem:
     entry_point: str # name of the function
     canonical_solution: str = '' # a body that passes
 
-def _json_lines(path: Path, fields: tuple[str, ...]):
+def _texts_of(line: str, required: tuple[str, ...], place: str) -> dict:
+    "The object of a line, if it has these fields as strings."
+    try: record = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f'{place}: broken JSON ({e}); expected one object a line') from e
+    bad = [x for x in required if not isinstance(record, dict) or not isinstance(record.get(x), str)]
+    if bad: raise UserError(f'{place}: has no text {bad[0]!r}; expected an object with {", ".join(required)}')
+    return record
+
+def _json_lines(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
     "Place and object of each line of a file, packed by gzip or not, that has these fields as strings."
+    read = gzip.open if path.suffix == '.gz' else open
     try:
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8') as f:
+        with read(path, 'rt', encoding='utf-8') as f:
             for i, line in enumerate(f, 1):
-                if not line.strip(): continue
-                try: record = json.loads(line)
-                except (ValueError, RecursionError) as e: raise UserError(f'{path}:{i}: broken JSON ({e}); expected one object a line') from e
-                bad = [x for x in fields if not isinstance(record, dict) or not isinstance(record.get(x), str)]
-                if bad: raise UserError(f'{path}:{i}: has no text {bad[0]!r}; expected an object with {", ".join(fields)}')
-                yield f'{path}:{i}', record
-    except (OSError, EOFError, UnicodeDecodeError) as e: raise UserError(f'{path}: cannot be read ({e}); expected JSON lines, packed by gzip if the name ends with .gz') from e
+                if line.strip(): yield f'{path}:{i}', _texts_of(line, required, f'{path}:{i}')
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        what = 'expected JSON lines, packed by gzip if the name ends with .gz'
+        raise UserError(f'{path}: cannot be read ({e}); {what}') from e
 
 def read_humaneval(
-    path: str | Path | None = None, # file of JSON lines, packed or not; None for humaneval/HumanEval.jsonl.gz in the folder of data sets
+    path: str | Path | None = None, # file of JSON lines, packed or not; None for that in the folder of data sets
 ) -> dict[str, CodeProblem]: # by task_id, in the file's order
-    "The problems of HumanEval, or of a file like it."
+    "The problems of HumanEval, or of a file like it; by default of `humaneval/HumanEval.jsonl.gz`."
     path = Path(path).expanduser() if path else data_dir()/'humaneval/HumanEval.jsonl.gz'
-    problems = {}
+    problems, known = {}, [f.name for f in fields(CodeProblem)]
     for place, record in _json_lines(path, ('task_id', 'prompt', 'test', 'entry_point')):
-        problem = CodeProblem(**{k: record[k] for k in CodeProblem.__dataclass_fields__ if k in record})
-        if problem.task_id in problems: raise UserError(f'{place}: task_id {problem.task_id!r} is there twice; expected each once')
-        if not problem.entry_point.isidentifier(): raise UserError(f'{place}: entry_point is {problem.entry_point!r}; expected the name of a function')
+        problem = CodeProblem(**{k: record[k] for k in known if k in record})
+        if problem.task_id in problems:
+            raise UserError(f'{place}: task_id {problem.task_id!r} is there twice; expected each once')
+        if not problem.entry_point.isidentifier():
+            raise UserError(f'{place}: entry_point is {problem.entry_point!r}; expected the name of a function')
         problems[problem.task_id] = problem
     if not problems: raise UserError(f'{path}: holds no problem; expected one JSON object a line')
     return problems
@@ -82,63 +93,85 @@ def _verdict(result: ProgramResult, word: str) -> str:
     "'passed', 'failed', 'timeout' or 'killed'."
     return 'failed' if result.status == 'passed' and word not in result.stdout else result.status
 
+_WARNING = '''this runs untrusted programs, which a model wrote, on this machine. They are contained (a fresh process,
+no network, one temporary folder, limits on time and memory), but no containment is perfect; where that is accepted, say
+allow_code_execution=True, or --allow_code_execution'''.replace('\n', ' ')
+
 def _must_be_allowed(allow_code_execution: bool):
-    if allow_code_execution is not True:
-        raise UserError('this runs programs that a model wrote, on this machine. They are contained (a fresh process, no network, one temporary folder, limits on time and memory), but no containment is perfect, '
-                        'and nobody has read them; where that is accepted, say allow_code_execution=True, or --allow_code_execution')
+    if allow_code_execution is not True: raise UserError(_WARNING)
 
 # %% ../../nbs/sandbox/72_code_scores.ipynb #8ace6637
 def read_completions(
-    path: str | Path, # JSON lines with `task_id` and `completion`, packed or not; several lines for a problem are several samples
+    path: str | Path, # JSON lines with `task_id` and `completion`, packed or not
 ) -> dict[str, list[str]]: # by task_id
-    "What a model wrote, from a file."
+    "What a model wrote, from a file; several lines for a problem are several samples."
     found = {}
-    for _, record in _json_lines(Path(path).expanduser(), ('task_id', 'completion')): found.setdefault(record['task_id'], []).append(record['completion'])
+    for _, record in _json_lines(Path(path).expanduser(), ('task_id', 'completion')):
+        found.setdefault(record['task_id'], []).append(record['completion'])
     return found
 
 def _check_completions(problems: dict, completions: dict, k: tuple[int, ...]):
     "Each problem has at least as many completions as the largest `k`."
     if not problems: raise UserError('no problems; expected one or more')
-    if odd := completions.keys() - problems.keys(): raise UserError(f'{len(odd)} of {len(completions)} task_ids of the completions name no problem, such as {min(odd)!r}; expected those of the problems')
-    if absent := [t for t in problems if t not in completions]: raise UserError(f'{len(absent)} of {len(problems)} problems have no completion, such as {absent[0]!r}; expected one or more of each')
+    odd, absent = completions.keys() - problems.keys(), [t for t in problems if t not in completions]
+    if odd: raise UserError(f'{len(odd)} of {len(completions)} task_ids of the completions name no problem, '
+                            f'such as {min(odd)!r}; expected those of the problems')
+    if absent: raise UserError(f'{len(absent)} of {len(problems)} problems have no completion, '
+                               f'such as {absent[0]!r}; expected one or more of each')
     for task, texts in completions.items():
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts): raise UserError(f'the completions of {task!r} are {type(texts).__name__}; expected a list of texts')
-        if not k or not all(1 <= each <= len(texts) for each in k): raise UserError(f'k is {tuple(k)} and {task!r} has {len(texts)} completions; expected numbers from 1 to that')
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+            raise UserError(f'the completions of {task!r} are {type(texts).__name__}; expected a list of texts')
+        if not k or not all(1 <= each <= len(texts) for each in k):
+            what = f'k is {tuple(k)} and {task!r} has {len(texts)} completions'
+            raise UserError(f'{what}; expected numbers from 1 to that')
 
 # %% ../../nbs/sandbox/72_code_scores.ipynb #ae0f4b22
 def evaluate_humaneval(
     problems: dict[str, CodeProblem], # as of `read_humaneval`, or some of them
-    completions: dict[str, list[str]] | str | Path, # what follows each prompt, by task_id; or a file for `read_completions`
+    completions: dict[str, list[str]] | str | Path, # what follows each prompt, by task_id; or a file of them
     k: tuple[int, ...] = (1,), # programs that may be tried; at most as many as a problem has completions
     *,
     allow_code_execution: bool = False, # must be True for anything to run
     timeout: float = 10., # of each program, seconds
     memory: int = 1 << 30, # of each program, bytes
-    num_workers: int | None = None, # programs at one time; None for as many as there are processors for this process
-) -> dict: # `pass@k` for each k, `problems`, `completions`, `statuses` (counts), `by_problem`: of each its `n`, `c` and `statuses`
-    "How often completions pass the tests of their problems; each runs in a sandbox."
+    num_workers: int | None = None, # programs at one time; None for as many as this process has processors
+) -> dict: # `pass@k` for each k, `problems`, `completions`, `statuses` (counts), `by_problem`
+    """How often completions pass the tests of their problems; each runs in a sandbox.
+
+    `by_problem` has of each its `n`, `c` and `statuses`. A file is read by `read_completions`."""
     _must_be_allowed(allow_code_execution)
     if not isinstance(completions, dict): completions = read_completions(completions)
     _check_completions(problems, completions, k)
-    if num_workers is not None and num_workers < 1: raise UserError(f'num_workers is {num_workers}; expected 1 or more, or None')
-    word = os.urandom(16).hex()
-    tasks = [(t, _tested(problems[t], text, word)) for t in problems for text in completions[t]]
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f'num_workers is {num_workers}; expected 1 or more, or None')
+    word, tasks = os.urandom(16).hex(), [(task, text) for task in problems for text in completions[task]]
+    def verdict(task, text): return _verdict(run_program(_tested(problems[task], text, word), timeout, memory), word)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
     with ThreadPoolExecutor(num_workers or processors) as pool: # a thread only waits for its process
-        verdicts = list(pool.map(lambda task: _verdict(run_program(task[1], timeout, memory), word), tasks))
-    by_problem = {t: [v for (task, _), v in zip(tasks, verdicts) if task == t] for t in problems}
-    by_problem = {t: {'n': len(v), 'c': v.count('passed'), 'statuses': v} for t, v in by_problem.items()}
-    scores = {f'pass@{each}': sum(pass_at_k(p['n'], p['c'], each) for p in by_problem.values()) / len(problems) for each in k}
-    return {**scores, 'problems': len(problems), 'completions': len(tasks), 'statuses': dict(Counter(verdicts)), 'by_problem': by_problem}
+        verdicts = list(pool.map(verdict, *zip(*tasks)))
+    statuses = {task: [] for task in problems}
+    for (task, _), status in zip(tasks, verdicts): statuses[task].append(status)
+    by_problem = {task: {'n': len(s), 'c': s.count('passed'), 'statuses': s} for task, s in statuses.items()}
+    scores = {}
+    for each in k:
+        estimates = [pass_at_k(p['n'], p['c'], each) for p in by_problem.values()]
+        scores[f'pass@{each}'] = sum(estimates) / len(problems)
+    return {**scores, 'problems': len(problems), 'completions': len(tasks), 'statuses': dict(Counter(verdicts)),
+            'by_problem': by_problem}
 
 # %% ../../nbs/sandbox/72_code_scores.ipynb #0f6f30fc
 _TOKEN = re.compile(r'''
-    (?:\\\n | [^\S\n])*                                      # blanks, and line ends that don't count
-    ( (?i:br|rb|fr|rf|[bfru])? (?: """(?:\\[\s\S]|(?!""")[^\\])*(?:"""|\\?\Z) | \'\'\'(?:\\[\s\S]|(?!\'\'\')[^\\])*(?:\'\'\'|\\?\Z) | "(?:\\[\s\S]|[^"\\\n])*"? | '(?:\\[\s\S]|[^'\\\n])*'? )
-    | \#[^\n]*
-    | 0[xX][\da-fA-F_]+ | 0[oO][0-7_]+ | 0[bB][01_]+ | (?:\d[\d_]*\.?[\d_]* | \.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?[jJ]?
-    | \w+
-    | \n (?:[^\S\n]*\n)* [^\S\n]*
+    (?: \\\n | [^\S\n] )*                                # blanks, and line ends that don't count
+    ( (?i: br | rb | fr | rf | [bfru] )?                 # a string, to its end or as far as it goes
+      (?: """ (?: \\[\s\S] | (?!""") [^\\] )* (?: """ | \\?\Z )
+        | \'\'\' (?: \\[\s\S] | (?!\'\'\') [^\\] )* (?: \'\'\' | \\?\Z )
+        | " (?: \\[\s\S] | [^"\\\n] )* "?
+        | ' (?: \\[\s\S] | [^'\\\n] )* '? )
+    | \#[^\n]*                                           # a comment
+    | 0[xX][\da-fA-F_]+ | 0[oO][0-7_]+ | 0[bB][01_]+     # numbers
+    | (?: \d[\d_]*\.?[\d_]* | \.\d[\d_]* ) (?: [eE][+-]?\d[\d_]* )? [jJ]?
+    | \w+                                                # names
+    | \n (?: [^\S\n]*\n )* [^\S\n]*                      # a line's end, empty lines, the indentation that follows
     | \*\*=? | //=? | >>=? | <<=? | -> | := | \.\.\. | [-+*/%&|^=<>!@]= | \S )''', re.VERBOSE)
 
 def python_tokens(
@@ -168,13 +201,14 @@ def token_edit_similarity(
     a, b = python_tokens(a), python_tokens(b)
     return 1 - _edits(a, b) / max(len(a), len(b), 1)
 
+def _tidy(text: str) -> str: return '\n'.join(line.rstrip() for line in text.splitlines()).strip('\n')
+
 def exact_match(
     a: str, # a program
     b: str, # another
 ) -> bool:
     "Whether two texts agree in all but blanks at the ends of lines and blank lines at both ends."
-    tidy = lambda text: '\n'.join(line.rstrip() for line in text.splitlines()).strip('\n')
-    return tidy(a) == tidy(b)
+    return _tidy(a) == _tidy(b)
 
 # %% ../../nbs/sandbox/72_code_scores.ipynb #5f5c2865
 def parses(
@@ -184,7 +218,7 @@ def parses(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # about odd escapes
         try: ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError): return False # the last two where it is nested too deeply
+        except (SyntaxError, ValueError, RecursionError, MemoryError): return False # the last two: nested too deeply
     return True
 
 def code_table(
@@ -192,10 +226,13 @@ def code_table(
     expected: list[str], # what it should have written, in the same order
 ) -> dict: # `pairs`; `exact` and `parses`, shares of the pairs; `edit_similarity`, their mean
     "Scores of programs read from pictures."
-    if len(predicted) != len(expected): raise UserError(f'{len(predicted)} predicted and {len(expected)} expected programs; expected as many')
+    if len(predicted) != len(expected):
+        raise UserError(f'{len(predicted)} predicted and {len(expected)} expected programs; expected as many')
     if not expected: raise UserError('no programs; expected one or more')
-    mean = lambda score: sum(score(p, e) for p, e in zip(predicted, expected)) / len(expected)
-    return {'pairs': len(expected), 'exact': mean(exact_match), 'edit_similarity': mean(token_edit_similarity), 'parses': mean(lambda p, _: parses(p))}
+    def mean(scores): return sum(scores) / len(expected)
+    return {'pairs': len(expected), 'exact': mean(map(exact_match, predicted, expected)),
+            'edit_similarity': mean(map(token_edit_similarity, predicted, expected)),
+            'parses': mean(map(parses, predicted))}
 
 # %% ../../nbs/sandbox/72_code_scores.ipynb #421a2967
 CHART_STATUSES = ('does not run', 'draws nothing', 'differs', 'same')
@@ -205,9 +242,9 @@ import os, runpy, sys
 try: runpy.run_path('model.py', run_name='__main__')
 except SystemExit as e:
     if e.code: raise
-saved = sorted((p for p in os.listdir() if p.lower().endswith('.png') and os.path.isfile(p)), key=os.path.getmtime)
+saved = [p for p in os.listdir() if p.lower().endswith('.png') and os.path.isfile(p)]
 plt = sys.modules.get('matplotlib.pyplot')
-if saved: os.rename(saved[-1], 'picture')
+if saved: os.rename(sorted(saved, key=os.path.getmtime)[-1], 'picture')
 elif plt and plt.get_fignums(): plt.savefig('picture', format='png')
 '''
 
@@ -223,13 +260,15 @@ def _font_list() -> dict[str, bytes]:
     "matplotlib's list of fonts as a file, if it has written one."
     import matplotlib
     from matplotlib import font_manager # writes it, if need be
-    return {p.name: p.read_bytes() for p in Path(matplotlib.get_cachedir()).glob(f'fontlist-v{font_manager.FontManager.__version__}.json')}
+    name = f'fontlist-v{font_manager.FontManager.__version__}.json'
+    return {p.name: p.read_bytes() for p in Path(matplotlib.get_cachedir()).glob(name)}
 
 # %% ../../nbs/sandbox/72_code_scores.ipynb #8b32cac5
-def _pixels(source, size: int, name: str):
+def _pixels(source, size: int, name: str | None) -> np.ndarray: # (size, size, 3)
     "A picture as numbers from 0 to 1."
     with open_image(source, name) as image:
-        if image.width * image.height > _LARGEST_PICTURE: raise ValueError(f'{image.width}x{image.height} pixels are too many')
+        if image.width * image.height > _LARGEST_PICTURE:
+            raise ValueError(f'{image.width}x{image.height} pixels are too many')
         return square_pixels(image, 'RGB', size) / 255
 
 def draws_same(
@@ -245,12 +284,16 @@ def draws_same(
     _must_be_allowed(allow_code_execution)
     if not 0 <= tolerance <= 1: raise UserError(f'tolerance is {tolerance}; expected 0 to 1')
     if size < 1: raise UserError(f'size is {size}; expected 1 or more pixels')
-    expected = _pixels(BytesIO(image) if isinstance(image, bytes) else Path(image), size, 'image' if isinstance(image, bytes) else None)
-    result = run_program(_DRAW, timeout, files={'model.py': program.encode('utf-8', 'surrogatepass'), **_font_list()}, collect=('picture',))
+    source, name = (BytesIO(image), 'image') if isinstance(image, bytes) else (Path(image), None)
+    expected = _pixels(source, size, name)
+    files = {'model.py': program.encode('utf-8', 'surrogatepass'), **_font_list()}
+    result = run_program(_DRAW, timeout, files=files, collect=('picture',))
     if result.status != 'passed': return ChartResult('does not run', None, result.last_line or result.status)
-    if 'picture' not in result.files: return ChartResult('draws nothing', None, 'no PNG was saved and no figure is open')
-    if not result.files['picture'].startswith(b'\x89PNG\r\n'): return ChartResult('draws nothing', None, 'what it saved is no PNG') # Pillow would start other programs to read some formats
-    try: drawn = _pixels(BytesIO(result.files['picture']), size, 'what it saved')
+    picture = result.files.get('picture')
+    if picture is None: return ChartResult('draws nothing', None, 'no PNG was saved and no figure is open')
+    if not picture.startswith(b'\x89PNG\r\n'): # Pillow would start other programs to read some formats
+        return ChartResult('draws nothing', None, 'what it saved is no PNG')
+    try: drawn = _pixels(BytesIO(picture), size, 'what it saved')
     except UserError as e: return ChartResult('draws nothing', None, str(e))
     difference = float(np.abs(drawn - expected).mean())
     return ChartResult('same' if difference <= tolerance else 'differs', difference, '')

@@ -1,4 +1,4 @@
-"Pairs on real processes: the command, other hash seeds, runs that are stopped, charts as scripts, and Chromium beside our own painter."
+"Pairs on real processes: the command, other hash seeds, runs that are stopped, charts as scripts, Chromium."
 import os
 import random
 import signal
@@ -16,36 +16,44 @@ from mmjepa.core import UserError, run_command
 from mmjepa.data.records import JsonRecords
 from mmjepa.pairs.mockups import mockup, write_mockup
 from mmjepa.pairs.pages import Chromium, draw_page, find_chromium
-from mmjepa.pairs.make import main, make_pair, make_pairs
+from mmjepa.pairs.make import PairConfig, main, make_pair, make_pairs
 from mmjepa.data.tars import ShardRecords
 
 needs_chromium = pytest.mark.skipif(not find_chromium(), reason='Chromium is not installed')
 COMMAND = [sys.executable, '-m', 'mmjepa.pairs.make']
 
 
-def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
 
-def start(*args, **env): return subprocess.Popen([*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+def start(*args, stderr=subprocess.PIPE, **env):
+    command = [*COMMAND, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **env})
 
 
 def test_the_command_writes_what_the_function_does(tmp_path):
     "Another process with two workers and another hash seed writes the same bytes."
-    p = start('--output', tmp_path/'command', '--n', 1, '--num-workers', 2, '--painter', 'own', '--seed', 3, PYTHONHASHSEED='7')
+    flags = ['--output', tmp_path/'command', '--n', 1, '--num-workers', 2, '--painter', 'own', '--seed', 3]
+    p = start(*flags, PYTHONHASHSEED='7')
     out, err = p.communicate(timeout=300)
     assert p.returncode == 0, err
-    make_pairs(tmp_path/'function', n=1, seed=3, painter='own', say=str)
+    make_pairs(tmp_path/'function', PairConfig(n=1, seed=3, painter='own', num_workers=0), say=str)
     assert files(tmp_path/'command') == files(tmp_path/'function')
-    assert out.splitlines()[-1] == f'{tmp_path}/command: 1 code, 1 chart, 1 formula, 1 statement, 1 mockup in pairs.jsonl (mock-ups by our own painter)'
+    counts = '1 code, 1 chart, 1 formula, 1 statement, 1 mockup in pairs.jsonl (mock-ups by our own painter)'
+    assert out.splitlines()[-1] == f'{tmp_path}/command: {counts}'
     assert len(JsonRecords(tmp_path/'command/pairs.jsonl')) == 5
 
 
 def test_held_out_shards_and_corpus(tmp_path):
-    make_pairs(tmp_path/'set', 'code,formula,corpus', n=3, split='held_out', format='shards', say=(said := []).append)
+    said, config = [], PairConfig('code,formula,corpus', n=3, split='held_out', format='shards', num_workers=0)
+    make_pairs(tmp_path/'set', config, say=said.append)
     assert '3 code, 3 formula in pairs-*.tar; ' in said[0] and 'docs in corpus-*.tar' in said[0]
     pairs, corpus = (list(ShardRecords(f'{tmp_path}/set/{name}-{{0000..}}.tar')) for name in ('pairs', 'corpus'))
     held = {r['source'].rpartition(':')[0] for r in corpus}
-    assert len(pairs) == 6 and {r['split'] for r in pairs} == {'held_out'} and {r['domain'] for r in corpus} == {'code', 'docs'}
-    assert {r['source'].rpartition(':')[0] for r in pairs if r['domain'] == 'code'} <= held  # pictures of code keep to the files of their side
+    assert len(pairs) == 6 and {r['split'] for r in pairs} == {'held_out'}
+    assert {r['domain'] for r in corpus} == {'code', 'docs'}
+    drawn = {r['source'].rpartition(':')[0] for r in pairs if r['domain'] == 'code'}
+    assert drawn <= held  # pictures of code keep to the files of their side
     trained = {make_pair('code', i)['source'].rpartition(':')[0] for i in range(5)}
     assert not trained & held
 
@@ -54,25 +62,32 @@ def test_runs_that_are_stopped_leave_no_set(tmp_path):
     ways, runs = (signal.SIGINT, signal.SIGKILL), []
     for how in ways:
         (tmp_path/how.name).mkdir()
-        with open(tmp_path/f'{how.name}.txt', 'w') as err: runs.append(subprocess.Popen([*COMMAND, '--output', tmp_path/how.name/'set', '--kind', 'statement', '--n', '100000', '--num_workers', '1'], stderr=err))
+        flags = ['--output', tmp_path/how.name/'set', '--kind', 'statement', '--n', 100_000, '--num_workers', 1]
+        with open(tmp_path/f'{how.name}.txt', 'w') as err: runs.append(start(*flags, stderr=err))
     for how, p in zip(ways, runs):
         end = time.monotonic() + 120
-        while len(list((tmp_path/how.name).rglob('*.png'))) < 10 and p.poll() is None and time.monotonic() < end: time.sleep(.05)
+        while len(list((tmp_path/how.name).rglob('*.png'))) < 10 and p.poll() is None and time.monotonic() < end:
+            time.sleep(.05)
         p.send_signal(how)
     try: assert [p.wait(60) for p in runs] == [130, -signal.SIGKILL]
     finally: [p.kill() for p in runs]
     assert not any((tmp_path/'SIGINT').iterdir()) and 'Traceback' not in (tmp_path/'SIGINT.txt').read_text()
-    assert all(f.name.startswith('.tmp-') for f in (tmp_path/'SIGKILL').iterdir())  # nothing that has the name of a set
-    assert len(JsonRecords(make_pairs(tmp_path/'SIGKILL/set', 'statement', n=2, say=str)/'pairs.jsonl')) == 2
+    assert all(f.name.startswith('.tmp-') for f in (tmp_path/'SIGKILL').iterdir())  # nothing has the name of a set
+    again = make_pairs(tmp_path/'SIGKILL/set', PairConfig('statement', n=2, num_workers=0), say=str)
+    assert len(JsonRecords(again/'pairs.jsonl')) == 2
 
 
 @pytest.mark.parametrize('args, words', [
-    (['--output', 'new', '--kind', 'code,video'], "kind is 'video'; expected some of code, chart"), (['--output', 'new', '--n', '0'], 'n is 0; expected 1 or more'), ([], 'output is missing; expected a folder'),
-    (['--output', 'old'], 'old exists and is not empty; expected a new folder'), (['--output', 'new', '--image-size', '2000'], 'image_size is 2000; expected 128 to 1,024'), (['--output', 'old/a/b'], 'cannot write')])
+    (['--output', 'new', '--kind', 'code,video'], "kind is 'video'; expected some of code, chart"),
+    (['--output', 'new', '--n', '0'], 'n is 0; expected 1 or more'), ([], 'output is missing; expected a folder'),
+    (['--output', 'old'], 'old exists and is not empty; expected a new folder'),
+    (['--output', 'new', '--image-size', '2000'], 'image_size is 2000; expected 128 to 1,024'),
+    (['--output', 'old/a/b'], 'cannot write')])
 def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, args, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'old').mkdir(); (tmp_path/'old/a').write_text('')
-    with pytest.raises(SystemExit) as e: run_command(main, [*args, '--num_workers', '0'] + ([] if '--n' in args else ['--n', '1']))
+    (tmp_path/'old').mkdir()
+    (tmp_path/'old/a').write_text('')
+    with pytest.raises(SystemExit) as e: run_command(main, ['--n', '1', *args, '--num_workers', '0'])
     err = capsys.readouterr().err.splitlines()[-1:]
     assert e.value.code == 2 and words in err[0] and not (tmp_path/'new').exists()
 
@@ -80,32 +95,46 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, args, 
 def test_a_browser_that_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     (tmp_path/'chromium').symlink_to('/bin/true')
-    with pytest.raises(UserError, match='^Chromium does not answer') as e: make_pairs(tmp_path/'set', 'mockup', n=1, painter='chromium', say=str)
+    said, ours = [], PairConfig('mockup', n=1, num_workers=0)
+    with pytest.raises(UserError, match='^Chromium does not answer') as e:
+        make_pairs(tmp_path/'set', PairConfig('mockup', n=1, painter='chromium'), say=str)
     assert len(str(e.value).splitlines()) == 1 and not (tmp_path/'set').exists()
-    make_pairs(tmp_path/'set', 'mockup', n=1, say=(said := []).append)
+    make_pairs(tmp_path/'set', ours, say=said.append)
     assert said[0].endswith('(mock-ups by our own painter)')
+
+
+RUN_ALL = '''
+import os, runpy, sys
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    runpy.run_path('program.py')'''
 
 
 def test_charts_are_what_their_programs_draw_as_scripts(tmp_path):
     "Every kind in a process of its own making, the whole program with its last line."
     drafts = {kind: chart(11, kind=kind) for kind in CHARTS}
-    for kind, d in drafts.items(): (tmp_path/kind).mkdir(); (tmp_path/kind/'program.py').write_text(d.text)
-    run_all = 'import os, runpy, sys\nfor folder in sys.argv[1:]: os.chdir(folder); runpy.run_path("program.py")'
-    subprocess.run([sys.executable, '-W', 'error', '-c', run_all, *(str(tmp_path/kind) for kind in drafts)], check=True, timeout=120, env={**os.environ, 'MPLBACKEND': 'agg'})
-    for kind, d in drafts.items(): assert np.array_equal(np.asarray(Image.open(tmp_path/kind/'chart.png').convert('RGB')), np.asarray(d.paint())), kind
+    for kind, d in drafts.items():
+        (tmp_path/kind).mkdir()
+        (tmp_path/kind/'program.py').write_text(d.text)
+    command = [sys.executable, '-W', 'error', '-c', RUN_ALL, *(str(tmp_path/kind) for kind in drafts)]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, 'MPLBACKEND': 'agg'})
+    for kind, d in drafts.items():
+        drawn = Image.open(tmp_path/kind/'chart.png').convert('RGB')
+        assert np.array_equal(np.asarray(drawn), np.asarray(d.paint())), kind
 
 
 def distance(a, b): return np.abs(np.asarray(a, int) - np.asarray(b)).mean()
 
 @needs_chromium
 def test_our_painter_agrees_with_chromium():
-    "Grey levels of 255 apart, on average over all pixels: letters differ by fractions of a pixel, another page by far more."
+    "Grey levels of 255 apart, on average over all pixels: letters differ a little, another page by far more."
     with Chromium() as browser:
         for size in (128, 256):
             pages = [write_mockup(random.Random(seed), size) for seed in range(8)]
             ours, theirs = [draw_page(page, size) for page in pages], [browser.draw(page, size) for page in pages]
             assert browser.draw(pages[0], size) == theirs[0] and theirs[0].size == (size, size)
-            same, other = [distance(a, b) for a, b in zip(ours, theirs)], [distance(a, b) for a, b in zip(ours, theirs[1:])]
+            same = [distance(a, b) for a, b in zip(ours, theirs)]
+            other = [distance(a, b) for a, b in zip(ours, theirs[1:])]
             assert max(same) < 9 and np.median(same) < 6 and min(other) > 2 * max(same), (same, other)
         draft = mockup(0, 256, browser)
         assert draft.text == mockup(0).text and draft.details['painter'] == f'chromium {browser.version}'
@@ -113,19 +142,23 @@ def test_our_painter_agrees_with_chromium():
 
 @needs_chromium
 def test_pages_can_neither_run_scripts_nor_fetch():
-    page = '<body style="background: {}; margin: 0"><script>document.body.style.background = "red"</script></body>'
+    script = '<script>document.body.style.background = "red"</script>'
     with Chromium() as browser:
-        assert browser.draw(page.format('#00ff00'), 128).getpixel((64, 64)) == (0, 255, 0)
+        image = browser.draw(f'<body style="background: #00ff00; margin: 0">{script}</body>', 128)
+        assert image.getpixel((64, 64)) == (0, 255, 0)
         with pytest.raises(UserError, match='Chromium: '): browser._ask('Page.noSuchThing')
 
 
 @needs_chromium
 def test_chromium_in_workers_leaves_nothing_behind(tmp_path, monkeypatch):
+    said = []
     with tempfile.TemporaryDirectory() as temp:  # a short path: Chromium's socket lies in it
-        monkeypatch.setattr(tempfile, 'tempdir', temp); monkeypatch.setenv('TMPDIR', temp)
-        theirs = make_pairs(tmp_path/'theirs', 'mockup', n=2, num_workers=2, painter='chromium', say=(said := []).append)
+        monkeypatch.setattr(tempfile, 'tempdir', temp)
+        monkeypatch.setenv('TMPDIR', temp)
+        config = PairConfig('mockup', n=2, num_workers=2, painter='chromium')
+        theirs = make_pairs(tmp_path/'theirs', config, say=said.append)
         assert not [name for name in os.listdir(temp) if name.startswith('mmjepa-')]
-    own = make_pairs(tmp_path/'own', 'mockup', n=2, painter='own', say=str)
+    own = make_pairs(tmp_path/'own', PairConfig('mockup', n=2, painter='own', num_workers=0), say=str)
     theirs, own = JsonRecords(theirs/'pairs.jsonl'), JsonRecords(own/'pairs.jsonl')
     assert said[0].endswith('(mock-ups by Chromium)') and {r['painter'].split()[0] for r in theirs} == {'chromium'}
     assert [r['text'] for r in theirs] == [r['text'] for r in own]

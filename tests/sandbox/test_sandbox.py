@@ -1,4 +1,4 @@
-"Attacks on the sandbox, by the real thing: each does harm where nothing stops it, but so little that a failing test hurts nobody."
+"Attacks on the sandbox, by the real thing: each does harm where nothing stops it, but little enough to hurt nobody."
 import json
 import os
 import shutil
@@ -39,8 +39,10 @@ def outside():
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     "No folder of a program, and no process that this one would have to bury."
-    folders = lambda: {p.name for p in Path(tempfile.gettempdir()).glob(f'mmjepa-sandbox-{os.getpid()}-*')}
-    children = lambda: {child for task in Path('/proc/self/task').glob('*/children') for child in task.read_text().split()}
+    def folders(): return {p.name for p in Path(tempfile.gettempdir()).glob(f'mmjepa-sandbox-{os.getpid()}-*')}
+    def children():
+        lists = [p.read_text().split() for p in Path('/proc/self/task').glob('*/children')]
+        return {child for pids in lists for child in pids}
     before = folders(), children()
     yield
     assert folders() <= before[0] and children() <= before[1]
@@ -53,6 +55,11 @@ def running(marker):
         try: found += [line] * (marker in line.read_bytes().decode(errors='replace'))
         except OSError: pass
     return found
+
+
+def python(code, *args, **options):
+    "The end of a process of Python that nothing contains."
+    return subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, **options)
 
 
 def until(check, seconds=20):
@@ -76,25 +83,34 @@ def tried(acts):
 # ---------------------------------------------------------------- what programs are for
 
 def test_statuses(run):
-    assert [(r.status, r.exit_code) for r in map(run, ('print(1)', 'import sys; sys.exit(3)', '1/0', 'x =', 'import os; os.abort()'))] == \
-        [('passed', 0), ('failed', 3), ('failed', 1), ('failed', 1), ('killed', -signal.SIGABRT)]
+    sources = ('print(1)', 'import sys; sys.exit(3)', '1/0', 'x =', 'import os; os.abort()')
+    expected = [('passed', 0), ('failed', 3), ('failed', 1), ('failed', 1), ('killed', -signal.SIGABRT)]
+    assert [(r.status, r.exit_code) for r in map(run, sources)] == expected
     assert run('1/0').last_line == 'ZeroDivisionError: division by zero'
 
 
 def test_input_files_and_output(run):
-    r = run('import sys\nprint(sys.stdin.read(), end="")\nopen("out", "wb").write(open("in", "rb").read()[::-1])', stdin='a\nß€' * 50_000, files={'in': bytes(range(256))}, collect=('out', 'in', 'absent'), output=1 << 20)
+    source = 'import sys\nprint(sys.stdin.read(), end="")\nopen("out", "wb").write(open("in", "rb").read()[::-1])'
+    text, collect = 'a\nß€' * 50_000, ('out', 'in', 'absent')
+    r = run(source, stdin=text, files={'in': bytes(range(256))}, collect=collect, output=1 << 20)
     assert (r.status, r.stderr) == ('passed', '')
-    assert r.stdout == 'a\nß€' * 50_000 and r.files == {'out': bytes(range(256))[::-1], 'in': bytes(range(256))}
+    assert r.stdout == text and r.files == {'out': bytes(range(256))[::-1], 'in': bytes(range(256))}
 
 
 def test_what_is_collected_is_a_file_of_the_program(run, outside):
     (outside/'secret').write_text('secret')
-    r = run(f'import os\nos.symlink({str(outside/"secret")!r}, "a"); os.mkfifo("b"); os.mkdir("c"); open("d", "w").write("mine")', collect=('a', 'b', 'c', 'd'))
+    r = run(f'''import os
+os.symlink({str(outside/"secret")!r}, "a")
+os.mkfifo("b")
+os.mkdir("c")
+open("d", "w").write("mine")''', collect=('a', 'b', 'c', 'd'))
     assert (r.status, r.files) == ('passed', {'d': b'mine'})
 
 
 def test_packages_work(run):
-    r = run('import numpy as np, matplotlib.pyplot as plt\nassert np.linalg.inv(np.eye(99)).sum() == 99\nplt.plot([1, 2]); plt.savefig("a.png")', collect=('a.png',), timeout=120)
+    r = run('''import numpy as np, matplotlib.pyplot as plt
+assert np.linalg.inv(np.eye(99)).sum() == 99
+plt.plot([1, 2]); plt.savefig("a.png")''', collect=('a.png',), timeout=120)
     assert r.status == 'passed', r.stderr
     assert r.files['a.png'][:4] == b'\x89PNG'
 
@@ -116,12 +132,15 @@ def test_the_callers_habits_do_not_matter(run):
     "A mask that hides new files from other users, and ignored children."
     mask, chld = os.umask(0o077), signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try: r = run('open("f", "w").write("x"); print(open("program.py").read()[:4])')
-    finally: os.umask(mask); signal.signal(signal.SIGCHLD, chld)
+    finally:
+        os.umask(mask)
+        signal.signal(signal.SIGCHLD, chld)
     assert (r.status, r.stdout) == ('passed', 'open\n'), r
 
 
 def test_several_at_once(run):
-    with ThreadPoolExecutor(4) as pool: results = list(pool.map(lambda i: run(f'import os, time\nopen("f", "a").write("{i}"); time.sleep(.1); print(open("f").read())'), range(8)))
+    def source(i): return f'import os, time\nopen("f", "a").write("{i}"); time.sleep(.1); print(open("f").read())'
+    with ThreadPoolExecutor(4) as pool: results = list(pool.map(run, map(source, range(8))))
     assert [r.stdout for r in results] == [f'{i}\n' for i in range(8)]
 
 
@@ -152,7 +171,13 @@ except RuntimeError: print(n)''', processes=12)
     assert int(r.stdout) == 11
 
 
-@pytest.mark.parametrize('source', ['while True: pass', 'import signal, time\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except OSError: pass\ntime.sleep(60)'])
+DEAF = '''import signal, time
+for s in range(1, 32):
+    try: signal.signal(s, signal.SIG_IGN)
+    except OSError: pass
+time.sleep(60)'''
+
+@pytest.mark.parametrize('source', ['while True: pass', DEAF])
 def test_endless(run, source):
     r = run(source, timeout=.5)
     assert r.status == 'timeout' and .5 <= r.seconds < 20 and r.last_line == 'sandbox: still running after 0.5 s'
@@ -171,9 +196,13 @@ def test_memory_of_all_processes_together(run):
 
 
 def test_huge_output(run):
-    r = run('import sys\nprint("start")\nfor _ in range(500): print("x" * 99_999)\nprint("end"); print("error", file=sys.stderr)', output=1000, timeout=60)
+    r = run('''import sys
+print("start")
+for _ in range(500): print("x" * 99_999)
+print("end"); print("error", file=sys.stderr)''', output=1000, timeout=60)
     assert r.status == 'passed' and len(r.stdout) < 1100 and r.stderr == 'error\n'
-    assert r.stdout.startswith('start\nxxx') and r.stdout.endswith('xxx\nend\n') and f'[{50_000_010 - 1000} bytes left out]' in r.stdout
+    assert r.stdout.startswith('start\nxxx') and r.stdout.endswith('xxx\nend\n')
+    assert f'[{50_000_010 - 1000} bytes left out]' in r.stdout
 
 
 def test_huge_file(run):
@@ -194,65 +223,98 @@ try:
     for i in range(100): n += open(str(i), 'wb').write(bytes(1 << 20))
     time.sleep(5)
 except OSError as e: print(e.strerror, n <= 4 << 20)''', file_size=1 << 20)
-    assert r.stdout == 'No space left on device True\n' or r.last_line == 'sandbox: its files take more than 4,194,304 bytes', r
+    too_much = 'sandbox: its files take more than 4,194,304 bytes'
+    assert r.stdout == 'No space left on device True\n' or r.last_line == too_much, r
 
 
 def test_what_hides_is_deleted(run):
     "Locked folders, and one so deep that it has no path."
-    r = run('import os\nos.mkdir("locked"); open("locked/x", "w"); os.mkdir("locked/in", 0o300)\nfor _ in range(600): os.mkdir("deeper"); os.chdir("deeper")\nos.symlink("/", "root")')
+    r = run('''import os
+os.mkdir("locked"); open("locked/x", "w"); os.mkdir("locked/in", 0o300)
+for _ in range(600): os.mkdir("deeper"); os.chdir("deeper")
+os.symlink("/", "root")''')
     assert r.status in ('passed', 'killed')
 
 
 # ---------------------------------------------------------------- files outside
 
 def test_writes_outside(run, outside):
-    places = [str(outside), '/tmp', '/dev/shm', '/var/tmp', str(Path.home()), str(Path.cwd()), '/', '/etc', '/usr/lib', '/run', '/proc/self', '..', sys.prefix, os.path.dirname(os.__file__)]
-    before = {p: sorted(os.listdir(p)) for p in places[1:] if p != '..' and os.path.isdir(p) and p != '/proc/self'}
+    places = [str(outside), '/tmp', '/dev/shm', '/var/tmp', str(Path.home()), str(Path.cwd()), '/', '/etc', '/usr/lib',
+              '/run', '/proc/self', '..', sys.prefix, os.path.dirname(os.__file__)]
     r = run(TRY + f'''
 precious = {str(outside/"precious")!r}
 for place in {places!r}:
     f = place + '/mmjepa-test-harm'
-    tried({{'open ' + f: lambda: open(f, 'w'), 'mkdir ' + f: lambda: os.mkdir(f), 'symlink ' + f: lambda: os.symlink('x', f), 'fifo ' + f: lambda: os.mkfifo(f)}})
+    tried({{'open ' + f: lambda: open(f, 'w'), 'mkdir ' + f: lambda: os.mkdir(f),
+           'symlink ' + f: lambda: os.symlink('x', f), 'fifo ' + f: lambda: os.mkfifo(f)}})
 os.symlink(precious, 'link'); open('mine', 'w').write('x')
-tried({{'through a link': lambda: open('link', 'w'), 'append': lambda: open(precious, 'a'), 'truncate': lambda: os.truncate(precious, 0), 'delete': lambda: os.unlink(precious),
-       'rename out': lambda: os.rename('mine', precious), 'rename in': lambda: os.rename(precious, 'p'), 'link out': lambda: os.link('mine', precious + '2'), 'link in': lambda: os.link(precious, 'p'),
-       'open to truncate': lambda: os.open(precious, os.O_RDONLY | os.O_TRUNC), 'mode': lambda: os.chmod(precious, 0), 'times': lambda: os.utime(precious, (1, 1)),
-       'owner': lambda: os.chown(precious, os.getuid(), -1), 'attribute': lambda: os.setxattr(precious, 'user.x', b'y'), 'read': lambda: open(precious).read()}})
+tried({{'through a link': lambda: open('link', 'w'), 'append': lambda: open(precious, 'a'),
+       'truncate': lambda: os.truncate(precious, 0), 'delete': lambda: os.unlink(precious),
+       'rename out': lambda: os.rename('mine', precious), 'rename in': lambda: os.rename(precious, 'p'),
+       'link out': lambda: os.link('mine', precious + '2'), 'link in': lambda: os.link(precious, 'p'),
+       'open to truncate': lambda: os.open(precious, os.O_RDONLY | os.O_TRUNC),
+       'mode': lambda: os.chmod(precious, 0), 'times': lambda: os.utime(precious, (1, 1)),
+       'owner': lambda: os.chown(precious, os.getuid(), -1),
+       'attribute': lambda: os.setxattr(precious, 'user.x', b'y'), 'read': lambda: open(precious).read()}})
 print(sorted(os.listdir()))''')
     assert r.stdout == "['link', 'mine', 'program.py']\n", r.stdout + r.stderr
-    assert os.listdir(outside) == ['precious'] and (outside/'precious').read_text() == 'data' and (outside/'precious').stat().st_mtime > 1
-    for place, names in before.items(): assert not [n for n in os.listdir(place) if n == 'mmjepa-test-harm'], place
+    kept = outside/'precious'
+    assert os.listdir(outside) == ['precious'] and kept.read_text() == 'data' and kept.stat().st_mtime > 1
+    for place in set(places) - {'..', '/proc/self'}:
+        assert not os.path.isdir(place) or 'mmjepa-test-harm' not in os.listdir(place), place
 
 
 def test_the_same_acts_do_harm_outside(outside):
     "The test above can fail."
-    done = subprocess.run([sys.executable, '-c', TRY + f'tried({{"write": lambda: open({str(outside/"harm")!r}, "w"), "times": lambda: os.utime({str(outside/"precious")!r}, (1, 1))}})'], capture_output=True, text=True)
+    source = TRY + f'''
+tried({{"write": lambda: open({str(outside/"harm")!r}, "w"),
+       "times": lambda: os.utime({str(outside/"precious")!r}, (1, 1))}})'''
+    done = python(source)
     assert done.stdout == 'WORKED write\nWORKED times\n' and (outside/'harm').exists()
 
 
 # ---------------------------------------------------------------- the network
 
-def test_sockets(run, outside):
-    abstract = f'\0mmjepa-{os.getpid()}'
-    with socket.create_server(('127.0.0.1', 0)) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_UNIX) as unix, socket.socket(socket.AF_UNIX) as hidden, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mail:
-        udp.bind(('127.0.0.1', 0)); unix.bind(str(outside/'unix')); hidden.bind(abstract); mail.bind(str(outside/'mail'))
+@pytest.fixture
+def listeners(outside):
+    "Sockets that anyone may talk to, by name."
+    unix, letters = socket.AF_UNIX, socket.SOCK_DGRAM
+    with (socket.create_server(('127.0.0.1', 0)) as tcp, socket.socket(type=letters) as udp,
+          socket.socket(unix) as stream, socket.socket(unix) as abstract, socket.socket(unix, letters) as mail):
+        udp.bind(('127.0.0.1', 0))
+        stream.bind(str(outside/'unix'))
+        abstract.bind(f'\0mmjepa-{os.getpid()}')
+        mail.bind(str(outside/'mail'))
         for name in ('unix', 'mail'): os.chmod(outside/name, 0o777)
-        unix.listen(); hidden.listen()
-        source = TRY + f'''
+        for s in (stream, abstract): s.listen()
+        yield {'tcp': tcp, 'udp': udp, 'unix': stream, 'abstract': abstract, 'pair': mail}
+
+
+CONNECT = '''
 def unix(path): s = socket.socket(socket.AF_UNIX); s.connect(path)
 def pair(path): a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); a.sendto(b'x', path)
 def stream(path): a, b = socket.socketpair(); b.close(); a.connect(path)
-tried({{'tcp': lambda: socket.create_connection(('127.0.0.1', {tcp.getsockname()[1]}), 2), 'udp': lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {udp.getsockname()[1]})),
-       'unix': lambda: unix({str(outside/"unix")!r}), 'abstract': lambda: unix({abstract!r}), 'pair': lambda: pair({str(outside/"mail")!r}), 'stream': lambda: stream({str(outside/"unix")!r}),
-       'netlink': lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), 'raw': lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1), 'listen': lambda: socket.create_server(('', 0)),
-       'vsock': lambda: socket.socket(40, socket.SOCK_STREAM), 'alg': lambda: socket.socket(38, socket.SOCK_SEQPACKET)}})
+def send(port): socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', port))
+tried({'tcp': lambda: socket.create_connection(('127.0.0.1', tcp_port), 2), 'udp': lambda: send(udp_port),
+       'unix': lambda: unix(folder + '/unix'), 'abstract': lambda: unix(name), 'pair': lambda: pair(folder + '/mail'),
+       'stream': lambda: stream(folder + '/unix'), 'netlink': lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+       'raw': lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+       'listen': lambda: socket.create_server(('', 0)),
+       'vsock': lambda: socket.socket(40, socket.SOCK_STREAM), 'alg': lambda: socket.socket(38, socket.SOCK_SEQPACKET)})
 print('done')'''
-        assert (r := run(source)).stdout == 'done\n', r
-        for s in (tcp, udp, unix, hidden, mail):
-            s.setblocking(False)
-            with pytest.raises(BlockingIOError): s.recv(1) if s in (udp, mail) else s.accept()
-        done = subprocess.run([sys.executable, '-c', source], capture_output=True, text=True)  # what waits there can be reached
-        assert {'WORKED tcp', 'WORKED udp', 'WORKED unix', 'WORKED abstract', 'WORKED pair'} <= set(done.stdout.splitlines())
+
+
+def test_sockets(run, outside, listeners):
+    tcp_port, udp_port = (listeners[kind].getsockname()[1] for kind in ('tcp', 'udp'))
+    known = f'{tcp_port, udp_port, str(outside), listeners["abstract"].getsockname()}'
+    source = TRY + f'tcp_port, udp_port, folder, name = {known}\n' + CONNECT
+    r = run(source)
+    assert r.stdout == 'done\n', r
+    for kind, s in listeners.items():
+        s.setblocking(False)
+        with pytest.raises(BlockingIOError): s.recv(1) if kind in ('udp', 'pair') else s.accept()
+    done = python(source)  # what waits there can be reached
+    assert {f'WORKED {kind}' for kind in listeners} <= set(done.stdout.splitlines())
 
 
 # ---------------------------------------------------------------- other processes
@@ -262,7 +324,9 @@ def test_environment_of_others(run, monkeypatch):
     r = run(f'''
 import glob, os
 print(os.environ)
-for path in [*glob.glob('/proc/*/environ'), *(f'/proc/{{pid}}/{{part}}' for pid in ({os.getpid()}, os.getppid(), 'self') for part in ('environ', 'maps', 'mem', 'root/etc/passwd'))]:
+parts = ('environ', 'maps', 'mem', 'root/etc/passwd')
+own = [f'/proc/{{pid}}/{{part}}' for pid in ({os.getpid()}, os.getppid(), 'self') for part in parts]
+for path in glob.glob('/proc/*/environ') + own:
     try: print(path, open(path, 'rb').read(1 << 16))
     except OSError: pass
 print('done')''')
@@ -281,19 +345,24 @@ for fd in range(300):
 
 
 def test_harm_to_the_parent(run):
-    affinity, limits = os.sched_getaffinity(0), subprocess.check_output(['cat', f'/proc/{os.getpid()}/limits'])
+    def limits(): return Path(f'/proc/{os.getpid()}/limits').read_text()
+    affinity, before = os.sched_getaffinity(0), limits()
     r = run(TRY + f'''
 import fcntl, resource, signal
 def by_fcntl(pid):
     r, w = os.pipe()
-    fcntl.fcntl(r, fcntl.F_SETOWN, pid); fcntl.fcntl(r, 10, signal.SIGKILL); fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    for command, value in ((fcntl.F_SETOWN, pid), (10, signal.SIGKILL), (fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)):
+        fcntl.fcntl(r, command, value)
     os.write(w, b'x')
 other = {os.getpid()}
-for pid in (other, os.getppid(), -1):
-    if pid == 1: continue # the first process of a namespace: a signal to it is accepted, and has no effect
-    tried({{f'kill {{pid}}': lambda: os.kill(pid, 9), f'stop {{pid}}': lambda: os.kill(pid, 19), f'group {{pid}}': lambda: os.killpg(pid, 9)}} if pid > 0 else {{}})
-    if pid > 0: tried({{'fcntl': lambda: by_fcntl(pid), 'limit': lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, 1)), 'processors': lambda: os.sched_setaffinity(pid, [0]),
-                       'priority': lambda: os.setpriority(os.PRIO_PROCESS, pid, 19), 'pidfd': lambda: signal.pidfd_send_signal(os.pidfd_open(pid), 9)}})
+for pid in (other, os.getppid()):
+    if pid <= 1: continue # the first process of a namespace: a signal to it is accepted, and has no effect
+    tried({{f'kill {{pid}}': lambda: os.kill(pid, 9), f'stop {{pid}}': lambda: os.kill(pid, 19),
+           f'group {{pid}}': lambda: os.killpg(pid, 9), 'fcntl': lambda: by_fcntl(pid),
+           'limit': lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, 1)),
+           'processors': lambda: os.sched_setaffinity(pid, [0]),
+           'priority': lambda: os.setpriority(os.PRIO_PROCESS, pid, 19),
+           'pidfd': lambda: signal.pidfd_send_signal(os.pidfd_open(pid), 9)}})
 os.kill(os.getpid(), 0)
 try: os.kill(os.getppid(), 9)
 except OSError: pass
@@ -301,7 +370,7 @@ print('done', flush=True)
 os.kill(0, 9) # all of its own group''')
     assert r.stdout == 'done\n', r
     assert (r.status, r.exit_code) == ('killed', -9)
-    assert os.sched_getaffinity(0) == affinity and subprocess.check_output(['cat', f'/proc/{os.getpid()}/limits']) == limits
+    assert os.sched_getaffinity(0) == affinity and limits() == before
 
 
 def test_a_signal_to_everyone(run):
@@ -334,7 +403,8 @@ def test_no_mounts_and_no_privileges(run):
     r = run('''
 import ctypes, os
 c = ctypes.CDLL(None, use_errno=True)
-print(c.mount(b'none', b'/', None, 4128, None), c.umount2(b'/usr', 2), c.chroot(b'.'), c.setuid(0), c.sethostname(b'x', 1), os.getuid() != 0)''')
+print(c.mount(b'none', b'/', None, 4128, None), c.umount2(b'/usr', 2), c.chroot(b'.'), c.setuid(0),
+      c.sethostname(b'x', 1), os.getuid() != 0)''')
     assert r.stdout == '-1 -1 -1 -1 -1 True\n', r
 
 
@@ -356,7 +426,8 @@ time.sleep(%s)'''
 def test_a_process_that_outlives_its_parent(run, ends):
     marker = f'mmjepa-daemon-{os.getpid()}'
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run, DAEMON % (marker, 1 if ends == 'by itself' else 60), timeout=60 if ends == 'by itself' else 1)
+        seconds, timeout = (1, 60) if ends == 'by itself' else (60, 1)
+        future = pool.submit(run, DAEMON % (marker, seconds), timeout=timeout)
         assert until(lambda: running(marker) or future.done()) and running(marker), future
         assert future.result().status == ('passed' if ends == 'by itself' else 'timeout')
     assert not running(marker)
@@ -367,9 +438,11 @@ def test_when_the_caller_dies(run, by):
     "Its programs die with it, and their folders with them."
     marker = f'mmjepa-orphan-{os.getpid()}'
     mechanism = run('').contained_by
-    call = f'from mmjepa.sandbox.programs import run_program\nrun_program({DAEMON % (marker, 60)!r}, timeout=60, contained_by={mechanism!r})'
+    call = f'''from mmjepa.sandbox.programs import run_program
+run_program({DAEMON % (marker, 60)!r}, timeout=60, contained_by={mechanism!r})'''
     with subprocess.Popen([sys.executable, '-c', call], stderr=subprocess.PIPE) as caller:
-        assert until(lambda: running(marker)[1:] or caller.poll() is not None) and caller.poll() is None  # the source names it too, so that the caller is counted
+        def started(): return running(marker)[1:]  # the source names it too, so that the caller is counted
+        assert until(lambda: started() or caller.poll() is not None) and caller.poll() is None
         caller.send_signal(by)
         caller.communicate(timeout=30)
     assert until(lambda: not running(marker))
@@ -391,18 +464,20 @@ except ValueError as e: print(type(e).__name__, e)
 '''
 
 
-@pytest.mark.skipif(sys.platform != 'linux' or os.uname().machine not in containment.MACHINES, reason='forbids calls by a filter of Linux')
+@pytest.mark.skipif(sys.platform != 'linux' or os.uname().machine not in containment.MACHINES, reason='needs a filter')
 def test_what_cannot_be_contained_is_not_run(outside):
     "A process that may make neither namespaces nor rules for files, as in some containers."
     target = outside/'ran'
-    done = subprocess.run([sys.executable, '-c', FORBID, target, 'unshare', 'landlock'], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.startswith('UserError the program was not run, since it cannot be contained here (namespaces: unshare: Operation not permitted; landlock: ') and done.stderr == '', done
+    done = python(FORBID, target, 'unshare', 'landlock', cwd=ROOT)
+    why = 'UserError the program was not run, since it cannot be contained here'
+    assert done.stdout.startswith(f'{why} (namespaces: unshare: Operation not permitted; landlock: '), done
+    assert done.stderr == '', done
     assert not target.exists()
 
 
 @pytest.mark.skipif(bool(refusal('landlock')), reason=f'no containment by landlock: {refusal("landlock")}')
 def test_landlock_where_namespaces_are_forbidden(outside):
-    done = subprocess.run([sys.executable, '-c', FORBID, outside/'ran', 'unshare'], capture_output=True, text=True, cwd=ROOT)
+    done = python(FORBID, outside/'ran', 'unshare', cwd=ROOT)
     assert "contained_by='landlock'" in done.stdout and not (outside/'ran').exists(), done
 
 
@@ -416,23 +491,29 @@ def test_a_hole_is_found_before_a_program_runs(tmp_path):
     assert holed != source
     (tmp_path/'mmjepa/sandbox/containment.py').write_text(holed, encoding='utf-8')
     for name in ('mmjepa', 'mmjepa/sandbox'): (tmp_path/name/'__init__.py').touch()
-    done = subprocess.run([sys.executable, '-c', 'from mmjepa.sandbox.programs import refusal; print(refusal())'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True)
+    ask = 'from mmjepa.sandbox.programs import refusal; print(refusal())'
+    done = python(ask, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
     assert 'a harmless program passed: a socket was opened' in done.stdout, done
 
 
 @pytest.mark.parametrize('platform', ['darwin', 'win32'])
 def test_other_systems(platform, monkeypatch):
     monkeypatch.setattr(sys, 'platform', platform)
-    assert refusal.__wrapped__() == f'programs are contained on Linux only, and this is {platform}; a virtual machine with Linux, such as WSL 2, would do'
+    others = 'a virtual machine with Linux, such as WSL 2, would do'
+    assert refusal.__wrapped__() == f'programs are contained on Linux only, and this is {platform}; {others}'
 
 
 @pytest.mark.skipif(not refusal(), reason='programs can be contained here')
 def test_this_machine_refuses():
-    with pytest.raises(UserError, match='the program was not run, since it cannot be contained here'): run_program('print(1)')
+    with pytest.raises(UserError, match='not run, since it cannot be contained here'): run_program('print(1)')
 
 
 def test_the_module_loads_without_the_package():
     "The launcher starts in a moment: it imports nothing but Python's own library."
-    code = 'import sys, json; import mmjepa.sandbox.programs; print(json.dumps(sorted(m for m in sys.modules if m.split(".")[0] in ("torch", "numpy", "fastcore", "mmjepa"))))'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert json.loads(done.stdout) == ['mmjepa', 'mmjepa.sandbox', 'mmjepa.sandbox.containment', 'mmjepa.sandbox.programs']
+    code = '''import json, sys
+import mmjepa.sandbox.programs
+ours = [m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy', 'fastcore', 'mmjepa')]
+print(json.dumps(sorted(ours)))'''
+    done = python(code, cwd=ROOT, check=True)
+    expected = ['mmjepa', 'mmjepa.sandbox', 'mmjepa.sandbox.containment', 'mmjepa.sandbox.programs']
+    assert json.loads(done.stdout) == expected
