@@ -20,11 +20,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ..core import UserError, check_choice, make_generator, write_text
-from .images import open_image, square_pixels
+from .images import DIGIT_NAMES, open_image, square_pixels
 
 # %% ../../nbs/data/22_records.ipynb #fd810726
-_NAMES = 'zero one two three four five six seven eight nine'.split()
-
 def digit_pairs(
     folder: str | Path, # gets `png/*.png` and `pairs.jsonl`
     n: int = 200, # how many of the 1,797 digits
@@ -32,16 +30,18 @@ def digit_pairs(
     "A set of image-text pairs with fields `image`, `text` and `domain`, made of scikit-learn's digits."
     from PIL import Image
     from sklearn.datasets import load_digits
-    digits = load_digits()
+    digits, folder = load_digits(), Path(folder)
     if not 1 <= n <= len(digits.target): raise UserError(f'n is {n}; expected 1 to {len(digits.target)} digits')
-    (Path(folder)/'png').mkdir(parents=True, exist_ok=True)
+    (folder/'png').mkdir(parents=True, exist_ok=True)
     ink = np.searchsorted([.28, .34], digits.images.mean((1, 2)) / 16) # a third of all digits each
     lines = []
     for i, (image, k) in enumerate(zip(digits.images[:n], digits.target)):
-        Image.fromarray((image * 15.9375).astype(np.uint8)).save(Path(folder)/f'png/{i:04}.png')
-        lines.append(json.dumps({'image': f'png/{i:04}.png', 'text': f'a {("thin", "plain", "bold")[ink[i]]} {_NAMES[k]}', 'domain': _NAMES[k]}))
-    write_text(Path(folder)/'pairs.jsonl', '\n'.join(lines) + '\n')
-    return Path(folder)/'pairs.jsonl'
+        file, name = f'png/{i:04}.png', DIGIT_NAMES[k]
+        Image.fromarray((image * 15.9375).astype(np.uint8)).save(folder/file)
+        text = f'a {("thin", "plain", "bold")[ink[i]]} {name}'
+        lines.append(json.dumps({'image': file, 'text': text, 'domain': name}))
+    write_text(folder/'pairs.jsonl', '\n'.join(lines) + '\n')
+    return folder/'pairs.jsonl'
 
 # %% ../../nbs/data/22_records.ipynb #325ad996
 def _line_starts(path: Path) -> Int[np.ndarray, ' n+1']:
