@@ -110,6 +110,10 @@ def _local(
     url = re.sub('^file:(//)?', '', url)
     return None if re.match('[a-z][a-z0-9+.-]*:', url) else Path(url).expanduser()
 
+def _is_missing(url: str) -> bool:
+    path = _local(url)
+    return path is not None and not path.is_file()
+
 def _matches(pattern: str) -> list[str]:
     "The shards of one pattern; those that are no files stay as they are named."
     from webdataset.shardlists import expand_urls
@@ -125,15 +129,15 @@ def _matches(pattern: str) -> list[str]:
     return found
 
 def expand_shards(
-    urls: str | Path | list, # a pattern such as shards/{0000..0100}.tar, `pipe:` and a command, a URL, or a list of these
+    urls: str | Path | list, # a pattern such as shards/{0000..0100}.tar, `pipe:` and a command, a URL, or several
 ) -> list[str]: # in the order of the pattern; local ones exist
     "The shards that `urls` names."
     patterns = [urls] if isinstance(urls, (str, Path)) else urls
     found = [name for pattern in patterns for name in _matches(str(pattern))]
-    local = {name: _local(name) for name in found}
-    missing = [name for name, path in local.items() if path and not path.is_file()]
+    missing = [name for name in found if _is_missing(name)]
     if missing or not found:
-        what = f'{len(missing)} of {len(found)} shards are no files, such as {missing[0]}' if missing else 'matches no shard'
+        what = 'matches no shard'
+        if missing: what = f'{len(missing)} of {len(found)} shards are no files, such as {missing[0]}'
         raise UserError(f'{urls}: {what}; expected tar files, such as shards/{{0000..0100}}.tar or shards/*.tar')
     for name, times in Counter(found).items():
         if times > 1: raise UserError(f'{name} is named {times} times; expected each shard once')
