@@ -185,7 +185,8 @@ class UnpairedLoader:
     ):
         self.loaders, self.epoch, self.state = loaders, 0, None
         for name, loader in loaders.items():
-            if not len(loader): raise UserError(f'the {name} source has no batch; expected as many samples as a batch or more')
+            if not len(loader):
+                raise UserError(f'the {name} source has no batch; expected as many samples as a batch or more')
 
     @property
     def sampler(self):
