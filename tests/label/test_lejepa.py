@@ -59,7 +59,13 @@ def test_compiled_is_plain(training):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_a_compiled_model_keeps_its_names(tmp_path):
+def in_place(model):
+    model.compile(backend='eager')
+    return model
+
+
+@pytest.mark.parametrize('compiled', [in_place, lambda model: torch.compile(model, backend='eager')])
+def test_a_compiled_model_keeps_its_names(tmp_path, compiled):
     "Checkpoints and saved models of a compiled model are those of the plain one."
     pixels = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8)
     loader = image_loader(ImageSet(pixels, torch.arange(16) % 10, [*map(str, range(10))]), 8, True, drop_last=True)
@@ -67,13 +73,12 @@ def test_a_compiled_model_keeps_its_names(tmp_path):
     def two_views(batch, generator):
         return {**batch, 'views': to_float(batch['image'])[:, None].expand(-1, 2, -1, -1, -1)}
     model = make()
-    model.compile(backend='eager')
     run = dict(config=TrainConfig(epochs=1), output_dir=tmp_path/'run', transform=two_views)
-    fit(model, LeJEPAObjective(num_slices=8), loader, **run)
-    checkpoint, = (tmp_path/'run').rglob('model.safetensors')
-    assert load_file(checkpoint).keys() == make().state_dict().keys()
+    fit(compiled(model), LeJEPAObjective(num_slices=8), loader, **run)
     model.save_pretrained(tmp_path/'saved')
-    assert load_file(tmp_path/'saved/model.safetensors').keys() == make().state_dict().keys()
+    checkpoint, = (tmp_path/'run').rglob('model.safetensors')
+    for file in (checkpoint, tmp_path/'saved/model.safetensors'):
+        assert load_file(file).keys() == make().state_dict().keys()
 
 
 def test_labelled_views_as_python_counts_them():
