@@ -238,20 +238,8 @@ def load_state_dict(
     StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k != 'counts'})
 
 # %% ../../nbs/data/24_loaders.ipynb #961ac9cd
-def _loader(
-    records: JsonRecords, # source
-    rows: Int[np.ndarray, ' n'], # positions in it
-    transform: RecordTransform, # of each record
-    *,
-    train: bool, # shuffled and in full batches, else in order
-    batch_size: int, # samples a batch on each rank
-    shard: tuple[int, int], # (rank, number of ranks)
-    num_workers: int, # processes that read
-    name: str, # what messages call it
-    say: Callable[[str], None], # gets them
-    seed: int = 0, # of the order
-) -> RecordLoader:
-    "A loader of some rows."
+def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0) -> RecordLoader:
+    "A loader of some rows: shuffled and in full batches for training, else in order."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     if num_workers < 0: raise UserError(f'num_workers is {num_workers}; expected 0 or more')
     sampler = EpochSampler(len(rows), train, seed, drop_last=train, rank=shard[0], world_size=shard[1])

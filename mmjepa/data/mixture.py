@@ -62,7 +62,24 @@ def mixture_order(
     return np.repeat(np.arange(len(w)), drawn)[np.argsort(places, kind='stable')]
 
 # %% ../../nbs/data/27_mixture.ipynb #27f8c0ed
-class MixtureLoader:
+class _OwnSampler:
+    "A loader that is its own `sampler`, and goes on from a state at its next iteration."
+    epoch, state = 0, None
+
+    @property
+    def sampler(self):
+        "Itself, but not held: a cycle would be cleared too late for the workers of its loaders, which are waited for."
+        return self
+    def set_epoch(self, epoch: int):
+        "Choose the order; call it before an epoch starts, or before one is resumed."
+        self.epoch = epoch
+    def load_state_dict(self,
+        state: dict, # of `state_dict`
+    ):
+        "Continue from there with the next iteration."
+        self.state = state
+
+class MixtureLoader(_OwnSampler):
     "Batches with samples of several sources, restartable; it is its own `sampler`."
     def __init__(self,
         loaders: dict[str, object], # by name: restartable, of full batches of `batch_size` samples with the same keys
@@ -82,7 +99,6 @@ class MixtureLoader:
         self.weights = normalize_weights(weights, say)
         self.loaders, self.batch_size, self.seed = {name: loaders[name] for name in self.weights}, batch_size, seed
         self.sizes = np.array([len(loader) * batch_size for loader in self.loaders.values()])
-        self.epoch, self.state = 0, None
         self.n = self._drawn(say) // batch_size
 
     def _drawn(self, say) -> int:
@@ -98,19 +114,11 @@ class MixtureLoader:
         if len(names) > 1: say(f'an epoch of the mixture: {", ".join(parts)}')
         return total
 
-    @property
-    def sampler(self):
-        "Itself, but not held: a cycle would be cleared too late for the workers of its loaders, which are waited for."
-        return self
-
     def order(self) -> Int[np.ndarray, ' n']:
         "Number of the source of each sample of this epoch."
         return mixture_order(self.sizes, [*self.weights.values()], make_generator('mixture', self.seed, self.epoch))
 
     def __len__(self): return self.n
-    def set_epoch(self, epoch: int):
-        "Choose the order; call it before an epoch starts, or before one is resumed."
-        self.epoch = epoch
 
 def _say_nothing(line: str): pass
 
@@ -148,13 +156,6 @@ def state_dict(self: MixtureLoader) -> dict:
 
 def _positions(loaders: dict[str, object]) -> dict[str, dict]: return {k: v.state_dict() for k, v in loaders.items()}
 
-@patch
-def load_state_dict(self: MixtureLoader,
-    state: dict, # of `state_dict`
-):
-    "Continue from there with the next iteration."
-    self.state = state
-
 # %% ../../nbs/data/27_mixture.ipynb #82b6ef59
 def open_mixture(
     text: str, # sources as for `parse_sources`
@@ -176,27 +177,19 @@ def open_mixture(
     return MixtureLoader(loaders, weights, batch_size, seed=seed, say=say)
 
 # %% ../../nbs/data/27_mixture.ipynb #714b1e57
-class UnpairedLoader:
+class UnpairedLoader(_OwnSampler):
     """Batches of several loaders side by side, restartable; it is its own `sampler`.
 
     `index`, `truncated` and `source` of their batches are left out."""
     def __init__(self,
         loaders: dict[str, object], # by name: restartable; no key of their batches in common, but those left out
     ):
-        self.loaders, self.epoch, self.state = loaders, 0, None
+        self.loaders = loaders
         for name, loader in loaders.items():
             if not len(loader):
                 raise UserError(f'the {name} source has no batch; expected as many samples as a batch or more')
 
-    @property
-    def sampler(self):
-        "Itself, as for `MixtureLoader`."
-        return self
-
     def __len__(self): return max(map(len, self.loaders.values()))
-    def set_epoch(self, epoch: int):
-        "Choose the order of the next pass over the loaders."
-        self.epoch = epoch
 
     def _begin(self, name):
         "An iterator of one loader for its current pass."
@@ -226,13 +219,6 @@ class UnpairedLoader:
 def state_dict(self: UnpairedLoader) -> dict:
     "Position in all loaders."
     return {'done': self.done, 'passes': dict(self.passes), 'loaders': _positions(self.loaders)}
-
-@patch
-def load_state_dict(self: UnpairedLoader,
-    state: dict, # of `state_dict`
-):
-    "Continue from there with the next iteration."
-    self.state = state
 
 # %% ../../nbs/data/27_mixture.ipynb #9e0304ba
 def is_json(
