@@ -135,7 +135,7 @@ def _check_checkpointing(acc, model: nn.Module):
         raise UserError(f'fsdp_activation_checkpointing is on, and {drops[0]} drops by chance, by another one when it '
                         'is made again; expected drop_path 0 and no dropout, or no checkpointing')
 
-# %% ../nbs/09_training.ipynb #a2ca9249
+# %% ../nbs/09_training.ipynb #55ae0138
 EVENTS = ('before_step', 'after_step', 'after_epoch', 'after_evaluation')
 
 def _listeners(callbacks: dict | None) -> dict[str, list[Callable]]:
@@ -144,21 +144,22 @@ def _listeners(callbacks: dict | None) -> dict[str, list[Callable]]:
     found = {e: (callbacks or {}).get(e) or [] for e in EVENTS}
     return {e: [*f] if isinstance(f, Iterable) else [f] for e, f in found.items()}
 
+# %% ../nbs/09_training.ipynb #a2ca9249
 class Trainer:
     "Model, objective, optimizer and position of one run; what callbacks are called with."
     def __init__(self,
-        model: nn.Module, # see `fit`, as for all of these
-        objective: Callable,
-        loader: Iterable,
+        model: nn.Module, # see `fit`
+        objective: Callable, # see `fit`
+        loader: Iterable, # see `fit`
         *,
         cfg: TrainConfig,
         folder: Path, # output folder
-        transform: Callable | None = None,
-        rate: Callable[[int], float] | None = None,
-        assets: dict[str, bytes] | None = None,
-        optimizer: Callable | None = None,
-        callbacks: dict | None = None,
-        keys: tuple[str, ...] = (),
+        transform: Callable | None = None, # see `fit`
+        rate: Callable[[int], float] | None = None, # see `fit`
+        assets: dict[str, bytes] | None = None, # see `fit`
+        optimizer: Callable | None = None, # see `fit`
+        callbacks: dict | None = None, # see `fit`
+        keys: tuple[str, ...] = (), # see `fit`
     ):
         self.cfg, self.folder, self.loader, self.transform, self.assets = cfg, folder, loader, transform, assets or {}
         self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
@@ -245,6 +246,7 @@ def _loss_and_logs(result) -> tuple[Tensor, dict]:
     found = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'a {type(loss).__name__}'
     raise UserError(f'the objective returned {found}; expected a scalar loss, or (loss, dict of scalars)')
 
+# %% ../nbs/09_training.ipynb #d5ada3c7
 @patch
 def loss(self: Trainer, batch: dict) -> tuple[Tensor, dict]:
     "Loss and logs of one batch."
@@ -472,7 +474,8 @@ def fit(
     if ckpt: log(f'resumed at step {t.at.step} of {t.total}{again}')
     elif not t.restartable: log('the loader has no state_dict: --resume will begin an epoch again')
     if config.tracker: t.acc.init_trackers(config.project, config=dict(vars(config)))
-    quiet = dict(disable=not is_main(), mininterval=.5 if sys.stderr.isatty() else 10)
+    quiet = {} if is_main() else {'disable': True} # said for other ranks alone: `TQDM_DISABLE` decides on the first
+    quiet['mininterval'] = .5 if sys.stderr.isatty() else 10
     with _peers(folder), StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
         while t.at.step < t.total or t.at.batch:
             bar.set_description(f'epoch {t.at.epoch}/{config.epochs}')

@@ -35,8 +35,8 @@ def methods(cls):
 
 # ---------------------------------------------------------------- order and names
 
-# A wing holds the numbers of its tens, and imports from these wings alone ('' is the core, which lies in none).
-WINGS = {'': range(0, 20), 'data': range(20, 30), 'label': range(30, 40), 'pretrain': range(40, 50), 'align': range(50, 60),
+# A wing holds the numbers of its tens, and imports from these wings alone ('' is the core, which lies in none; its nineties use all of them).
+WINGS = {'': [*range(0, 20), *range(90, 100)], 'data': range(20, 30), 'label': range(30, 40), 'pretrain': range(40, 50), 'align': range(50, 60),
          'pairs': range(60, 70), 'sandbox': range(70, 80), 'vl': range(80, 90)}
 USES = {'': {''}, 'data': {'', 'data'}, **{w: {'', 'data', w} for w in ('label', 'pretrain', 'align', 'pairs', 'sandbox')},
         'vl': {'', 'data', 'pairs', 'sandbox', 'vl'}}
@@ -56,7 +56,7 @@ def test_an_export_imports_only_smaller_numbers(path):
         for other in our_imports(cell.source):
             assert other in NUMBER, f'mmjepa.{other} has no notebook'
             assert NUMBER[other] < NUMBER[own], f'{path.name} imports mmjepa.{other}, number {NUMBER[other]}'
-            assert wing(other) in USES[wing(own)], f'{path.name} imports mmjepa.{other} of another wing'
+            assert NUMBER[own] >= 90 or wing(other) in USES[wing(own)], f'{path.name} imports mmjepa.{other} of another wing'
 
 
 @each_notebook

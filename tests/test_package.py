@@ -104,6 +104,18 @@ def test_the_package_itself_imports_nothing(tmp_path):
     assert run('-c', "import sys, mmjepa; print('torch' in sys.modules)", cwd=tmp_path).strip() == 'False'
 
 
+def test_the_public_face_is_complete_and_lazy(tmp_path):
+    "Every name leads to the class or function of that name, and none is imported before it is used."
+    code = """
+import sys, mmjepa
+assert 'torch' not in sys.modules and set(mmjepa.__all__) <= set(dir(mmjepa))
+found = [getattr(mmjepa, name).__name__ for name in mmjepa.__all__]
+assert found == mmjepa.__all__, found
+try: mmjepa.nothing
+except AttributeError as e: print(e)"""
+    assert run('-c', code, cwd=tmp_path).strip() == "module 'mmjepa' has no attribute 'nothing'"
+
+
 @pytest.mark.parametrize('command', [e.split('=')[0] for e in settings()['console_scripts'].split()])
 def test_commands_are_installed_and_explain_themselves(command):
     there = shutil.which(command)

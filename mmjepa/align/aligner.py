@@ -27,7 +27,7 @@ from ..checkpoint import keep_trained, list_checkpoints, load_weights
 from ..contrastive import clip_loss
 from ..core import UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, world_size
 from ..data.records import split_rows
-from .features import FeatureSet, LiveSet, LiveTransform, _prepared, cached_features
+from .features import FeatureSet, LiveSet, LiveTransform, cached_features, prepare_items
 from .inputs import MODALITIES, ImageTextDataset, create_dataloader
 from ..data.augmentation import AugmentConfig
 from ..data.loaders import image_loader
@@ -258,7 +258,7 @@ def standardize(
     for m, head in model.adapters.items():
         held = records.features if isinstance(records, FeatureSet) else records.others.features
         if m in held: x = held[m][some[held[m].there[some]]]
-        else: x = torch.cat([torch.zeros(0, model.towers[m].dim, device=model.device), *(model.towers[m](**seen) for part in some[:1000].split(64) if (seen := _prepared(records.dataset, records.tower, part.tolist())[0]))])
+        else: x = torch.cat([torch.zeros(0, model.towers[m].dim, device=model.device), *(model.towers[m](**seen) for part in some[:1000].split(64) if (seen := prepare_items(records.dataset, records.tower, part.tolist()).inputs))])
         if len(x) > 1: head[0].fit(x.to(model.device))
 
 # %% ../../nbs/align/55_aligner.ipynb #da4b579f

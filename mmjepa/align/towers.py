@@ -8,9 +8,9 @@ __all__ = ['weights_digest', 'read_json', 'Tower', 'load_whole', 'load_words', '
 
 # %% ../../nbs/align/52_towers.ipynb #2f375d22
 import contextlib, hashlib, json
-from functools import cached_property, partial, reduce
-from pathlib import Path
 from collections.abc import Callable, Iterable
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import UserError
+from ..core import UserError, check_choice
 from ..encoders import EncoderConfig, MultimodalEncoder, masked_mean
 from ..data.images import read_image, square_pixels, to_float
-from .sound import read_sound
 from ..data.text import load_tokenizer
+from .sound import float_samples, read_sound, resample
 from .tiny_models import quiet_transformers
 
 # %% ../../nbs/align/52_towers.ipynb #3eee46ef
@@ -41,15 +41,20 @@ def weights_digest(
     return h.hexdigest()
 
 # %% ../../nbs/align/52_towers.ipynb #1d73ed12
+def _why(e: BaseException) -> str:
+    "The first line of an error, or its kind where it says nothing."
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+
 def read_json(
     path: Path, # file
     kind: type = dict, # what it should hold
 ): # its content
     "The content of a JSON file of a model folder."
     try: found = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise UserError(f'{path}: cannot be read as JSON ({str(e).splitlines()[0]:.120}); expected a whole model folder') from e
-    if not isinstance(found, kind): raise UserError(f'{path}: holds a {type(found).__name__}; expected a {kind.__name__}')
-    return found
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path}: cannot be read as JSON ({_why(e)}); expected a whole model folder') from e
+    if isinstance(found, kind): return found
+    raise UserError(f'{path}: holds a {type(found).__name__}; expected a {kind.__name__}')
 
 # %% ../../nbs/align/52_towers.ipynb #45b359c6
 class Tower(nn.Module):
@@ -60,9 +65,9 @@ class Tower(nn.Module):
         module: nn.Module, # the encoder
         *,
         prepare: Callable[[list], dict[str, Tensor]], # raw items to inputs; rows belong to items
-        run: Callable[[nn.Module, dict], tuple], # inputs to (vector of each item (b, d), states (b, n, d), which are real (b, n) or None)
+        run: Callable[[nn.Module, dict], tuple], # inputs to vectors (b, d), states (b, n, d), real (b, n) or None
         settings: dict, # JSON-able: all that decides the vectors beside the weights
-        normalization: tuple = (.5, .5), # mean and standard deviation of the pixels that `prepare` makes, a number or one a channel
+        normalization: tuple = (.5, .5), # mean and standard deviation of prepared pixels, numbers or one a channel
     ):
         super().__init__()
         self.modality, self.name, self.module = modality, name, module
@@ -83,10 +88,12 @@ class Tower(nn.Module):
 
     @cached_property
     def dim(self) -> int:
-        "Width of the vectors."
-        inputs = self.prepare([_BLANK[self.modality]()])
-        z = self(**inputs)
-        if not z.equal(self(**inputs)) and (z - self(**inputs)).abs().max() > 1e-3 * z.abs().max(): raise UserError(f'{self.name}: gives another vector each time, such as a model that masks its input; expected a deterministic encoder')
+        "Width of the vectors; a `UserError` if the encoder is not deterministic."
+        inputs = self.prepare([_BLANK[self.modality]])
+        z, again = self(**inputs), self(**inputs)
+        if (z - again).abs().max() > 1e-3 * z.abs().max():
+            raise UserError(f'{self.name}: gives another vector each time, such as a model that masks its input; '
+                            'expected a deterministic encoder')
         return z.shape[1]
 
     @cached_property
@@ -106,7 +113,8 @@ def states(
     return states.float(), torch.ones_like(states[..., 0], dtype=torch.bool) if real is None else real
 
 # %% ../../nbs/align/52_towers.ipynb #ca2e4efb
-_BLANK = {'image': lambda: np.zeros((32, 32), np.uint8), 'text': lambda: 'a', 'audio': lambda: {'array': torch.zeros(8000), 'sampling_rate': 16000}} # an item of each kind
+_BLANK = {'image': np.zeros((32, 32), np.uint8), 'text': 'a',
+          'audio': {'array': np.zeros(8000, np.float32), 'sampling_rate': 16000}} # an item of each kind
 
 # %% ../../nbs/align/52_towers.ipynb #1878370f
 @contextlib.contextmanager
@@ -120,15 +128,20 @@ def _hub(name: str):
     try: yield
     finally: hub.constants.HF_HUB_OFFLINE = before
 
+_PARTS = {'AutoImageProcessor': 'its image processor (preprocessor_config.json)',
+          'AutoFeatureExtractor': 'its feature extractor (preprocessor_config.json)', 'AutoTokenizer': 'its tokenizer'}
+
 def _load_part(name: str, auto: str, **options):
     "What the Auto class makes of a folder or name."
     import transformers
     try:
-        with _hub(name), quiet_transformers(): return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **options)
+        with _hub(name), quiet_transformers():
+            return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, ImportError, SafetensorError) as e:
-        what = {'AutoImageProcessor': 'its image processor (preprocessor_config.json)', 'AutoFeatureExtractor': 'its feature extractor (preprocessor_config.json)',
-                'AutoTokenizer': 'its tokenizer'}.get(auto, 'the model (config.json, model.safetensors)')
-        raise UserError(f"model '{name}': {what} can't be loaded ({(str(e).strip().splitlines() or [type(e).__name__])[0]:.200}); expected a whole model folder, such as `hf download NAME --local-dir FOLDER` makes of a name of the hub, or a name whose hub can be reached") from e
+        what = _PARTS.get(auto, 'the model (config.json, model.safetensors)')
+        raise UserError(f"model '{name}': {what} can't be loaded ({_why(e)}); expected a whole model folder, such as "
+                        '`hf download NAME --local-dir FOLDER` makes of a name of the hub, '
+                        'or a name whose hub can be reached') from e
 
 def load_whole(
     name: str, # folder, or name on the hub
@@ -138,12 +151,17 @@ def load_whole(
     model, info = _load_part(name, auto, output_loading_info=True, use_safetensors=True)
     missing = sorted(k for k in info['missing_keys'] if 'pooler' not in k)
     odd = missing or [str(k[0] if isinstance(k, tuple) else k) for k in info['mismatched_keys']]
-    if odd: raise UserError(f"model '{name}': has no fitting weights for {len(odd)} tensors, such as {odd[0]}; expected a whole {type(model).__name__}")
+    if odd:
+        raise UserError(f"model '{name}': has no fitting weights for {len(odd)} tensors, such as {odd[0]}; "
+                        f'expected a whole {type(model).__name__}')
     if info['missing_keys']: model.pooler = None
     return model.float() # whatever it was stored in: half precision is autocast's affair
 
-_SIDE = ('_name_or_path', 'transformers_version', 'dtype', 'torch_dtype', 'architectures') # of a config, without effect on the vectors
-def _settings(module, **more) -> dict: return {'config': {k: v for k, v in module.config.to_dict().items() if k not in _SIDE}, **more}
+# What in a config has no effect on the vectors.
+_SIDE = ('_name_or_path', 'transformers_version', 'dtype', 'torch_dtype', 'architectures')
+
+def _settings(module, **more) -> dict:
+    return {'config': {k: v for k, v in module.config.to_dict().items() if k not in _SIDE}, **more}
 
 # %% ../../nbs/align/52_towers.ipynb #073d3454
 def _run_image(module, inputs):
@@ -157,20 +175,29 @@ def _run_image(module, inputs):
     if pooled is None: pooled = states[:, 0] if extra else states.mean(1)
     return pooled.flatten(1), states[:, max(0, extra):], None
 
-def _prepare_image(processor, items): return {'pixel_values': processor(images=[read_image(x) for x in items], return_tensors='pt')['pixel_values']}
+def _prepare_image(processor, items):
+    inputs = processor(images=[read_image(x) for x in items], return_tensors='pt')
+    return {'pixel_values': inputs['pixel_values']}
 
 def _hf_vision(name: str) -> Tower:
     processor, model = _load_part(name, 'AutoImageProcessor'), load_whole(name)
     module = getattr(model, 'vision_model', model) # of CLIP and SigLIP the half that sees
-    about, mean, std = processor.to_dict(), *(getattr(processor, k, None) for k in ('image_mean', 'image_std'))
-    return Tower('image', name, module, prepare=partial(_prepare_image, processor), run=_run_image, settings=_settings(module, processor=about), normalization=(mean, std) if mean is not None and std is not None else (0., 1.))
+    mean, std = getattr(processor, 'image_mean', None), getattr(processor, 'image_std', None)
+    normalization = (0., 1.) if mean is None or std is None else (mean, std)
+    settings = _settings(module, processor=processor.to_dict())
+    return Tower('image', name, module, prepare=partial(_prepare_image, processor), run=_run_image,
+                 settings=settings, normalization=normalization)
 
 # %% ../../nbs/align/52_towers.ipynb #46cae902
+_WORDS = ('tokenizer.json', 'vocab*', '*.model', '*.spm', 'merges.txt') # files of a tokenizer
+
 def load_words(
     name: str, # folder, or name on the hub
 ): # tokenizer of transformers that pads on the right
     "The tokenizer of a model; a folder without its files is refused, where transformers would make an empty one."
-    if Path(name).is_dir() and not any(next(Path(name).glob(g), None) for g in ('tokenizer.json', 'vocab*', '*.model', '*.spm', 'merges.txt')): raise UserError(f"model '{name}': its tokenizer has no files (tokenizer.json, vocab.txt, *.model); expected a whole model folder")
+    if Path(name).is_dir() and not any(any(Path(name).glob(pattern)) for pattern in _WORDS):
+        raise UserError(f"model '{name}': its tokenizer has no files (tokenizer.json, vocab.txt, *.model); "
+                        'expected a whole model folder')
     tokenizer = _load_part(name, 'AutoTokenizer')
     tokenizer.padding_side = tokenizer.truncation_side = 'right'
     return tokenizer
@@ -180,22 +207,33 @@ def words_digest(
 ) -> str:
     "Digest of all that a tokenizer does: vocabulary, merges, normalization, special tokens."
     about = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    return hashlib.blake2b(repr((about, sorted(tokenizer.all_special_ids), tokenizer.chat_template)).encode(), digest_size=16).hexdigest()
+    parts = about, sorted(tokenizer.all_special_ids), tokenizer.chat_template
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
+# %% ../../nbs/align/52_towers.ipynb #a5200001
+def _first(states, real): return states[:, 0]
 def _last(states, real): return states[torch.arange(len(states)), real.sum(1) - 1]
-_POOL = {'mean': masked_mean, 'cls': lambda states, real: states[:, 0], 'lasttoken': _last, 'max': lambda states, real: states.masked_fill(~real[..., None], -torch.inf).amax(1)}
+def _largest(states, real): return states.masked_fill(~real[..., None], -torch.inf).amax(1)
+_POOL = {'mean': masked_mean, 'cls': _first, 'lasttoken': _last, 'max': _largest}
+
+def _pooling(about: dict) -> str:
+    "The pooling that a configuration of sentence-transformers names, in the new form or the old; several with a plus."
+    if 'pooling_mode' in about: return about['pooling_mode']
+    modes = [k.removeprefix('pooling_mode_') for k, on in about.items() if k.startswith('pooling_mode_') and on is True]
+    return '+'.join(mode.removesuffix('_tokens').removesuffix('_token') for mode in modes)
 
 def _declared(folder: Path) -> tuple[str, bool]:
     "Pooling and normalization that a sentence-transformers folder asks for; the mean for all others."
     if not (folder/'modules.json').is_file(): return 'mean', False
-    modules = read_json(folder/'modules.json', list)
-    pooling, kinds = 'mean', [m['type'].split('.')[-1] for m in modules]
-    if odd := [k for k in kinds if k not in ('Transformer', 'Pooling', 'Normalize')]: raise UserError(f'{folder}: modules.json has a module {odd[0]}, which is not run here; expected Transformer, Pooling, Normalize')
-    for m in (m for m in modules if m['type'].endswith('Pooling')):
-        about = read_json(folder/m['path']/'config.json')
-        modes = [about['pooling_mode']] if 'pooling_mode' in about else [k.removeprefix('pooling_mode_').removesuffix('_tokens').removesuffix('_token') for k, v in about.items() if k.startswith('pooling_mode_') and v is True]
-        pooling = '+'.join(modes)
-    if pooling not in _POOL: raise UserError(f"{folder}: pooling is {pooling!r}; expected one of {', '.join(_POOL)}")
+    modules, pooling = read_json(folder/'modules.json', list), 'mean'
+    kinds = [m['type'].split('.')[-1] for m in modules]
+    odd = [kind for kind in kinds if kind not in ('Transformer', 'Pooling', 'Normalize')]
+    if odd:
+        raise UserError(f'{folder}: modules.json has a module {odd[0]}, which is not run here; '
+                        'expected Transformer, Pooling, Normalize')
+    for kind, m in zip(kinds, modules):
+        if kind == 'Pooling': pooling = _pooling(read_json(folder/m['path']/'config.json'))
+    check_choice(f'{folder}: pooling', pooling, tuple(_POOL))
     return pooling, 'Normalize' in kinds
 
 def _run_text(pooling: str, unit: bool, module, inputs):
@@ -214,8 +252,10 @@ class TextPreparation:
     ): self.tokenizer, self.longest, self.fixed, self.cut = tokenizer, longest, fixed, 0
 
     def __call__(self, items: list[str]) -> dict[str, Tensor]:
-        if odd := [x for x in items if not isinstance(x, str)]: raise UserError(f'text is {odd[0]!r:.60}; expected a string')
-        rows = self.tokenizer(items, truncation=True, max_length=self.longest, padding='max_length' if self.fixed else True, return_tensors='pt')
+        for x in items:
+            if not isinstance(x, str): raise UserError(f'text is {x!r:.60}; expected a string')
+        padding = 'max_length' if self.fixed else True
+        rows = self.tokenizer(items, truncation=True, max_length=self.longest, padding=padding, return_tensors='pt')
         full = (rows['attention_mask'].sum(1) == self.longest).nonzero()[:, 0].tolist()
         self.cut += sum(len(self.tokenizer(items[i], verbose=False)['input_ids']) > self.longest for i in full)
         return {k: rows[k] for k in ('input_ids', 'attention_mask', 'token_type_ids') if k in rows}
@@ -228,14 +268,23 @@ def _longest(folder: Path, tokenizer, config) -> int:
     if room and 'roberta' in str(config.model_type): room -= 2 # its positions start behind the padding id
     return min(x for x in (asked, room, tokenizer.model_max_length, 8192) if x)
 
+def _encoder_of(model: nn.Module) -> nn.Module: return model.get_encoder() if model.config.is_encoder_decoder else model
+
+def _reader(model: nn.Module, folder: Path) -> tuple[nn.Module, str, bool]:
+    "The part of a model that reads texts, how its states are pooled, and whether vectors get unit length."
+    if hasattr(model, 'text_model') and hasattr(model, 'vision_model'): # CLIP, SigLIP and their like
+        return model.text_model, 'end' if 'siglip' in str(model.config.model_type) else 'pooler', False
+    return _encoder_of(model), *_declared(folder)
+
 def _hf_text(name: str) -> Tower:
     tokenizer, model, folder = load_words(name), load_whole(name), _hub_folder(name)
-    vocabulary, dual = words_digest(tokenizer), hasattr(model, 'text_model') and hasattr(model, 'vision_model')
-    module = model.text_model if dual else model.get_encoder() if model.config.is_encoder_decoder else model
-    pooling, unit = ('end' if 'siglip' in str(model.config.model_type) else 'pooler', False) if dual else _declared(folder)
+    vocabulary = words_digest(tokenizer)
+    module, pooling, unit = _reader(model, folder)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     longest = _longest(folder, tokenizer, module.config)
-    return Tower('text', name, module, prepare=TextPreparation(tokenizer, longest, pooling == 'end'), run=partial(_run_text, pooling, unit), settings=_settings(module, pooling=pooling, unit=unit, longest=longest, vocabulary=vocabulary))
+    settings = _settings(module, pooling=pooling, unit=unit, longest=longest, vocabulary=vocabulary)
+    return Tower('text', name, module, prepare=TextPreparation(tokenizer, longest, pooling == 'end'),
+                 run=partial(_run_text, pooling, unit), settings=settings)
 
 def _hub_folder(name: str) -> Path:
     "Where the files of `name` lie; those of the hub are in its cache after loading."
@@ -245,25 +294,24 @@ def _hub_folder(name: str) -> Path:
 
 # %% ../../nbs/align/52_towers.ipynb #1adfd930
 def read_wave(
-    item, # dict with `array` (t,) and `sampling_rate` (Hz), as in Hugging Face's datasets; array or tensor (t,) at `rate`, of floats, uint8, int16 or int32; path; or the bytes of a file
+    item, # path; bytes of a file; numbers (t,) at this rate; or a dict with array (t,) and sampling_rate (Hz)
     rate: int, # wanted sampling rate, Hz
-) -> Float[np.ndarray, ' t']:
-    "A sound as a wave."
+) -> Float[np.ndarray, ' t']: # float32
+    "A sound as a wave. Numbers are floats, or whole as in WAV files (uint8, int16, int32); others are a `UserError`."
     if isinstance(item, (str, Path, bytes)): return read_sound(item, rate).numpy()
     found = item if isinstance(item, dict) else {'array': item, 'sampling_rate': rate}
     x, own = np.asarray(found.get('array', ())), found.get('sampling_rate')
-    if not isinstance(own, (int, np.integer)) or own < 1: raise UserError(f'sound has sampling_rate {own!r}; expected a whole number of Hz beside array')
-    whole = x.dtype in (np.uint8, np.int16, np.int32)
-    if x.ndim != 1 or not len(x) or not (whole or x.dtype.kind == 'f') or not np.isfinite(x).all(): raise UserError(f'sound has shape {x.shape} and type {x.dtype}; expected finite numbers (t,), one or more, as floats, uint8, int16 or int32')
-    if whole: x = (x.astype(np.float64) - 128 * (x.dtype == np.uint8)) / 2.**(8 * x.itemsize - 1)
-    if own == rate: return x.astype(np.float32)
-    from scipy.signal import resample_poly
-    common = np.gcd(rate, int(own))
-    return resample_poly(x.astype(np.float64), rate // common, int(own) // common).astype(np.float32)
+    if not isinstance(own, (int, np.integer)) or own < 1:
+        raise UserError(f'sound has sampling_rate {own!r}; expected a whole number of Hz beside array')
+    numbers = x.dtype.kind == 'f' or x.dtype in (np.uint8, np.int16, np.int32)
+    if x.ndim != 1 or not len(x) or not numbers or not np.isfinite(x).all():
+        raise UserError(f'sound has shape {x.shape} and type {x.dtype}; expected finite numbers (t,), one or more, '
+                        'as floats, uint8, int16 or int32')
+    return resample(float_samples(x, np.float64).astype(np.float64), int(own), rate).astype(np.float32)
 
 # %% ../../nbs/align/52_towers.ipynb #83ef96c0
 class SoundPreparation:
-    "Sounds to the inputs of an audio tower, with `share`, how much of each is no padding; `cut` counts sounds that were too long."
+    "Sounds to inputs of an audio tower, with `share`, how much of each is no padding; `cut` counts what was too long."
     def __init__(self,
         extractor, # feature extractor of transformers
         shortest: int = 1, # samples of the model's first frame
@@ -271,37 +319,52 @@ class SoundPreparation:
 
     def read(self, item) -> Float[np.ndarray, ' t']:
         "A sound as the wave that the tower hears."
-        wave, rate = read_wave(item, self.extractor.sampling_rate), self.extractor.sampling_rate
-        if len(wave) < self.shortest: raise UserError(f'sound has {len(wave)} samples at {rate} Hz; expected {self.shortest} or more, one frame of this tower')
-        return wave
+        rate = self.extractor.sampling_rate
+        wave = read_wave(item, rate)
+        if len(wave) >= self.shortest: return wave
+        raise UserError(f'sound has {len(wave)} samples at {rate} Hz; '
+                        f'expected {self.shortest} or more, one frame of this tower')
 
     def __call__(self, items: list) -> dict[str, Tensor]:
         waves = [self.read(x) for x in items]
         room = getattr(self.extractor, 'n_samples', None) # Whisper's window; others take any length
         self.cut += sum(len(w) > (room or len(w)) for w in waves)
-        inputs = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors='pt', **({} if room else {'padding': True}))
+        padding = {} if room else {'padding': True}
+        inputs = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors='pt', **padding)
         length = torch.tensor([float(len(w)) for w in waves])
-        return {**{k: v for k, v in inputs.items()}, 'share': (length / (room or length.max())).clamp(max=1.)}
+        return {**inputs, 'share': (length / (room or length.max())).clamp(max=1.)}
+
+def _run_waves(module, x: Float[Tensor, 'b t'], share: Float[Tensor, ' b']) -> tuple[Tensor, Tensor]:
+    "States of waves of any length and how many are real: each by itself, for norms and convolutions would see padding."
+    ends = (share * x.shape[1]).round().long().tolist()
+    rows = [module(wave[None, :n]).last_hidden_state[0] for wave, n in zip(x, ends)]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows], device=x.device)
 
 def _run_sound(module, inputs):
-    share = inputs.pop('share')
-    if 'input_values' in inputs and inputs['input_values'].ndim == 2: # waves of any length: each by itself, for norms and convolutions would see the padding
-        x, ends = inputs['input_values'], (share * inputs['input_values'].shape[1]).round().long().tolist()
-        rows = [module(x[i:i + 1, :n]).last_hidden_state[0] for i, n in enumerate(ends)]
-        real = torch.arange(max(map(len, rows)), device=x.device) < torch.tensor([len(r) for r in rows], device=x.device)[:, None]
-        states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    share, x = inputs.pop('share'), inputs.get('input_values')
+    if x is not None and x.ndim == 2: states, lengths = _run_waves(module, x, share)
     else:
         states = module(**inputs).last_hidden_state
-        real = torch.arange(states.shape[1], device=states.device) < (share * states.shape[1]).ceil().clamp(min=1)[:, None]
+        lengths = (share * states.shape[1]).ceil().clamp(min=1)
+    real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
     return masked_mean(states, real), states, real
+
+def _first_frame(config) -> int:
+    "Samples that a stack of convolutions needs for one frame; 1 if there is none."
+    n = 1
+    layers = zip(getattr(config, 'conv_kernel', ()), getattr(config, 'conv_stride', ()))
+    for size, stride in reversed([*layers]): n = (n - 1) * stride + size
+    return n
 
 def _hf_audio(name: str) -> Tower:
     extractor, model = _load_part(name, 'AutoFeatureExtractor'), load_whole(name)
-    if not hasattr(extractor, 'sampling_rate'): raise UserError(f"model '{name}': its processor is a {type(extractor).__name__}; expected the feature extractor of an audio model")
-    module = model.get_encoder() if model.config.is_encoder_decoder else model
-    about, convolutions = {k: v for k, v in extractor.to_dict().items() if k != 'mel_filters'}, zip(*(getattr(module.config, k, ()) for k in ('conv_kernel', 'conv_stride')))
-    shortest = reduce(lambda n, conv: (n - 1) * conv[1] + conv[0], [*convolutions][::-1], 1) # what a stack of them needs for one frame
-    return Tower('audio', name, module, prepare=SoundPreparation(extractor, shortest), run=_run_sound, settings=_settings(module, processor=about))
+    if not hasattr(extractor, 'sampling_rate'):
+        raise UserError(f"model '{name}': its processor is a {type(extractor).__name__}; "
+                        'expected the feature extractor of an audio model')
+    module = _encoder_of(model)
+    about = {k: v for k, v in extractor.to_dict().items() if k != 'mel_filters'}
+    return Tower('audio', name, module, prepare=SoundPreparation(extractor, _first_frame(module.config)),
+                 run=_run_sound, settings=_settings(module, processor=about))
 
 # %% ../../nbs/align/52_towers.ipynb #fabc1f46
 def _is_timm(name: str) -> bool:
@@ -313,49 +376,64 @@ def _is_timm(name: str) -> bool:
 
 def _run_timm(module, inputs):
     features = module.forward_features(inputs['pixel_values'])
-    last = features.ndim == 4 and features.shape[-1] == module.num_features # channels last, as in Swin
-    states = features.flatten(1, 2) if last else features.flatten(2).mT if features.ndim == 4 else features[:, getattr(module, 'num_prefix_tokens', 0):]
+    if features.ndim != 4: states = features[:, getattr(module, 'num_prefix_tokens', 0):]
+    elif features.shape[-1] == module.num_features: states = features.flatten(1, 2) # channels last, as in Swin
+    else: states = features.flatten(2).mT
     return module.forward_head(features, pre_logits=True), states, None
 
 def _prepare_timm(transform, items): return {'pixel_values': torch.stack([transform(read_image(x)) for x in items])}
 
 def _timm_vision(name: str) -> Tower:
     import timm
-    where = f'local-dir:{name}' if Path(name).is_dir() else f'hf-hub:{name}' if name.startswith('timm/') else name
+    local = Path(name).is_dir()
+    place = 'local-dir:' if local else 'hf-hub:' if name.startswith('timm/') else ''
     try:
-        with _hub(name): module = timm.create_model(where, pretrained=True, num_classes=0)
-    except Exception as e: raise UserError(f"model '{name}': timm can't load it ({(str(e).splitlines() or [type(e).__name__])[0]:.200}); expected a folder of timm, or a name whose weights can be fetched") from e
+        with _hub(name): module = timm.create_model(f'{place}{name}', pretrained=True, num_classes=0)
+    except Exception as e:
+        raise UserError(f"model '{name}': timm can't load it ({_why(e)}); "
+                        'expected a folder of timm, or a name whose weights can be fetched') from e
     about = timm.data.resolve_model_data_config(module)
     transform = timm.data.create_transform(**about, is_training=False)
-    return Tower('image', name, module, prepare=partial(_prepare_timm, transform), run=_run_timm, settings={'timm': name if not Path(name).is_dir() else type(module).__name__, 'data': about}, normalization=(about['mean'], about['std']))
+    settings = {'timm': type(module).__name__ if local else name, 'data': about}
+    return Tower('image', name, module, prepare=partial(_prepare_timm, transform), run=_run_timm,
+                 settings=settings, normalization=(about['mean'], about['std']))
 
 # %% ../../nbs/align/52_towers.ipynb #d9c88b86
+def _configs(name: str) -> list[Path]:
+    "The config.json of a model folder, and those in a run of this library."
+    files = [Path(name, part, 'config.json') for part in ('', 'encoder', 'model')]
+    return [file for file in files if file.is_file()]
+
 def _own_config(name: str) -> tuple[Path, dict, str] | None:
     "Folder, encoder shape and prefix of the weights, if `name` holds a model of this library or is a run of one."
-    for folder in (Path(name), Path(name)/'encoder', Path(name)/'model'):
-        if not (folder/'config.json').is_file(): continue
-        about = read_json(folder/'config.json')
+    for file in _configs(name):
+        about = read_json(file)
         for key, prefix in (('cfg', ''), ('encoder', 'encoder.')):
-            if isinstance(about.get(key), dict) and 'emb_dim' in about[key]: return folder, about[key], prefix
+            if isinstance(about.get(key), dict) and 'emb_dim' in about[key]: return file.parent, about[key], prefix
 
 def _own_encoder(name: str, modality: str) -> tuple[Path, MultimodalEncoder]:
     folder, shape, prefix = _own_config(name)
     try:
         encoder, weights = MultimodalEncoder(EncoderConfig(**shape)), load_file(folder/'model.safetensors')
         encoder.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    except (OSError, RuntimeError, TypeError, SafetensorError) as e: raise UserError(f'{folder}: the encoder cannot be read ({str(e).splitlines()[0]})') from e
-    if modality not in encoder.embedders: raise UserError(f"{folder}: this encoder has {', '.join(encoder.embedders)}; expected one with {modality}")
-    return folder, encoder
+    except (OSError, RuntimeError, TypeError, SafetensorError) as e:
+        raise UserError(f'{folder}: the encoder cannot be read ({_why(e)})') from e
+    if modality in encoder.embedders: return folder, encoder
+    raise UserError(f"{folder}: this encoder has {', '.join(encoder.embedders)}; expected one with {modality}")
 
 def _run_own(modality, module, inputs):
     real, states = inputs.get(f'{modality}_mask'), module(**inputs)
     return masked_mean(states, real), states, real
 
-def _own_image(mode, size, items): return {'image': to_float(torch.stack([torch.from_numpy(square_pixels(read_image(x), mode, size).transpose(2, 0, 1).copy()) for x in items]))}
+def _prepare_own(mode, size, items):
+    pixels = np.stack([square_pixels(read_image(x), mode, size) for x in items])
+    return {'image': to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous())}
 
 def _own_vision(name: str) -> Tower:
     _, encoder = _own_encoder(name, 'image')
-    return Tower('image', name, encoder, prepare=partial(_own_image, 'L' if encoder.cfg.in_chans == 1 else 'RGB', encoder.cfg.image_size), run=partial(_run_own, 'image'), settings={'mmjepa': vars(encoder.cfg)})
+    mode = 'L' if encoder.cfg.in_chans == 1 else 'RGB'
+    return Tower('image', name, encoder, prepare=partial(_prepare_own, mode, encoder.cfg.image_size),
+                 run=partial(_run_own, 'image'), settings={'mmjepa': vars(encoder.cfg)})
 
 # %% ../../nbs/align/52_towers.ipynb #5a281ac8
 class OwnTextPreparation:
@@ -373,24 +451,30 @@ class OwnTextPreparation:
 def _own_text(name: str) -> Tower:
     folder, encoder = _own_encoder(name, 'text')
     tokenizer = load_tokenizer(folder)
-    return Tower('text', name, encoder, prepare=OwnTextPreparation(tokenizer, encoder.cfg.context), run=partial(_run_own, 'text'), settings={'mmjepa': vars(encoder.cfg), 'tokenizer': tokenizer.fingerprint})
+    settings = {'mmjepa': vars(encoder.cfg), 'tokenizer': tokenizer.fingerprint}
+    return Tower('text', name, encoder, prepare=OwnTextPreparation(tokenizer, encoder.cfg.context),
+                 run=partial(_run_own, 'text'), settings=settings)
 
 # %% ../../nbs/align/52_towers.ipynb #76845345
 def _existing(name: str | Path, what: str) -> str:
     "`name`, if it can be the name of a model; a path must be there."
     name = str(Path(name).expanduser()) if str(name).startswith('~') else str(name)
-    if Path(name).is_dir() and name: name = str(Path(name).resolve()) # a checkpoint keeps it, to be read from any folder
     if not name: raise UserError(f'{what} has no name; expected a model folder or a name')
-    if Path(name).is_dir() and not any(Path(name, sub, 'config.json').is_file() for sub in ('', 'encoder', 'model')): raise UserError(f"{what} '{name}': the folder has no config.json; expected a whole model folder")
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith('.') or name.count('/') > 1): raise UserError(f"{what} '{name}': no such folder; expected a model folder or a name of the hub")
+    if Path(name).is_dir():
+        name = str(Path(name).resolve()) # a checkpoint keeps it, to be read from any folder
+        if _configs(name): return name
+        raise UserError(f"{what} '{name}': the folder has no config.json; expected a whole model folder")
+    if Path(name).is_absolute() or name.startswith('.') or name.count('/') > 1:
+        raise UserError(f"{what} '{name}': no such folder; expected a model folder or a name of the hub")
     return name
 
 def load_vision_tower(
-    name: str | Path, # folder or hub name of transformers (CLIP, SigLIP, DINOv2, ViT, ...), a timm model, or a model or run of this library
+    name: str | Path, # folder or hub name of transformers or timm, or a model or run of this library
 ) -> Tower: # on the CPU
-    "A frozen encoder of images."
+    "A frozen encoder of images: CLIP's, SigLIP's, DINOv2, ViT, ..."
     name = _existing(name, 'vision tower')
-    return _own_vision(name) if _own_config(name) else _timm_vision(name) if _is_timm(name) else _hf_vision(name)
+    if _own_config(name): return _own_vision(name)
+    return _timm_vision(name) if _is_timm(name) else _hf_vision(name)
 
 def load_text_tower(
     name: str | Path, # folder or hub name of transformers or sentence-transformers, or a model or run of this library
