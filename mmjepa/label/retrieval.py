@@ -21,7 +21,8 @@ from .lejepa import Encoding
 # %% ../../nbs/label/31_retrieval.ipynb #f80f5569
 def _cosine(a: Encoding, b: Encoding) -> Float[Tensor, 'space b k']:
     "Similarity of each image (b, d) with its k candidates, in both spaces."
-    return torch.stack([(normalize(x.float(), dim=-1)[:, None] * normalize(y.float(), dim=-1)).sum(-1) for x, y in zip(a, b)])
+    spaces = [(normalize(x.float(), dim=-1)[:, None], normalize(y.float(), dim=-1)) for x, y in zip(a, b)]
+    return torch.stack([(x * y).sum(-1) for x, y in spaces])
 
 def similarities(
     model: nn.Module, # with `encode_image`, `encode_label`, `encode_multimodal`, in evaluation mode
@@ -47,9 +48,12 @@ def similarities(
 def retrieval_scores(
     similarity: Float[Tensor, 'b k'], # of each image with each label
     labels: Int[Tensor, ' b'], # the true ones
-) -> dict: # `top1`, `top3` (shares of images), `similarity` (mean of the true label), `predictions` (b,), `confusion` (k, k): rows true, columns retrieved
-    "Scores of one method; of equal similarities the smaller label wins."
-    n, k = similarity.shape
+) -> dict:
+    """Scores of one method; of equal similarities the smaller label wins.
+
+    `top1` and `top3` are shares of images, `similarity` is the mean of the true labels, `predictions` (b,) are the
+    labels retrieved, and `confusion` (k, k) has true labels as rows and retrieved ones as columns."""
+    k = similarity.shape[1]
     order = similarity.argsort(dim=1, descending=True, stable=True)
     hits = order == labels[:, None]
     return {'top1': hits[:, 0].float().mean().item(), 'top3': hits[:, :3].any(1).float().mean().item(),
@@ -69,8 +73,10 @@ class LabelRetrieval:
 
     @torch.inference_mode()
     def _method(self, method, images, labels, space):
-        if len(images) != len(labels): raise UserError(f'{len(images)} images and {len(labels)} labels; expected as many')
-        if space not in ('embedding', 'projection'): raise UserError(f"space is {space!r}; expected 'embedding' or 'projection'")
+        if len(images) != len(labels):
+            raise UserError(f'{len(images)} images and {len(labels)} labels; expected as many')
+        if space not in ('embedding', 'projection'):
+            raise UserError(f"space is {space!r}; expected 'embedding' or 'projection'")
         sim = similarities(self.model, images, self.num_classes, methods=(method,), chunk=self.chunk)[method]
         return retrieval_scores(sim[int(space == 'projection')], labels)
 
@@ -101,6 +107,7 @@ def evaluate(
     "Both methods in both spaces on all of a data set."
     device, found, labels = next(self.model.parameters()).device, [], []
     for batch in loader:
+        if 'label' not in batch: raise UserError('a batch has no label; expected labelled images')
         x = batch['image'].to(device)
         x = x if x.is_floating_point() else to_float(x)
         s = similarities(self.model, x, self.num_classes, methods=methods, chunk=self.chunk)
