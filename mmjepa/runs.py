@@ -144,11 +144,9 @@ class RunConfig:
     @property
     def folder(self) -> Path: return Path(self.output).expanduser()
 
-    def with_wandb(self,
-        project: str, # of Weights & Biases; '' changes nothing
-    ) -> 'RunConfig':
-        "The same run, followed by Weights & Biases: what `--wandb_project` asks for."
-        return replace(self, tracker='wandb', project=project) if project else self
+    def with_wandb(self, name: str) -> 'RunConfig':
+        "The same run, followed by the project `name` of Weights & Biases; '' changes nothing."
+        return replace(self, tracker='wandb', project=name) if name else self
 
     def follow(self) -> dict:
         "Those of its fields that `TrainConfig` has as well."

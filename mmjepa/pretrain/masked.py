@@ -247,19 +247,19 @@ def load_encoder(
 class EncoderRun:
     "The choices that both stages share."
     json_data: Source = '' # JSON lines with image and/or text, a tenth held out; several as 'a.jsonl=3 b.jsonl=1'
-    val_data: Source = '' # held-out shards or JSON lines; without it, `val_split` of the rows of JSON lines
+    val_data: Source = '' # held-out shards or JSON lines; without them, val_split of the rows of JSON lines
     tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
     context: int = 32 # longest text, tokens
-    image_size: int = 64 # side, pixels
-    patch_size: int = 8 # side, pixels
+    image_size: int = 64 # side of an image, pixels
+    patch_size: int = 8 # side of a patch, pixels
     emb_dim: int = 128 # width of a token
     depth: int = 4 # transformer blocks
     num_heads: int = 2 # attention heads
-    multiway: bool = False # feed-forwards by modality
+    multiway: bool = False # feed-forwards of their own for images and texts
     drop_path: float = .1 # largest probability with which a block is left out, 0 to 1
     augment: float = 1. # strength of the images' augmentation, 0 (none) or more
     epochs: int = 20 # passes over the pairs, or over the longer source
-    max_steps: int = 0 # 0: all epochs
+    max_steps: int = 0 # stop after so many steps; 0: all epochs
     batch_size: int = 64 # images and texts a step, on each process
     lr: float = 1e-3 # largest learning rate
     num_workers: int = 0 # processes that read, for each source
