@@ -52,6 +52,7 @@ class Experiment:
     images_seen: int = 240_000 # see epochs
     max_steps: int = 0 # stop after so many steps; 0: all epochs
     eval_every: int = 0 # epochs between evaluations; 0: a fifth of the run
+    online_probe: bool = False # train a linear probe on the images of each step as well: column online_probe_acc
     val_split: float = 0.05 # share of the training images that is held out to choose the best checkpoint
     seed: int = 0 # of everything random
     precision: str = 'auto' # fp32, bf16, fp16; auto: bf16 where the device has it
@@ -262,6 +263,16 @@ class _Views:
     def __call__(self, batch: dict, generator: torch.Generator) -> dict:
         return batch | {'views': make_views(batch['image'], self.n, self.config, generator=generator)}
 
+def _online_probe(exp: Experiment, classes: int) -> dict:
+    "A probe on the last view of each image, which carries no label."
+    if not exp.online_probe: return {}
+    if not exp.no_multimodal and exp.label_drop_prob * exp.num_views < 1:
+        raise UserError(f'online_probe needs a view without label, and label_drop_prob is {exp.label_drop_prob} of '
+                        f'{exp.num_views} views; expected {1 / exp.num_views:.3g} or more')
+    from mmjepa.probes import OnlineProbe
+    def last_view(outputs): return outputs['embedding'][:, exp.num_views - 1]
+    return {'after_step': OnlineProbe(exp.emb_dim, classes, features=last_view)}
+
 def run_experiment(
     exp: Experiment, # what to do
     run: RunConfig, # where everything goes
@@ -279,7 +290,7 @@ def run_experiment(
     loader = image_loader(train, exp.batch_size, shuffle=True, seed=exp.seed, drop_last=True)
     table = fit(model, objective, loader, config=replace(config, **run.follow()), output_dir=folder, resume=run.resume,
                 transform=_Views(exp.num_views), evaluate=evaluation, monitor='val_retrieval_m2_acc' if held else '',
-                settings=settings, columns=COLUMNS)
+                settings=settings, columns=COLUMNS, callbacks=_online_probe(exp, len(train.classes)))
     if not is_main(): return None
     if evaluation.results is None: evaluation(model) # a finished run that was resumed
     with atomic_path(folder/'model') as temp: model.save_pretrained(temp)
