@@ -9,17 +9,19 @@ __all__ = ['UserError', 'LostRank', 'check_choice', 'share_cores', 'make_generat
            'command']
 
 # %% ../nbs/00_core.ipynb #2cfd6a30
-import errno, hashlib, os, random, re, shutil, sys
+import argparse, errno, hashlib, inspect, os, random, re, shutil, sys
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from fastcore.script import anno_parser
+from fastcore.docments import docments
 
 # %% ../nbs/00_core.ipynb #b03a6384
 class UserError(ValueError):
@@ -84,14 +86,14 @@ def remove(
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
-_FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the disk quota is used up', errno.EROFS: 'the file system is read-only',
-         errno.EACCES: 'permission denied', errno.EFBIG: 'the file size limit is reached', errno.ENOTDIR: 'a part of the path is a file, not a folder',
-         errno.EEXIST: 'a part of the path is a file, not a folder'}
+_FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the disk quota is used up', errno.EACCES: 'permission denied',
+         errno.EROFS: 'the file system is read-only', errno.EFBIG: 'the file size limit is reached',
+         **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), 'a part of the path is a file, not a folder')}
 
 def storage_error(e: BaseException) -> str | None: # a phrase, or None for any other fault
     "What kept a file from being written, if that is what `e` says."
     if isinstance(e, OSError) and e.errno in _FULL: return _FULL[e.errno]
-    found = re.search(r'os error (\d+)|No space left', str(e)) # libraries written in Rust or C++ wrap the number in a text
+    found = re.search(r'os error (\d+)|No space left', str(e)) # libraries in Rust or C++ wrap the number in a text
     return found and _FULL.get(int(found[1] or errno.ENOSPC))
 
 # %% ../nbs/00_core.ipynb #322f9848
@@ -99,7 +101,7 @@ def storage_error(e: BaseException) -> str | None: # a phrase, or None for any o
 def atomic_path(
     path: str | Path, # file or folder to write; its parent folder is made
 ):
-    "A temporary path beside `path`; at the end of the block it takes the place of `path`, or vanishes if the block failed."
+    "A temporary path beside `path`; at the end of the block it takes its place, or vanishes if the block failed."
     path = Path(path)
     temp = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
     old = temp.with_name(f'{temp.name}.old')
@@ -116,7 +118,8 @@ def atomic_path(
         with suppress(OSError):
             if old.exists() and not path.exists(): old.rename(path)
             remove(temp)
-        if why := storage_error(e): raise UserError(f'{path}: cannot write, {why}; what was there before is unchanged') from e
+        why = storage_error(e)
+        if why: raise UserError(f'{path}: cannot write, {why}; what was there before is unchanged') from e
         raise
 
 def write_text(
@@ -158,10 +161,11 @@ def is_main() -> bool:
     return rank() == 0
 
 def start_ranks():
-    "Join the other processes of this run, if a launcher (`accelerate launch`, `torchrun`) started several; call it before data is shared out."
+    "Join the other processes of a launcher (`accelerate launch`, `torchrun`), if any; call it before data is shared."
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         from accelerate import PartialState
-        PartialState(cpu=get_device().type == 'cpu', timeout=timedelta(hours=3)) # the others wait while the first one evaluates
+        waiting = timedelta(hours=3) # of the others, while the first one evaluates
+        PartialState(cpu=get_device().type == 'cpu', timeout=waiting)
 
 @contextmanager
 def main_first():
@@ -209,12 +213,92 @@ def gather_rows(
 
 # %% ../nbs/00_core.ipynb #119011b2
 class Source(str):
-    "Data that a flag names: a path or a pattern. A shell makes several words of an unquoted `{0000..0003}.tar`: they are one source again."
+    """Data that a flag names: a path or a pattern.
+
+    A shell makes several words of an unquoted `{0000..0003}.tar`: they are one source again."""
 
 def _as_one(words: list[str]) -> Source:
-    "Words with weights (`a.jsonl=3 b.jsonl=1`) stay a mixture; those without are the parts of one source, as WebDataset joins them."
+    "Words with weights (`a.jsonl=3 b.jsonl=1`) stay a mixture; others are one source, as WebDataset joins them."
     weighted = all(re.search(r'=\d*\.?\d+$', w) for w in words)
     return Source((' ' if weighted else '::').join(words))
+
+_ALIASES = {'output': 'output_dir', 'output_dir': 'output', 'epochs': 'num_epochs', 'num_epochs': 'epochs'}
+
+def _tuple_of(kind: type, text: str) -> tuple: return tuple(kind(part) for part in text.split(',') if part.strip())
+
+def _reader(annotation):
+    "What makes a flag's value of its text; None where a flag can't say it."
+    if get_origin(annotation) is tuple:
+        read = partial(_tuple_of, get_args(annotation)[0])
+        read.__name__ = 'list such as 1,2,3' # for the message of argparse
+        return read
+    kind = next((a for a in get_args(annotation) if a is not type(None)), annotation)
+    return kind if kind in (bool, int, float, str, Path, Source) else None
+
+def _add_flag(parser, name: str, read, *, default, help: str):
+    "One flag, or two of a truth value that is True by default; what is not typed is not among the results."
+    about = dict(help=help.replace('%', '%%'))
+    if read is Source: about |= dict(nargs='+')
+    if default is inspect.Parameter.empty: return parser.add_argument(name, type=read, **about)
+    about |= dict(dest=name, default=argparse.SUPPRESS)
+    if default not in (None, '', False, ()): about['help'] += f' (default: {default})'.replace('%', '%%')
+    flags = [f'--{n}' for n in (name, _ALIASES.get(name)) if n]
+    if read is not bool: return parser.add_argument(*flags, type=read, **about)
+    parser.add_argument(*flags, action='store_true', **about)
+    about['help'] = f'the opposite of --{name}'
+    if default: parser.add_argument(f'--no_{name}', action='store_false', **about)
+
+# %% ../nbs/00_core.ipynb #57a6dd30
+def _bases(func, preset: str | None = None) -> dict[str, object]:
+    "The dataclass that each parameter of a command starts from."
+    presets, out = getattr(func, 'presets', {}), {}
+    chosen = presets.get(preset) or next(iter(presets.values()), None)
+    for name, p in docments(func, full=True, returns=False, eval_str=True).items():
+        if not is_dataclass(p.anno): continue
+        own = p.anno() if p.default is inspect.Parameter.empty else p.default
+        out[name] = chosen if type(chosen) is p.anno else own
+    return out
+
+def _field_comments(kind: type) -> dict[str, str]:
+    "The comment beside each field; docments has none for a class of the script that runs."
+    try: lines = [line for k in kind.__mro__[-2::-1] for line in inspect.getsource(k).splitlines()]
+    except (OSError, TypeError): return {} # made in a notebook
+    found = [re.match(r'\s*(\w+)\s*:[^#]*#\s*(.*)', line) for line in lines]
+    return {m[1]: m[2] for m in found if m}
+
+def _add_fields(parser, base, taken: set[str]):
+    "The fields of a dataclass as flags, but for those that another one has already."
+    kinds, comments = get_type_hints(type(base)), _field_comments(type(base))
+    for f in fields(base):
+        value, read = getattr(base, f.name), _reader(kinds[f.name])
+        if is_dataclass(value): _add_fields(parser, value, taken)
+        if not (f.init and read) or f.name in taken: continue
+        taken.add(f.name)
+        _add_flag(parser, f.name, read, default=value, help=comments.get(f.name, ''))
+
+def _parser(func) -> argparse.ArgumentParser:
+    "Flags of a command: those of its own first, then a group for each dataclass."
+    width = shutil.get_terminal_size((120, 30))[0]
+    look = partial(argparse.HelpFormatter, max_help_position=width // 2, width=width)
+    parser, taken = argparse.ArgumentParser(description=func.__doc__, formatter_class=look), set()
+    if presets := getattr(func, 'presets', {}):
+        names = ' or '.join(presets)
+        _add_flag(parser, 'preset', str, default=next(iter(presets)), help=f'{names}; other flags override it')
+    for name, p in docments(func, full=True, returns=False, eval_str=True).items():
+        if is_dataclass(p.anno): continue
+        taken.add(name)
+        _add_flag(parser, name, _reader(p.anno), default=p.default, help=p.docment or '')
+    for base in _bases(func).values():
+        title = type(base).__doc__.splitlines()[0].rstrip('.')
+        _add_fields(parser.add_argument_group(title), base, taken)
+    return parser
+
+# %% ../nbs/00_core.ipynb #9ecf2556
+def _filled(base, given: dict[str, object]):
+    "A dataclass with what was typed in place of its defaults, nested ones included."
+    values = {f.name: getattr(base, f.name) for f in fields(base) if f.init}
+    nested = {k: _filled(v, given) for k, v in values.items() if is_dataclass(v)}
+    return replace(base, **nested, **{k: given[k] for k in values.keys() & given.keys() - nested.keys()})
 
 def _underscores(argv: list[str], names: list[str]) -> list[str]:
     "`argv` with the hyphens in the names of known flags replaced."
@@ -229,13 +313,17 @@ def run_command(
     argv: list[str] | None = None, # arguments; None for those of the process
 ):
     "Parse `argv` and call `func`; a `UserError` becomes one line on standard error and exit status 2."
-    parser = anno_parser(func)
-    names = [a.dest for a in parser._actions]
-    for a in parser._actions:
-        if a.type is Source: a.nargs = '+'
-    args = vars(parser.parse_args(_underscores(sys.argv[1:] if argv is None else argv, names)))
-    args = {k: _as_one(v) if isinstance(v, list) else v for k, v in args.items()}
-    try: return func(**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
+    parser = _parser(func)
+    names = [o[2:] for a in parser._actions for o in a.option_strings]
+    given = vars(parser.parse_args(_underscores(sys.argv[1:] if argv is None else argv, names)))
+    given = {k: _as_one(v) if isinstance(v, list) else v for k, v in given.items()}
+    try:
+        presets = getattr(func, 'presets', {})
+        preset = given.pop('preset', None) if presets else None
+        if preset is not None: check_choice('--preset', preset, tuple(presets))
+        bases = _bases(func, preset)
+        own = {k: v for k, v in given.items() if k in inspect.signature(func).parameters}
+        return func(**own, **{name: _filled(base, given) for name, base in bases.items()})
     except KeyboardInterrupt: sys.exit(130) # as the shell counts it
     except (UserError, OSError) as e:
         if not isinstance(e, UserError) and not storage_error(e): raise
@@ -246,15 +334,22 @@ def run_command(
 def _started_here(frame) -> bool:
     "True if `frame` belongs to the script that this process runs."
     file = frame.f_globals.get('__file__')
-    return frame.f_globals.get('__name__') == '__main__' and bool(file) and Path(file).resolve() == Path(sys.argv[0]).resolve()
+    if frame.f_globals.get('__name__') != '__main__' or not file: return False
+    return Path(file).resolve() == Path(sys.argv[0]).resolve()
 
 def command(
-    func, # annotated function; each parameter's comment is the help of its flag
+    func=None, # annotated function; each parameter's comment is the help of its flag
+    *,
+    presets: dict[str, object] | None = None, # names of whole configs, for a flag `--preset`; the first is the default
 ): # the same function, or the end of the process if its module was started as a program
     "Decorator: make `func` a command line. It must be the last cell of its module."
-    @wraps(func)
-    def main(*args, **kwargs):
-        if args or kwargs or not _started_here(sys._getframe(1)): return func(*args, **kwargs)
-        run_command(func)
-    if _started_here(sys._getframe(1)): run_command(func)
-    return main
+    frame = sys._getframe(1)
+    def decorate(func):
+        if presets: func.presets = presets
+        @wraps(func)
+        def main(*args, **kwargs):
+            if args or kwargs or not _started_here(sys._getframe(1)): return func(*args, **kwargs)
+            run_command(func)
+        if _started_here(frame): run_command(func)
+        return main
+    return decorate(func) if func else decorate
