@@ -62,7 +62,9 @@ def seed_everything(
 ):
     "Seed Python's, NumPy's and PyTorch's global generators."
     if seed < 0: raise UserError(f'seed is {seed}; expected 0 or larger')
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 def get_device() -> torch.device: # `cuda`, `mps` or `cpu`
     "The best device of this machine, or the CPU where `accelerate launch --cpu` asks for it."
