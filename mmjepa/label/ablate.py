@@ -15,13 +15,15 @@ import pandas as pd
 from ..checkpoint import differences, list_checkpoints
 from ..core import UserError, atomic_path, command, is_main, main_first, start_ranks, write_text
 from ..data.images import load_images
+from ..runs import RunConfig
 from .mnist import PRESETS, Experiment, complete, run_experiment
 
 # %% ../../nbs/label/33_ablate.ipynb #3548dd70
 VARIANTS = {'baseline': {'no_multimodal': True}, 'shuffled': {'shuffle_labels': True}, 'labels': {},
             **{f'depth {n}': {'depth': n} for n in (3, 6, 12)}, **{f'patch {n}': {'patch_size': n} for n in (2, 4, 8)}}
 
-MEASURES = {'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2', 'retrieval_m1_proj_acc': 'M1 proj.', 'retrieval_m2_proj_acc': 'M2 proj.',
+MEASURES = {'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2',
+            'retrieval_m1_proj_acc': 'M1 proj.', 'retrieval_m2_proj_acc': 'M2 proj.',
             'linear_probe_acc': 'probe', 'knn_acc': 'k-NN', 'rank_me': 'RankMe', 'seconds': 'seconds'}
 
 def run_folder(
@@ -33,19 +35,22 @@ def run_folder(
     return Path(root)/variant.replace(' ', '-')/f'seed-{seed}'
 
 def _seeds(text: str) -> list[int]:
-    if not re.fullmatch(r'\d+([, ]+\d+)*', text.strip()): raise UserError(f'--seeds is {text!r}; expected numbers such as 0,1,2')
+    if not re.fullmatch(r'\d+([, ]+\d+)*', text.strip()):
+        raise UserError(f'--seeds is {text!r}; expected numbers such as 0,1,2')
     return sorted({int(s) for s in re.split('[, ]+', text.strip())})
 
 def _variants(text: str) -> list[str]:
     chosen = [*VARIANTS] if text == 'all' else [v.strip() for v in text.split(',')]
-    if unknown := [v for v in chosen if v not in VARIANTS]: raise UserError(f'--variants has {unknown}; expected all or some of {[*VARIANTS]}')
+    unknown = [v for v in chosen if v not in VARIANTS]
+    if unknown: raise UserError(f'--variants has {unknown}; expected all or some of {[*VARIANTS]}')
     return chosen
 
 # %% ../../nbs/label/33_ablate.ipynb #67237378
 def _same_settings(folder: Path, exp: Experiment):
     "A finished run counts only if it is the run that was asked for."
     old = json.loads((folder/'config.json').read_text())['experiment']
-    if changed := differences(old, asdict(exp)): raise UserError(f'{folder} was run with other settings ({"; ".join(changed)}); choose another --output_dir')
+    changed = differences(old, asdict(exp))
+    if changed: raise UserError(f'{folder} was run with other settings ({"; ".join(changed)}); choose another --output')
 
 def run_all(
     exp: Experiment, # what all variants share, complete
@@ -60,9 +65,12 @@ def run_all(
     for i, (variant, seed) in enumerate(jobs, 1):
         folder = run_folder(root, variant, seed)
         chosen, done = replace(exp, seed=seed, **VARIANTS[variant]), (folder/'report.md').exists()
-        if is_main(): print(f'[{i}/{len(jobs)}] {variant}, seed {seed}: ' + ('finished before' if done else str(folder)))
+        state = 'finished before' if done else str(folder)
+        if is_main(): print(f'[{i}/{len(jobs)}] {variant}, seed {seed}: {state}')
         if done: _same_settings(folder, chosen)
-        else: run_experiment(chosen, folder, data_dir, resume=bool(list_checkpoints(folder/'checkpoints')))
+        else:
+            begun = bool(list_checkpoints(folder/'checkpoints'))
+            run_experiment(chosen, RunConfig(folder, resume=begun), data_dir)
         if is_main():
             table = pd.read_csv(folder/'metrics.csv')
             rows.append({'variant': variant, 'seed': seed, **table.iloc[-1], 'seconds': table.seconds.sum()})
@@ -94,8 +102,10 @@ def plot_variants(
         y = [names.index(v) + .18 * (j - (len(measures) - 1) / 2) for v in runs.variant]
         ax.scatter(runs[m], y, s=28, color=c, alpha=.8, label=MEASURES[m])
     ax.axvline(chance, color='black', ls=':', lw=1, label='chance')
-    ax.set(title='Ablations, one dot a seed', xlabel='accuracy on the test images, last epoch', xlim=(0, 1.01), yticks=range(len(names)), yticklabels=names)
-    ax.invert_yaxis(); ax.legend(loc='center left', bbox_to_anchor=(1.01, .5), frameon=False)
+    ax.set(title='Ablations, one dot a seed', xlabel='accuracy on the test images, last epoch', xlim=(0, 1.01))
+    ax.set(yticks=range(len(names)), yticklabels=names)
+    ax.invert_yaxis()
+    ax.legend(loc='center left', bbox_to_anchor=(1.01, .5), frameon=False)
     return ax
 
 # %% ../../nbs/label/33_ablate.ipynb #8fe55af7
@@ -116,32 +126,27 @@ def write_ablation(
     save_figure(fig, root/'ablation.png')
     head = ['variant', *table.columns]
     lines = ['| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---'] * len(head), *table.itertuples()]]
-    write_text(root/'ablation.md', '\n'.join(['# Ablations', '', about, '', *lines, '', '![ablations](ablation.png)', '']))
+    text = ['# Ablations', '', about, '', *lines, '', '![ablations](ablation.png)', '']
+    write_text(root/'ablation.md', '\n'.join(text))
     return root/'ablation.md'
 
 # %% ../../nbs/label/33_ablate.ipynb #09d925c1
-@command
+@command(presets=PRESETS)
 def main(
-    output_dir:str='runs/ablate', # all runs, one folder each, and the table
-    data:str='auto', # auto, digits, mnist, fashion, cifar10, or a folder
-    data_dir:str='', # where named data sets lie or are put
-    preset:str='quick', # quick or reference
-    variants:str='all', # all, or names separated by commas
-    seeds:str='0,1,2', # numbers separated by commas
-    epochs:int=None, # passes over the training images; the preset's by default
-    max_steps:int=None, # stop each run after so many steps
-    batch_size:int=None, # images a step
-    lr:float=None, # largest learning rate
-    image_size:int=None, # side of an image; by default the set's own, rounded up to a multiple of 8
+    config: Experiment,
+    output_dir: str = 'runs/ablate', # all runs, one folder each, and the table
+    data_dir: str = '', # where named data sets lie or are put
+    *,
+    variants: str = 'all', # all, or names separated by commas
+    seeds: str = '0,1,2', # numbers separated by commas
 ):
     "Run experiments A to C over several seeds, skip what is finished, and write one table and one figure."
-    if preset not in PRESETS: raise UserError(f'--preset is {preset!r}; expected one of {[*PRESETS]}')
-    chosen = {k: v for k, v in locals().items() if k in Experiment.__dataclass_fields__ and v is not None}
-    names, numbers, exp = _variants(variants), _seeds(seeds), replace(PRESETS[preset], **chosen)
+    names, numbers = _variants(variants), _seeds(seeds)
     start_ranks()
-    with main_first(): train, _ = load_images(exp.data, data_dir or None, exp.image_size or None)
-    side = exp.image_size or train.images.shape[-1] + -train.images.shape[-1] % 8
-    exp = complete(replace(exp, image_size=side, data=train.name if exp.data == 'auto' else exp.data), train)
+    with main_first(): train, _ = load_images(config.data, data_dir or None, config.image_size or None)
+    side = config.image_size or train.images.shape[-1] + -train.images.shape[-1] % 8
+    exp = complete(replace(config, image_size=side, data=train.name if config.data == 'auto' else config.data), train)
     runs = run_all(exp, names, numbers, root=output_dir, data_dir=data_dir)
-    about = f'{train.name}, preset {preset}, {exp.epochs} epochs, {side}x{side} pixels, last epoch, all test images; mean ± standard deviation over seeds {numbers}.'
+    about = (f'{train.name}, {exp.epochs} epochs, {side}x{side} pixels, last epoch, all test images; '
+             f'mean ± standard deviation over seeds {numbers}.')
     if is_main(): print(f'table and figure: {write_ablation(runs, about, 1 / len(train.classes), root=output_dir)}')

@@ -14,15 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import UserError, atomic_path, command, is_main, main_first, make_generator, seed_everything, start_ranks, world_size, write_text
-from ..encoders import EncoderConfig, attention_maps, attention_rollout
+from ..core import UserError, atomic_path, command, is_main, main_first, make_generator, seed_everything
+from ..core import start_ranks, world_size, write_text
+from ..encoders import EncoderConfig, MultimodalEncoder, attention_maps, attention_rollout
+from ..runs import RunConfig, RunLog
+from ..training import TrainConfig, fit
 from ..data.augmentation import AugmentConfig, make_views
 from ..data.images import ImageSet, load_images, to_float
 from ..data.loaders import image_loader
+from ..data.records import split_rows
 from .lejepa import LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from .retrieval import LabelRetrieval
-from ..runs import RunLog
-from ..training import TrainConfig, fit
 
 # %% ../../nbs/label/32_mnist.ipynb #a228733e
 @dataclass(frozen=True)
@@ -30,44 +32,51 @@ class Experiment:
     "All choices of one run."
     data: str = 'auto' # auto, digits, mnist, fashion, cifar10, or a folder with train/<class>/* and test/<class>/*
     image_size: int = 0 # side in pixels; 0: the set's own, rounded up to a multiple of 4
-    patch_size: int = 0 # side of a patch in pixels; 0: the largest divisor of the image's side up to a quarter of it, but 4 for small images
+    patch_size: int = 0 # side of a patch in pixels; 0: the largest divisor of image_size up to a quarter of it, or 4
     emb_dim: int = 128 # width of a token
     depth: int = 4 # transformer blocks
     num_heads: int = 2 # attention heads
+    backbone: str = '' # VisionTransformer of timm, such as vit_tiny_patch16_224, in the place of these three
+    pretrained: bool = False # fetch timm's weights for the backbone
     proj_dim: int = 64 # width of the projection
     num_views: int = 2 # augmented images of each sample
-    label_drop_prob: float = 0.5 # share of views without label
-    label_view_swap: float = 0.25 # share of labelled views whose patches come from another image
+    label_drop_prob: float = 0.5 # share of views without label, 0 to 1
+    label_view_swap: float = 0.25 # share of labelled views whose patches come from another image, 0 to 1
     label_view_patches: float = 0. # labelled views see a random share of their patches, from this to 1
     no_multimodal: bool = False # the baseline: labels take no part in training
     shuffle_labels: bool = False # the control: every training image has a random label
-    lam: float = 0.02 # weight of SIGReg
+    lam: float = 0.02 # weight of SIGReg, 0 to 1
     lr: float = 2e-3 # largest learning rate
     batch_size: int = 0 # images a step on each process; 0: 64, or all images if there are fewer
-    epochs: int = 0 # passes over the training images; 0: as many as show `images_seen`, 1 to 45
-    images_seen: int = 240_000 # see `epochs`
+    epochs: int = 0 # passes over the training images; 0: as many as show images_seen, 1 to 45
+    images_seen: int = 240_000 # see epochs
     max_steps: int = 0 # stop after so many steps; 0: all epochs
     eval_every: int = 0 # epochs between evaluations; 0: a fifth of the run
+    val_split: float = 0.05 # share of the training images that is held out to choose the best checkpoint
     seed: int = 0 # of everything random
     precision: str = 'auto' # fp32, bf16, fp16; auto: bf16 where the device has it
 
-PRESETS = {'quick': Experiment(),
-           'reference': Experiment(image_size=32, patch_size=4, emb_dim=192, depth=6, num_heads=3, batch_size=128, lr=1e-3, epochs=50, eval_every=5)}
+_REFERENCE = Experiment(image_size=32, patch_size=4, emb_dim=192, depth=6, num_heads=3, batch_size=128, lr=1e-3,
+                        epochs=50, eval_every=5)
+PRESETS = {'quick': Experiment(), 'reference': _REFERENCE}
 
 def complete(
     exp: Experiment, # with zeros where the data decides
     train: ImageSet, # training images
 ) -> Experiment: # without zeros
     "Fill in what depends on the data."
-    size = exp.image_size or train.images.shape[-1] + -train.images.shape[-1] % 4
-    epochs = exp.epochs or min(45, max(1, round(exp.images_seen / len(train))))
+    side = train.images.shape[-1]
+    size = exp.image_size or side + -side % 4
     patch = exp.patch_size or max(p for p in range(1, max(4, size // 4) + 1) if size % p == 0)
-    return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=exp.batch_size or min(64, len(train)),
-                   eval_every=exp.eval_every or max(1, round(epochs / 5)))
+    epochs = exp.epochs or min(45, max(1, round(exp.images_seen / len(train))))
+    batch, every = exp.batch_size or min(64, len(train)), exp.eval_every or max(1, round(epochs / 5))
+    return replace(exp, image_size=size, patch_size=patch, epochs=epochs, batch_size=batch, eval_every=every)
 
 # %% ../../nbs/label/32_mnist.ipynb #e8569174
-COLUMNS = ('epoch loss_total loss_inv loss_sigreg linear_probe_acc retrieval_m1_acc retrieval_m1_top3 retrieval_m1_sim retrieval_m2_acc retrieval_m2_top3 '
-           'retrieval_m2_sim retrieval_m1_proj_acc retrieval_m2_proj_acc knn_acc rank_me sigreg_ratio images_per_s seconds eval_images').split()
+_METHODS = [f'retrieval_{m}_{k}' for m in ('m1', 'm2') for k in ('acc', 'top3', 'sim')]
+COLUMNS = ['epoch', 'loss_total', 'loss_inv', 'loss_sigreg', 'linear_probe_acc', *_METHODS, 'retrieval_m1_proj_acc',
+           'retrieval_m2_proj_acc', 'knn_acc', 'rank_me', 'sigreg_ratio', 'images_per_s', 'seconds', 'eval_images',
+           'val_retrieval_m2_acc']
 
 @torch.inference_mode()
 def features(
@@ -76,29 +85,42 @@ def features(
     batch_size: int = 512, # images encoded at once
 ) -> Tensor: # (n, d), float32, on the CPU
     "Embeddings of images alone."
-    device = next(model.parameters()).device
-    return torch.cat([model.encoder.encode_image(to_float(b['image'].to(device))).float().cpu() for b in image_loader(images, batch_size, shard=(0, 1))])
+    device, batches = next(model.parameters()).device, image_loader(images, batch_size, shard=(0, 1))
+    return torch.cat([model.encoder.encode_image(to_float(b['image'].to(device))).float().cpu() for b in batches])
 
 def subset(
     images: ImageSet,
     n: int, # how many, 1 or more
 ) -> ImageSet: # in random order, or `images` itself
     "`n` images at random, the same ones every time; all of them if there are fewer."
-    return images if n >= len(images) else images.select(torch.randperm(len(images), generator=make_generator('subset', n))[:n])
+    if n >= len(images): return images
+    return images.select(torch.randperm(len(images), generator=make_generator('subset', n))[:n])
 
 class Evaluation:
     "Scores of a model, as a row of `metrics.csv`; what the pictures need is kept in `results`."
-    def __init__(self, train: ImageSet, test: ImageSet): self.train, self.test, self.results = train, test, None
+    def __init__(self,
+        train: ImageSet, # what probes are fitted on, with true labels
+        test: ImageSet, # what is scored
+        held: ImageSet | None = None, # training images that were not trained on
+    ):
+        self.train, self.test, self.held, self.results = train, test, held, None
 
     def __call__(self, model: MultimodalLeJEPA, last: bool = True) -> dict[str, float]:
         from mmjepa.probes import knn_accuracy, linear_probe, rank_me
         train, test = (self.train, self.test) if last else (subset(self.train, 10_000), subset(self.test, 2_000))
-        self.results = r = LabelRetrieval(model, len(test.classes)).evaluate(image_loader(test, 256, shard=(0, 1)))
+        retrieval = LabelRetrieval(model, len(test.classes))
+        self.results = r = retrieval.evaluate(image_loader(test, 256, shard=(0, 1)))
+        keys = {'acc': 'top1', 'top3': 'top3', 'sim': 'similarity'}
+        scores = {f'retrieval_{m}_{k}': r[m][found] for m in ('m1', 'm2') for k, found in keys.items()}
+        scores |= {f'retrieval_{m}_proj_acc': r[f'{m}_proj']['top1'] for m in ('m1', 'm2')}
+        if self.held:
+            held = retrieval.evaluate(image_loader(self.held, 256, shard=(0, 1)), methods=(2,))
+            scores['val_retrieval_m2_acc'] = held['m2']['top1']
         a, b = features(model, train), features(model, test)
-        scores = {f'retrieval_{m}_{k}': r[m][s] for m in ('m1', 'm2') for k, s in (('acc', 'top1'), ('top3', 'top3'), ('sim', 'similarity'))}
-        return {'linear_probe_acc': linear_probe(a, train.labels, b, test_y=test.labels), **scores,
-                'retrieval_m1_proj_acc': r['m1_proj']['top1'], 'retrieval_m2_proj_acc': r['m2_proj']['top1'],
-                'knn_acc': knn_accuracy(a, train.labels, b, test_y=test.labels, k=min(20, len(train))), 'rank_me': rank_me(b), 'eval_images': len(test)}
+        probe = linear_probe(a, train.labels, b, test_y=test.labels)
+        nearest = knn_accuracy(a, train.labels, b, test_y=test.labels, k=min(20, len(train)))
+        scores |= {'linear_probe_acc': probe, 'knn_acc': nearest, 'rank_me': rank_me(b)}
+        return {**scores, 'eval_images': len(test)}
 
 # %% ../../nbs/label/32_mnist.ipynb #b096726c
 @torch.inference_mode()
@@ -108,12 +130,15 @@ def attention_pictures(
 ): # figure
     "Where the label looks, which patches look at the label, and the rollout of the label."
     from mmjepa.plots import attention_figure
-    device, g = next(model.parameters()).device, model.config.encoder.grid
-    maps = [m.float().cpu() for m in attention_maps(model.encoder, image=to_float(images.images.to(device)), label=images.labels.to(device))]
-    grid = lambda rows: rows.reshape(*rows.shape[:-1], g, g)
+    device, encoder = next(model.parameters()).device, model.encoder
+    first, g = encoder.embedders['image'].prefix, encoder.cfg.grid # a class token and registers come before the patches
+    inputs = dict(image=to_float(images.images.to(device)), label=images.labels.to(device))
+    maps = [m.float().cpu() for m in attention_maps(encoder, **inputs)]
+    def grid(rows): return rows[..., first:].unflatten(-1, (g, g))
     to_patches = grid(torch.stack([m.mean(1)[:, -1, :-1] for m in maps], 1))
     to_label = grid(torch.stack([m.mean(1)[:, :-1, -1] for m in maps], 1))
-    return attention_figure(images.images, to_patches, to_label, rollout=grid(attention_rollout(maps)[:, -1, :-1]), titles=[images.classes[y] for y in images.labels])
+    rollout, titles = grid(attention_rollout(maps)[:, -1, :-1]), [images.classes[y] for y in images.labels]
+    return attention_figure(images.images, to_patches, to_label, rollout=rollout, titles=titles)
 
 def write_pictures(
     model: MultimodalLeJEPA, # trained
@@ -126,30 +151,45 @@ def write_pictures(
     import matplotlib.pyplot as plt
     from mmjepa.plots import collapse_panel, plot_confusion, save_figure, training_figures
     test, r = evaluation.test, evaluation.results
-    paths, side = training_figures({folder.name: table}, folder, chance=1 / len(test.classes)), min(12, max(4.5, len(test.classes) * .55))
+    k = len(test.classes)
+    paths, side = training_figures({folder.name: table}, folder, chance=1 / k), min(12, max(4.5, k * .55))
     for m, title in (('m1', 'M1: image and label together'), ('m2', 'M2: label alone')):
         fig, ax = plt.subplots(figsize=(side, side))
-        plot_confusion(r[m]['confusion'].cpu(), test.classes, ax, title=f'{title}, top-1 {r[m]["top1"]:.3f} on {test.name}')
+        title = f'{title}, top-1 {r[m]["top1"]:.3f} on {test.name}'
+        plot_confusion(r[m]['confusion'].cpu(), test.classes, ax, title=title)
         paths.append(save_figure(fig, folder/f'confusion_{m}.png'))
     sample = subset(test, 2_000)
-    paths.append(save_figure(collapse_panel(features(model, sample), sample.labels, make_generator('collapse'), classes=test.classes), folder/'collapse.png'))
-    first = torch.stack([(test.labels == k).nonzero()[0, 0] for k in range(min(5, len(test.classes))) if (test.labels == k).any()])
-    paths.append(save_figure(attention_pictures(model, test.select(first)), folder/'attention.png'))
+    panel = collapse_panel(features(model, sample), sample.labels, make_generator('collapse'), classes=test.classes)
+    of_class = [(test.labels == i).nonzero() for i in range(min(5, k))]
+    examples = test.select(torch.stack([rows[0, 0] for rows in of_class if len(rows)]))
+    paths.append(save_figure(panel, folder/'collapse.png'))
+    paths.append(save_figure(attention_pictures(model, examples), folder/'attention.png'))
     return paths
 
 # %% ../../nbs/label/32_mnist.ipynb #4c1d0cc1
-_ROWS = (('M1 top-1', 'retrieval_m1_acc'), ('M1 top-1, projection', 'retrieval_m1_proj_acc'), ('M1 top-3', 'retrieval_m1_top3'), ('M1 similarity', 'retrieval_m1_sim'),
-         ('M2 top-1', 'retrieval_m2_acc'), ('M2 top-1, projection', 'retrieval_m2_proj_acc'), ('M2 top-3', 'retrieval_m2_top3'), ('M2 similarity', 'retrieval_m2_sim'),
-         ('linear probe', 'linear_probe_acc'), ('k-NN (k=20)', 'knn_acc'), ('RankMe', 'rank_me'), ('SIGReg / Gaussian', 'sigreg_ratio'))
+_KEYS = {'top-1': 'acc', 'top-1, projection': 'proj_acc', 'top-3': 'top3', 'similarity': 'sim'}
+_ROWS = {f'{m} {name}': f'retrieval_{m.lower()}_{key}' for m in ('M1', 'M2') for name, key in _KEYS.items()}
+_ROWS |= {'linear probe': 'linear_probe_acc', 'k-NN (k=20)': 'knn_acc', 'RankMe': 'rank_me',
+          'SIGReg / Gaussian': 'sigreg_ratio'}
 
 def _machine() -> str:
     "Name of the processor that did the work."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
     return f'{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores'
 
 # %% ../../nbs/label/32_mnist.ipynb #330c3f26
+def _kind(exp: Experiment) -> tuple[str, str]:
+    "What was trained on, and what a reader must know about it."
+    if exp.no_multimodal:
+        return 'images alone', 'Labels took no part in training: M1 and M2 are chance, as a baseline.'
+    if exp.shuffle_labels:
+        return 'images with shuffled labels', 'The labels were shuffled: a control, which should be at chance.'
+    return 'images with labels', ('M1 and M2 retrieve the label of a test image; labels took part in training, so this '
+                                  'is not unsupervised classification.')
+
 def write_report(
     exp: Experiment, # complete
     table, # DataFrame of epochs
@@ -159,100 +199,104 @@ def write_report(
     folder: Path, # of the run
 ) -> Path:
     "Write `report.md`: what was run, the last epoch's numbers, the pictures."
-    last, train, test = table.iloc[-1], evaluation.train, evaluation.test
-    kind, caution = (('images alone', 'Labels took no part in training: M1 and M2 are chance, as a baseline.') if exp.no_multimodal else
-                     ('images with shuffled labels', 'The labels were shuffled: a control, which should be at chance.') if exp.shuffle_labels else
-                     ('images with labels', 'M1 and M2 retrieve the label of a test image; labels took part in training, so this is not unsupervised classification.'))
-    lines = [f'# Label LeJEPA on {test.name}', '',
-             f'Trained on {len(train):,} {kind}; last epoch ({int(last.epoch)} of {exp.epochs}), all {int(last.eval_images):,} test images, seed {exp.seed}, {len(test.classes)} classes '
-             f'(chance {1 / len(test.classes):.3f}). {_machine()}, {torch.get_num_threads()} threads, {table.seconds.sum():.0f} s of training at {last.images_per_s:.0f} images/s.', '',
-             '| measure | value |', '|---|---|', *(f'| {name} | {last[key]:.4f} |' for name, key in _ROWS), '',
-             caution, '',
-             *(f'![{p.stem}]({p.name})\n' for p in pictures)]
-    write_text(folder/'report.md', '\n'.join(lines))
+    last, test, k = table.iloc[-1], evaluation.test, len(evaluation.test.classes)
+    kind, caution = _kind(exp)
+    about = (f'Trained on {len(evaluation.train):,} {kind}; last epoch ({int(last.epoch)} of {exp.epochs}), all '
+             f'{int(last.eval_images):,} test images, seed {exp.seed}, {k} classes (chance {1 / k:.3f}). {_machine()}, '
+             f'{torch.get_num_threads()} threads, {table.seconds.sum():.0f} s of training at '
+             f'{last.images_per_s:.0f} images/s.')
+    rows = [f'| {name} | {last[key]:.4f} |' for name, key in _ROWS.items()]
+    shown = [f'![{p.stem}]({p.name})\n' for p in pictures]
+    head = [f'# Label LeJEPA on {test.name}', '', about, '', '| measure | value |', '|---|---|']
+    write_text(folder/'report.md', '\n'.join([*head, *rows, '', caution, '', *shown]))
     return folder/'report.md'
 
 # %% ../../nbs/label/32_mnist.ipynb #d0f38496
+def _encoder_config(exp: Experiment, train: ImageSet) -> EncoderConfig:
+    "Shape of the encoder: blocks of its own, or those of a backbone."
+    c, k = train.images.shape[1], len(train.classes)
+    if exp.backbone: return MultimodalEncoder.from_timm(exp.backbone, k, **_timm_options(exp, c)).cfg
+    if exp.pretrained: raise UserError('pretrained is given without backbone; expected --backbone NAME')
+    shape = dict(emb_dim=exp.emb_dim, depth=exp.depth, num_heads=exp.num_heads)
+    return EncoderConfig(exp.image_size, exp.patch_size, c, num_classes=k, **shape)
+
+def _timm_options(exp: Experiment, channels: int) -> dict:
+    shape = dict(img_size=exp.image_size, patch_size=exp.patch_size, in_chans=channels)
+    return dict(**shape, drop_path_rate=.1, pretrained=exp.pretrained)
+
 def build(
     exp: Experiment, # complete
     train: ImageSet, # training images
 ) -> tuple[MultimodalLeJEPA, LeJEPAObjective, TrainConfig]:
     "Model, objective and training settings of an experiment."
-    encoder = EncoderConfig(exp.image_size, exp.patch_size, train.images.shape[1], num_classes=len(train.classes), emb_dim=exp.emb_dim, depth=exp.depth, num_heads=exp.num_heads)
-    config = LeJEPAConfig(encoder, proj_dim=exp.proj_dim, multimodal=not exp.no_multimodal, label_drop_prob=exp.label_drop_prob,
-                          label_view_swap=exp.label_view_swap, label_view_patches=exp.label_view_patches)
-    if exp.num_views < 2 and exp.no_multimodal: raise UserError(f'num_views is {exp.num_views}; expected 2 or more without labels')
-    if exp.num_views < 1: raise UserError(f'num_views is {exp.num_views}; expected 1 or more')
-    settings = TrainConfig(epochs=exp.epochs, max_steps=exp.max_steps, lr=exp.lr, eval_every=exp.eval_every, seed=exp.seed, precision=exp.precision)
-    if exp.batch_size * world_size() < 2: raise UserError(f'batch_size is {exp.batch_size}; expected 2 or more: SIGReg needs a cloud')
+    least = 2 if exp.no_multimodal else 1
+    without = ' without labels' if exp.no_multimodal else ''
+    if exp.num_views < least: raise UserError(f'num_views is {exp.num_views}; expected {least} or more{without}')
+    if exp.batch_size * world_size() < 2:
+        raise UserError(f'batch_size is {exp.batch_size}; expected 2 or more: SIGReg needs a cloud')
+    encoder = _encoder_config(exp, train)
+    views = {k: getattr(exp, k) for k in ('proj_dim', 'label_drop_prob', 'label_view_swap', 'label_view_patches')}
+    config = LeJEPAConfig(encoder, multimodal=not exp.no_multimodal, **views)
+    shared = {k: getattr(exp, k) for k in ('epochs', 'max_steps', 'lr', 'eval_every', 'seed', 'precision')}
     seed_everything(exp.seed)
-    return MultimodalLeJEPA(config), LeJEPAObjective(exp.lam, seed=exp.seed), settings
+    model = MultimodalLeJEPA(config)
+    if exp.pretrained: # the same parts again, with their weights
+        options = _timm_options(exp, encoder.in_chans)
+        model.encoder = MultimodalEncoder.from_timm(exp.backbone, encoder.num_classes, **options)
+    return model, LeJEPAObjective(exp.lam, seed=exp.seed), TrainConfig(**shared)
 
 # %% ../../nbs/label/32_mnist.ipynb #8e45f422
+def _open(exp: Experiment, data_dir: str) -> tuple[Experiment, ImageSet, ImageSet, ImageSet | None]:
+    "The complete experiment; images to train on, to test, and those held out of training, if any."
+    with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None)
+    size = complete(exp, train).image_size
+    if size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, size)
+    rows, held = split_rows(len(train), exp.val_split, exp.seed)
+    held = train.select(torch.from_numpy(held)) if len(held) else None
+    train = train.select(torch.from_numpy(rows)) if held else train
+    return complete(exp, train), train, test, held
+
+class _Views:
+    "Augmented views of each image, as `fit` asks for them."
+    def __init__(self, n: int): self.n, self.config = n, AugmentConfig()
+    def __call__(self, batch: dict, generator: torch.Generator) -> dict:
+        return batch | {'views': make_views(batch['image'], self.n, self.config, generator=generator)}
+
 def run_experiment(
     exp: Experiment, # what to do
-    output_dir: str | Path, # where everything goes
+    run: RunConfig, # where everything goes
     data_dir: str = '', # where named data sets lie; '' for the default
-    *,
-    resume: bool = False, # continue the run in `output_dir`
-    tracker: str = '', # '', tensorboard or wandb
-    save_every: int = 0, # steps between checkpoints inside an epoch
 ): # DataFrame of epochs; None on ranks other than the first
     "Train, evaluate, draw and report."
-    start, folder = time.perf_counter(), Path(output_dir)
+    start, folder = time.perf_counter(), run.folder
     start_ranks()
-    with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None)
-    exp = complete(exp, train)
-    if exp.image_size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, exp.image_size)
-    settings = {'experiment': asdict(exp), 'processes': world_size(), 'images': {'name': train.name, 'classes': train.classes, 'train': len(train), 'test': len(test)}}
+    exp, train, test, held = _open(exp, data_dir)
+    about = {'name': train.name, 'classes': train.classes, 'train': len(train), 'test': len(test)}
+    settings = {'experiment': asdict(exp), 'processes': world_size(), 'images': about}
     model, objective, config = build(exp, train)
-    evaluation, augmentation = Evaluation(train, test), AugmentConfig() # probes are fitted on true labels, also in the control
+    evaluation = Evaluation(train, test, held) # probes are fitted on true labels, also in the control
     if exp.shuffle_labels: train = train.shuffle_labels(make_generator('shuffle', exp.seed))
     loader = image_loader(train, exp.batch_size, shuffle=True, seed=exp.seed, drop_last=True)
-    views = lambda batch, generator: {**batch, 'views': make_views(batch['image'], exp.num_views, augmentation, generator=generator)}
-    table = fit(model, objective, loader, config=replace(config, tracker=tracker, save_every=save_every), output_dir=folder, transform=views, evaluate=evaluation, monitor='retrieval_m2_acc', resume=resume, settings=settings, columns=COLUMNS)
+    table = fit(model, objective, loader, config=replace(config, **run.follow()), output_dir=folder, resume=run.resume,
+                transform=_Views(exp.num_views), evaluate=evaluation, monitor='val_retrieval_m2_acc' if held else '',
+                settings=settings, columns=COLUMNS)
     if not is_main(): return None
     if evaluation.results is None: evaluation(model) # a finished run that was resumed
     with atomic_path(folder/'model') as temp: model.save_pretrained(temp)
-    report = write_report(exp, table, evaluation, pictures=write_pictures(model, evaluation, table, folder=folder), folder=folder)
+    pictures = write_pictures(model, evaluation, table, folder=folder)
+    report = write_report(exp, table, evaluation, pictures=pictures, folder=folder)
     say, last = RunLog(folder/'training.log'), table.iloc[-1]
-    say(f'M1 {last.retrieval_m1_acc:.4f} | M2 {last.retrieval_m2_acc:.4f} | linear probe {last.linear_probe_acc:.4f} on {int(last.eval_images):,} test images of {test.name}, '
-        f'{time.perf_counter() - start:.0f} s in all')
+    say(f'M1 {last.retrieval_m1_acc:.4f} | M2 {last.retrieval_m2_acc:.4f} | linear probe {last.linear_probe_acc:.4f} '
+        f'on {int(last.eval_images):,} test images of {test.name}, {time.perf_counter() - start:.0f} s in all')
     say(f'report and pictures: {report}')
     return table
 
 # %% ../../nbs/label/32_mnist.ipynb #0fcf3179
-@command
+@command(presets=PRESETS)
 def main(
-    data:str=None, # auto, digits, mnist, fashion, cifar10, or a folder with train/<class>/* and test/<class>/* (auto: MNIST if it can be had, else digits)
-    data_dir:str='', # where named data sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
-    output_dir:str='runs/mnist', # everything that the run writes
-    preset:str='quick', # quick or reference; the flags below override it
-    epochs:int=None, # passes over the training images
-    batch_size:int=None, # images a step, on each process
-    lr:float=None, # largest learning rate
-    image_size:int=None, # side of an image in pixels
-    patch_size:int=None, # side of a patch in pixels
-    depth:int=None, # transformer blocks
-    num_heads:int=None, # attention heads
-    emb_dim:int=None, # width of a token
-    proj_dim:int=None, # width of the projection
-    num_views:int=None, # augmented images of each sample
-    lam:float=None, # weight of SIGReg, 0 to 1
-    label_drop_prob:float=None, # share of views without label
-    label_view_swap:float=None, # share of labelled views whose patches come from another image
-    label_view_patches:float=None, # labelled views see a random share of their patches, from this to 1
-    no_multimodal:bool=False, # train on images alone: the baseline
-    shuffle_labels:bool=False, # give every training image a random label: the control
-    eval_every:int=None, # epochs between evaluations
-    max_steps:int=None, # stop after so many steps
-    seed:int=None, # of everything random
-    precision:str=None, # fp32, bf16, fp16 or auto
-    tracker:str='', # tensorboard or wandb
-    save_every:int=0, # steps between checkpoints inside an epoch; 0: one an epoch
-    resume:bool=False, # continue the run in output_dir
+    config: Experiment,
+    run: RunConfig = RunConfig('runs/mnist'),
+    data_dir: str = '', # where named data sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
 ):
     "Train a label LeJEPA, retrieve labels, and write a report with pictures."
-    if preset not in PRESETS: raise UserError(f'--preset is {preset!r}; expected one of {[*PRESETS]}')
-    chosen = {k: v for k, v in locals().items() if k in Experiment.__dataclass_fields__ and v is not None}
-    run_experiment(replace(PRESETS[preset], **chosen), output_dir, data_dir, resume=resume, tracker=tracker, save_every=save_every)
+    run_experiment(config, run, data_dir)

@@ -96,13 +96,16 @@ class LabelRetrieval:
 def evaluate(
     self: LabelRetrieval,
     loader: Iterable[dict], # batches with `image` (bytes or standardized) and `label`
+    methods: tuple[int, ...] = (1, 2), # 1 and/or 2
 ) -> dict[str, dict]: # scores by name: `m1`, `m2` on embeddings, `m1_proj`, `m2_proj` on projections
     "Both methods in both spaces on all of a data set."
-    device, sims, labels = next(self.model.parameters()).device, [], []
+    device, found, labels = next(self.model.parameters()).device, [], []
     for batch in loader:
         x = batch['image'].to(device)
-        s = similarities(self.model, x if x.is_floating_point() else to_float(x), self.num_classes, chunk=self.chunk)
-        sims.append(torch.cat([s[1], s[2]])); labels.append(batch['label'].to(device))
-    if not sims: raise UserError('the loader has no batch; expected one or more')
-    sims, labels = torch.cat(sims, 1), torch.cat(labels)
-    return {name: retrieval_scores(s, labels) for name, s in zip(('m1', 'm1_proj', 'm2', 'm2_proj'), sims)}
+        x = x if x.is_floating_point() else to_float(x)
+        s = similarities(self.model, x, self.num_classes, methods=methods, chunk=self.chunk)
+        found.append(torch.cat([s[m] for m in methods]))
+        labels.append(batch['label'].to(device))
+    if not found: raise UserError('the loader has no batch; expected one or more')
+    names, labels = [f'm{m}{space}' for m in methods for space in ('', '_proj')], torch.cat(labels)
+    return {name: retrieval_scores(s, labels) for name, s in zip(names, torch.cat(found, 1))}
