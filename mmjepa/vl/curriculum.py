@@ -26,7 +26,7 @@ from ..core import UserError, atomic_path, command, is_main, make_generator, ran
 from ..core import world_size, write_text
 from ..data.images import to_float
 from ..data.text import Tokenizer, load_tokenizer
-from ..runs import RunLog, whole
+from ..runs import RunConfig, RunLog, whole
 from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, learning_rate_at, load_curriculum, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
@@ -320,7 +320,7 @@ def build_curriculum(
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
-    output: str | Path, # folder of the run
+    run: RunConfig, # where everything goes
     tokenizer: Tokenizer, # of texts
     *,
     sources: dict[str, JsonSource], # for training
@@ -328,17 +328,15 @@ def run_curriculum(
     epochs: int = 20, # spans between evaluations
     seed: int = 0, # of everything random
     precision: str = 'auto', # fp32, bf16, fp16 or auto
-    resume: bool = False, # continue the run in `output`
-    save_every: int = 0, # steps between checkpoints inside an epoch
 ): # DataFrame of epochs; None on ranks other than the first
     "Train through all stages; write the model and a report."
-    folder, o = Path(output), config.training.optimizers
+    folder, o = run.folder, config.training.optimizers
     parts = build_curriculum(config, tokenizer, sources, held=held, epochs=epochs, seed=seed)
     model, objective, loader, evaluate = parts
     train = TrainConfig(
         epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay,
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
-        save_every=save_every)
+        **run.follow())
     say = objective.say = RunLog(folder/'training.log')
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
@@ -348,7 +346,7 @@ def run_curriculum(
         return {'stage': stage, 'tokens_seen': loader.tokens_seen, **evaluate(model, last)}
     def rate(step: int) -> float: return learning_rate_at(config, loader.tokens_at(step))
     with following(model):
-        table = fit(model, objective, loader, config=train, output_dir=folder, resume=resume, settings=settings,
+        table = fit(model, objective, loader, config=train, output_dir=folder, resume=run.resume, settings=settings,
                     transform=StageTransform(config, model, objective), evaluate=scores, monitor='', rate=rate,
                     columns=CURRICULUM_COLUMNS, assets=written(tokenizer.save))
     weights = whole(model.state_dict())
@@ -448,26 +446,23 @@ def print_plan(
 # %% ../../nbs/vl/86_curriculum.ipynb #d99140aa
 @command
 def main(
-    config:str, # YAML file of the curriculum
-    output:str='runs/curriculum', # folder of everything that the run writes
-    total_tokens:str='', # scale all stages to so many, such as 2M (the file's)
-    lm_only:bool=False, # the control: predict tokens alone in every stage (alpha 0, beta 1)
-    plan:bool=False, # print stages, steps and the learning rate's curve, and stop
-    tokenizer:str='bytes', # bytes, a *.spm file, or a folder or name of transformers
-    epochs:int=20, # evaluations
-    seed:int=0, # of everything random
-    precision:str='auto', # fp32, bf16, fp16 or auto
-    save_every:int=0, # steps between checkpoints inside an epoch; 0: one an epoch
-    resume:bool=False, # continue the run in OUTPUT
+    config: str, # YAML file of the curriculum
+    total_tokens: str = '', # scale all stages to so many, such as 2M (the file's)
+    lm_only: bool = False, # the control: predict tokens alone in every stage (alpha 0, beta 1)
+    plan: bool = False, # print stages, steps and the learning rate's curve, and stop
+    tokenizer: str = 'bytes', # bytes, a *.spm file, or a folder or name of transformers
+    epochs: int = 20, # evaluations
+    seed: int = 0, # of everything random
+    precision: str = 'auto', # fp32, bf16, fp16 or auto
+    run: RunConfig = RunConfig('runs/curriculum'),
 ):
     "Train a vision-language JEPA through its stages."
     start_ranks()
     settings = load_curriculum(config, total_tokens or None, 0 if plan else world_size())
     if lm_only: settings = without_embeddings(settings)
-    if plan: return print_plan(settings, Path(output))
+    if plan: return print_plan(settings, run.folder)
     words, root = load_tokenizer(tokenizer), Path(config).parent
     def silent(line): pass
     sources = open_sources(settings, words, seed=seed, root=root, say=print if is_main() else silent)
     held = open_sources(settings, words, True, seed=seed, root=root, say=silent)
-    run_curriculum(settings, output, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision,
-                   resume=resume, save_every=save_every)
+    run_curriculum(settings, run, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision)

@@ -22,6 +22,7 @@ from mmjepa.vl.export import EXPORTED_PARTS
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer, load_tokenizer
+from mmjepa.runs import RunConfig
 from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
@@ -153,8 +154,8 @@ def train(folder, material, world=1, *, resume=False, name='curriculum'):
                              'scheduler': {'warmup_tokens': 100, 'min_lr': 1e-4}}
     config, tok = make_curriculum({**settings, 'total_tokens': 1024}, ranks=world), ByteTokenizer()
     sources, held = (open_sources(config, tok, part, root=material, say=silent) for part in (False, True))
-    table = run_curriculum(config, folder, tok, sources=sources, held=held, epochs=STEPS, precision='fp32',
-                           resume=resume)
+    run = RunConfig(folder, resume=resume)
+    table = run_curriculum(config, run, tok, sources=sources, held=held, epochs=STEPS, precision='fp32')
     if table is None: return []
     return table[['stage', 'tokens_seen', 'loss_total', 'val_loss_lm', 'embedding_error']].values.tolist()
 
