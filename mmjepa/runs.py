@@ -65,14 +65,15 @@ class StopFlag:
 
 # %% ../nbs/08_runs.ipynb #267f3f1b
 def check_finite(
-    logs: dict[str, Tensor], # scalars of one step, `loss_total` among them
+    logs: dict[str, float], # numbers of one step, `loss_total` among them
     step: int, # steps done
     epoch: int, # counted from 1
 ):
     "Raise a `UserError` that names the terms which are NaN or infinite."
-    bad = [f'{k} is {v.item()}' for k, v in logs.items() if not torch.isfinite(v)]
-    if bad: raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, has the weights before it: '
-                            'try a smaller --lr, or --precision fp32')
+    bad = [f'{k} is {v}' for k, v in logs.items() if not math.isfinite(v)]
+    if bad:
+        raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, has the '
+                        'weights before it: try a smaller --lr, or --precision fp32')
 
 # %% ../nbs/08_runs.ipynb #a9eb8a96
 class Progress:
@@ -85,15 +86,24 @@ class Progress:
         "Forget the means."
         self.batch, self.samples, self.seconds, self.sums = 0, 0, 0., {}
 
-    def add(self, logs: dict[str, Tensor], samples: int, seconds: float):
-        "Count one step of this rank."
-        for k, v in logs.items(): self.sums[k] = [x + y for x, y in zip(self.sums.get(k, (0., 0)), (v.item(), 1))] # a log may be missing in some steps
-        self.batch += 1; self.samples += samples; self.seconds += seconds
+    def measure(self, logs: dict[str, float]):
+        "Add the numbers of a step to the means; one may be missing in some steps."
+        for k, v in logs.items():
+            total, n = self.sums.get(k, (0., 0))
+            self.sums[k] = [total + v, n + 1]
+
+    def count(self, samples: int, seconds: float):
+        "Count a step of this rank."
+        self.batch, self.samples, self.seconds = self.batch + 1, self.samples + samples, self.seconds + seconds
+
+    def speed(self) -> float:
+        "Samples a second of all ranks."
+        return self.samples * world_size() / max(self.seconds, 1e-9)
 
     def row(self) -> dict:
         "The epoch so far: means of the logs, speed of all ranks, seconds of training."
-        speed = self.samples * world_size() / max(self.seconds, 1e-9)
-        return {'epoch': self.epoch, **{k: v / n for k, (v, n) in self.sums.items()}, 'images_per_s': round(speed, 1), 'seconds': round(self.seconds, 2)}
+        means = {k: v / n for k, (v, n) in self.sums.items()}
+        return {'epoch': self.epoch, **means, 'images_per_s': round(self.speed(), 1), 'seconds': round(self.seconds, 2)}
 
     def state_dict(self) -> dict:
         "All of it."

@@ -76,7 +76,7 @@ def complete(
 _METHODS = [f'retrieval_{m}_{k}' for m in ('m1', 'm2') for k in ('acc', 'top3', 'sim')]
 COLUMNS = ['epoch', 'loss_total', 'loss_inv', 'loss_sigreg', 'linear_probe_acc', *_METHODS, 'retrieval_m1_proj_acc',
            'retrieval_m2_proj_acc', 'knn_acc', 'rank_me', 'sigreg_ratio', 'images_per_s', 'seconds', 'eval_images',
-           'val_retrieval_m2_acc']
+           'val_retrieval_m2_acc', 'grad_norm', 'lr']
 
 @torch.inference_mode()
 def features(
