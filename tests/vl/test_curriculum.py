@@ -18,12 +18,18 @@ from mmjepa.checkpoint import list_checkpoints, load_checkpoint
 from mmjepa.core import UserError, run_command
 from mmjepa.vl.curriculum import main, open_sources, run_curriculum
 from mmjepa.vl.config import make_curriculum
+from mmjepa.vl.export import EXPORTED_PARTS
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer, load_tokenizer
+from mmjepa.runs import RunConfig
 from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
+
+
+def write_lines(path, records): path.write_text('\n'.join(map(json.dumps, records)))
+def silent(line): pass
 
 
 @pytest.fixture(scope='module')
@@ -31,13 +37,19 @@ def material(tmp_path_factory):
     "A YAML file with three sources."
     root = tmp_path_factory.mktemp('material')
     digit_pairs(root, 60)
-    (root/'text.jsonl').write_text('\n'.join(json.dumps({'text': f'{w} is number {i}'}) for i in range(40) for w in ('one', 'two', 'three')))
-    (root/'ask.jsonl').write_text('\n'.join(json.dumps({'prompt': f'{a}+{b}=', 'text': str(a + b)}) for a in range(8) for b in range(8)))
-    settings = {'training': {'batch_size': 4, 'micro_batch_size': 2, 'gradient_accumulation_steps': 2, 'lm': {'context_length': 32}, 'jepa': {'embedding_dim': 16}, 'scheduler': {'warmup_tokens': 400, 'min_lr': 1e-4}, 'optimizers': {'lr': 3e-3}},
-                'model': {'vision': {'image_size': 8, 'patch_size': 2, 'width': 16, 'depth': 1, 'heads': 2, 'drop_path': 0}, 'hidden_size': 16, 'num_layers': 1, 'num_heads': 2, 'num_kv_heads': 1, 'fusion_depth': 1},
-                'total_tokens': '8K', 'sources': {'vision_text': {'path': 'pairs.jsonl'}, 'papers': {'path': 'text.jsonl'}, 'code_text': {'path': 'text.jsonl'}, 'questions_answers': {'path': 'ask.jsonl'}}}
+    write_lines(root/'text.jsonl', [{'text': f'{w} is number {i}'} for i in range(40) for w in ('one', 'two', 'three')])
+    write_lines(root/'ask.jsonl', [{'prompt': f'{a}+{b}=', 'text': str(a + b)} for a in range(8) for b in range(8)])
+    training = {'batch_size': 4, 'micro_batch_size': 2, 'gradient_accumulation_steps': 2, 'optimizers': {'lr': 3e-3},
+                'lm': {'context_length': 32}, 'jepa': {'embedding_dim': 16},
+                'scheduler': {'warmup_tokens': 400, 'min_lr': 1e-4}}
+    vision = {'image_size': 8, 'patch_size': 2, 'width': 16, 'depth': 1, 'heads': 2, 'drop_path': 0}
+    model = {'vision': vision, 'hidden_size': 16, 'num_layers': 1, 'num_heads': 2, 'num_kv_heads': 1, 'fusion_depth': 1}
+    files = {'vision_text': 'pairs.jsonl', 'papers': 'text.jsonl', 'code_text': 'text.jsonl',
+             'questions_answers': 'ask.jsonl'}
+    settings = {'training': training, 'model': model, 'total_tokens': '8K',
+                'sources': {name: {'path': file} for name, file in files.items()}}
     (root/'curriculum.yaml').write_text(yaml.safe_dump(settings))
-    (root/'slow.yaml').write_text(yaml.safe_dump({**settings, 'model': {**settings['model'], 'target': 'ema', 'momentum': .9}}))
+    (root/'slow.yaml').write_text(yaml.safe_dump({**settings, 'model': {**model, 'target': 'ema', 'momentum': .9}}))
     for name in ('curriculum', 'slow'):
         drops = yaml.safe_load((root/f'{name}.yaml').read_text())
         drops['model']['vision'] |= {'drop_path': .3, 'depth': 2}  # the first block drops nothing
@@ -46,8 +58,10 @@ def material(tmp_path_factory):
 
 
 def start(*flags):
-    return subprocess.Popen([sys.executable, '-m', 'mmjepa.vl.curriculum', *map(str, flags), '--epochs', '4', '--save_every', '1', '--precision', 'fp32'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'})
+    words = [*map(str, flags), '--epochs', '4', '--save_every', '1', '--precision', 'fp32']
+    env = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen([sys.executable, '-m', 'mmjepa.vl.curriculum', *words], text=True, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finish(process):
@@ -56,17 +70,22 @@ def finish(process):
     return out
 
 
-def result(folder): return load_file(folder/'model/model.safetensors'), pd.read_csv(folder/'metrics.csv').drop(columns=CLOCK)
+def result(folder):
+    return load_file(folder/'model/model.safetensors'), pd.read_csv(folder/'metrics.csv').drop(columns=CLOCK)
 
 
-@pytest.mark.parametrize('name, steps', [('curriculum-drops', [10, 35, 53, 60]), ('slow-drops', [10, 53])])  # 25, 19, 13 and 7 steps a stage
+def reached(folder, step): return any(int(p.name[5:]) >= step for p in list_checkpoints(folder/'checkpoints'))
+
+
+# 25, 19, 13 and 7 steps a stage
+@pytest.mark.parametrize('name, steps', [('curriculum-drops', [10, 35, 53, 60]), ('slow-drops', [10, 53])])
 def test_killed_in_every_stage(material, tmp_path, name, steps):
     "Paths that are dropped, SIGReg's directions and a slow copy are part of what must come back."
     path, folder, whole = material/f'{name}.yaml', tmp_path/'run', tmp_path/'whole'
     assert str(whole/'report.md') in finish(start(path, '--output', whole))
     for at in steps:
         process = start(path, '--output', folder, '--resume')
-        while process.poll() is None and not [p for p in list_checkpoints(folder/'checkpoints') if int(p.name[5:]) >= at]: time.sleep(.002)
+        while process.poll() is None and not reached(folder, at): time.sleep(.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (folder/'report.md').exists(), 'it ended before it was killed'
@@ -77,31 +96,39 @@ def test_killed_in_every_stage(material, tmp_path, name, steps):
 
 
 def test_a_plan_runs_nothing(material, tmp_path, capsys):
-    run_command(main.__wrapped__, [str(material/'curriculum.yaml'), '--plan', '--total_tokens', '2M', '--output', str(tmp_path)])
+    path = str(material/'curriculum.yaml')
+    run_command(main.__wrapped__, [path, '--plan', '--total_tokens', '2M', '--output', str(tmp_path)])
     out = capsys.readouterr().out
-    assert 'JEPA pretraining' in out and '800000' in out and 'operations' in out and (tmp_path/'plan.png').exists() and [p.name for p in tmp_path.iterdir()] == ['plan.png']
+    assert 'JEPA pretraining' in out and '800000' in out and 'operations' in out
+    assert [p.name for p in tmp_path.iterdir()] == ['plan.png']
 
 
-@pytest.mark.parametrize('change, words', [({'training': {'batch': 3}}, "unknown key 'batch'"), ({'training': {'batch_size': 7}}, 'batch_size is 7'), ({'total_tokens': 'many'}, 'total_tokens')])
+@pytest.mark.parametrize('change, words', [
+    ({'training': {'batch': 3}}, "unknown key 'batch'"), ({'training': {'batch_size': 7}}, 'batch_size is 7'),
+    ({'total_tokens': 'many'}, 'total_tokens')])
 def test_a_wrong_file_is_one_line(tmp_path, capsys, change, words):
-    (tmp_path/'wrong.yaml').write_text(yaml.safe_dump(change))
-    with pytest.raises(SystemExit) as stop: run_command(main.__wrapped__, [str(tmp_path/'wrong.yaml'), '--output', str(tmp_path/'run')])
+    path = tmp_path/'wrong.yaml'
+    path.write_text(yaml.safe_dump(change))
+    with pytest.raises(SystemExit) as stop:
+        run_command(main.__wrapped__, [str(path), '--output', str(tmp_path/'run')])
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and words in line and 'wrong.yaml' in line
 
 
 def test_sources_of_each_kind(material, tmp_path):
-    "The same texts as JSON lines, shards, and a folder that `datasets` streams: a run learns from all, and holds out others."
+    "The same texts as JSON lines, shards, and a folder that `datasets` streams: all are learnt from and held out."
     pytest.importorskip('datasets', reason='pip install mmjepa[hub]')
     (tmp_path/'hub').mkdir()
-    (tmp_path/'hub/train.jsonl').write_text('\n'.join(json.dumps({'content': f'hub {i}', 'kind': 'abc'[i % 3]}) for i in range(150)))
-    write_shards(material/'text.jsonl', f'{tmp_path}/{{00..}}.tar', say=lambda line: None)
-    sources = {'papers': {'path': str(material/'text.jsonl')}, 'code_text': {'path': f'{tmp_path}/{{00..}}.tar', 'kind': 'shards'},
-               'textbooks': {'path': str(tmp_path/'hub'), 'kind': 'hub', 'where': {'kind': 'a'}, 'fields': {'text': 'content'}}, 'questions_answers': {'path': str(material/'ask.jsonl')}}
+    write_lines(tmp_path/'hub/train.jsonl', [{'content': f'hub {i}', 'kind': 'abc'[i % 3]} for i in range(150)])
+    write_shards(material/'text.jsonl', f'{tmp_path}/{{00..}}.tar', say=silent)
+    hub = {'path': str(tmp_path/'hub'), 'kind': 'hub', 'where': {'kind': 'a'}, 'fields': {'text': 'content'}}
+    sources = {'papers': {'path': str(material/'text.jsonl')}, 'textbooks': hub,
+               'code_text': {'path': f'{tmp_path}/{{00..}}.tar', 'kind': 'shards'},
+               'questions_answers': {'path': str(material/'ask.jsonl')}}
     config = make_curriculum({**yaml.safe_load((material/'curriculum.yaml').read_text()), 'sources': sources})
     tok, found = ByteTokenizer(), {}
     for held_out in (False, True):
-        opened = open_sources(config, tok, held_out, say=lambda line: None)
+        opened = open_sources(config, tok, held_out, say=silent)
         found[held_out] = {name: {tok.decode(s.document(i).ids) for i in range(200)} for name, s in opened.items()}
     lines = {json.loads(x)['text'] for x in (material/'text.jsonl').read_text().splitlines()}
     lines = dict.fromkeys(('papers', 'code_text'), lines) | {'textbooks': {f'hub {i}' for i in range(0, 150, 3)}}
@@ -112,27 +139,34 @@ def test_sources_of_each_kind(material, tmp_path):
 
 # ---------------------------------------------------------------- ranks
 
-SHARDED = {'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2', 'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP', 'FSDP_TRANSFORMER_CLS_TO_WRAP': 'LlamaDecoderLayer,Block', 'FSDP_RESHARD_AFTER_FORWARD': 'true'}
+SHARDED = {
+    'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2', 'FSDP_RESHARD_AFTER_FORWARD': 'true',
+    'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP', 'FSDP_TRANSFORMER_CLS_TO_WRAP': 'LlamaDecoderLayer,Block'}
+RECOMPUTED = SHARDED | {'FSDP_ACTIVATION_CHECKPOINTING': 'true'}
 STEPS = 1024 // (4 * 32) + 2  # the last steps of two stages are cut
 
 
-def train(folder, material, world=1, resume=False, name='curriculum'):
+def train(folder, material, world=1, *, resume=False, name='curriculum'):
     "All four stages in steps of four rows, over all ranks; a checkpoint and a line of the table for each step."
     training.prune_checkpoints = lambda *_: None
     settings = yaml.safe_load((material/f'{name}.yaml').read_text())
-    settings['training'] |= {'micro_batch_size': 4 // world, 'gradient_accumulation_steps': 1, 'scheduler': {'warmup_tokens': 100, 'min_lr': 1e-4}}
+    settings['training'] |= {'micro_batch_size': 4 // world, 'gradient_accumulation_steps': 1,
+                             'scheduler': {'warmup_tokens': 100, 'min_lr': 1e-4}}
     config, tok = make_curriculum({**settings, 'total_tokens': 1024}, ranks=world), ByteTokenizer()
-    sources = [open_sources(config, tok, part, root=material, say=lambda line: None) for part in (False, True)]
-    table = run_curriculum(config, folder, tok, sources=sources[0], held=sources[1], epochs=STEPS, precision='fp32', resume=resume)
-    return [] if table is None else table[['stage', 'tokens_seen', 'loss_total', 'val_loss_lm', 'embedding_error']].values.tolist()
+    sources, held = (open_sources(config, tok, part, root=material, say=silent) for part in (False, True))
+    run = RunConfig(folder, resume=resume)
+    table = run_curriculum(config, run, tok, sources=sources, held=held, epochs=STEPS, precision='fp32')
+    if table is None: return []
+    return table[['stage', 'tokens_seen', 'loss_total', 'val_loss_lm', 'embedding_error']].values.tolist()
 
 
 def train_on_rank(rank, world, folder, material, begun, env, name):
     "A whole run, and the end of one that a single process has begun."
     os.environ.update(env)
     if 'FSDP_ACTIVATION_CHECKPOINTING' in env:
-        with pytest.raises(UserError, match='fsdp_activation_checkpointing is on, and .*drop_path.* drops by chance'): train(folder.with_name('refused'), material, world, name=f'{name}-drops')
-    return train(folder, material, world, name=name), train(begun, material, world, True, name)
+        with pytest.raises(UserError, match='fsdp_activation_checkpointing is on, and .*drop_path.* drops by chance'):
+            train(folder.with_name('refused'), material, world, name=f'{name}-drops')
+    return train(folder, material, world, name=name), train(begun, material, world, resume=True, name=name)
 
 
 def begin(run, folder, step=4):
@@ -154,7 +188,8 @@ def slow(material, tmp_path_factory):
     return folder, torch.tensor(train(folder, material, name='slow'))
 
 
-@pytest.mark.parametrize('env, name', [({}, 'curriculum'), (SHARDED, 'curriculum'), (SHARDED | {'FSDP_ACTIVATION_CHECKPOINTING': 'true'}, 'slow')], ids=['ddp', 'fsdp', 'fsdp checkpointing slow copy'])
+@pytest.mark.parametrize('env, name', [({}, 'curriculum'), (SHARDED, 'curriculum'), (RECOMPUTED, 'slow')],
+                         ids=['ddp', 'fsdp', 'fsdp checkpointing slow copy'])
 def test_two_ranks(material, request, tmp_path, env, name):
     "In every stage the losses and weights of one process; what two ranks begin, one ends, and back."
     folder, table = request.getfixturevalue('slow' if name == 'slow' else 'single')
@@ -171,9 +206,12 @@ def test_what_a_checkpoint_holds(single):
     "The five parts by their names, and all that the manifest says; it is the tokenizer that the run had."
     folder, table = single
     ckpt = load_checkpoint(list_checkpoints(folder/'checkpoints')[-1])
-    assert {k.split('.')[0] for k in ckpt.model} == {'vision_encoder', 'language_encoder', 'cross_modal_fusion', 'jepa_head', 'autoregressive_head'}
-    assert ckpt.state['optimizer']['state'] and ckpt.step == len(table) and ckpt.facts['tokens_seen'] == 1024 and ckpt.facts['epoch'] == len(table) + 1
-    assert ckpt.facts['train_loss'] == pytest.approx(table[-1, 2].item()) and ckpt.facts['eval_metrics']['val_loss_lm'] == pytest.approx(table[-1, 3].item())
+    steps, (*_, train_loss, val_loss, _) = len(table), table[-1].tolist()
+    assert {k.split('.')[0] for k in ckpt.model} == {*EXPORTED_PARTS}
+    assert ckpt.state['optimizer']['state'] and ckpt.step == steps
+    assert ckpt.facts['tokens_seen'] == 1024 and ckpt.facts['epoch'] == steps + 1
+    assert ckpt.facts['train_loss'] == pytest.approx(train_loss)
+    assert ckpt.facts['eval_metrics']['val_loss_lm'] == pytest.approx(val_loss)
     assert ckpt.config['curriculum']['total_tokens'] == 1024
     (folder/'copy').mkdir()
     for name, data in ckpt.assets.items():
