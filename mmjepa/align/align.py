@@ -7,7 +7,7 @@ __all__ = ['measured', 'alignment_curves', 'found_pictures', 'neighbour_baseline
            'PairSource', 'open_records', 'varied', 'run_alignment', 'main']
 
 # %% ../../nbs/align/56_align.ipynb #cd097889
-import re, textwrap
+import re
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from pathlib import Path

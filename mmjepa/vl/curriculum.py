@@ -30,8 +30,8 @@ from ..runs import RunConfig, RunLog, whole
 from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, learning_rate_at, load_curriculum, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
-from .hybrid import EmbeddingError, VLJEPAObjective, joint_masks
-from .model import VLJEPA, following
+from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, follow, joint_masks
+from .model import VLJEPA
 from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
 from .scaling import DEVICES, count_parameters, plan_cost
 
@@ -337,7 +337,7 @@ def run_curriculum(
         epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay,
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
         **run.follow())
-    say = objective.say = RunLog(folder/'training.log')
+    say = RunLog(folder/'training.log')
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
                 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'}} # other ranks, other micro-batches
@@ -345,10 +345,9 @@ def run_curriculum(
         stage = loader.place(max(0, loader.step - 1))[0] + 1
         return {'stage': stage, 'tokens_seen': loader.tokens_seen, **evaluate(model, last)}
     def rate(step: int) -> float: return learning_rate_at(config, loader.tokens_at(step))
-    with following(model):
-        table = fit(model, objective, loader, config=train, output_dir=folder, resume=run.resume, settings=settings,
-                    transform=StageTransform(config, model, objective), evaluate=scores, monitor='', rate=rate,
-                    columns=CURRICULUM_COLUMNS, assets=written(tokenizer.save))
+    table = fit(model, objective, loader, config=train, output_dir=folder, resume=run.resume, settings=settings,
+                transform=StageTransform(config, model, objective), evaluate=scores, rate=rate,
+                columns=CURRICULUM_COLUMNS, assets=written(tokenizer.save), callbacks={'after_step': [follow, CollapseWatch(say=say)]})
     weights = whole(model.state_dict())
     if not is_main(): return None
     trained = VLJEPA(model.config)
