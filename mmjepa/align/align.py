@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measured', 'alignment_curves', 'found_pictures', 'neighbour_baseline', 'markdown_table', 'write_alignment_report',
-           'PairSource', 'open_records', 'varied', 'run_alignment', 'main']
+           'PairSource', 'open_records', 'run_alignment', 'main']
 
 # %% ../../nbs/align/56_align.ipynb #cd097889
 import re
@@ -177,16 +177,6 @@ def open_records(
     return dataset, torch.arange(len(train), len(dataset))
 
 # %% ../../nbs/align/56_align.ipynb #6a1efba7
-def varied(
-    strength: float, # 0 for none; 1 turns by up to 10 degrees, moves by a tenth
-) -> AugmentConfig | None: # None for none
-    "Augmentation of pictures on white."
-    if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
-    if not strength: return None
-    tenth, tone = .1 * strength, min(1., .2 * strength)
-    return AugmentConfig(10 * strength, tenth, min(.9, tenth), brightness=tone, contrast=tone, blur=0.,
-                         noise=.05 * strength, fill=1.)
-
 def run_alignment(
     records: tuple, # dataset, and which rows are held out, as of `open_records`
     config: AlignmentConfig, # towers, adapters, training
@@ -197,7 +187,7 @@ def run_alignment(
     **options, # of `train_alignment`
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the aligner and a report."
-    (dataset, held), augmentation = records, varied(augment)
+    (dataset, held), augmentation = records, AugmentConfig.of_strength(augment)
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)

@@ -6,7 +6,7 @@
 __all__ = ['MODALITIES', 'ImageTextDataset', 'errors_at', 'labelled_pairs', 'create_dataloader']
 
 # %% ../../nbs/align/53_inputs.ipynb #59d40575
-import hashlib, warnings
+import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..core import UserError, rank, world_size
-from ..data.images import ImageSet, flat_image, open_image, read_image
-from ..data.loaders import EpochSampler
+from ..data.images import DIGIT_NAMES, ImageSet, flat_image, open_image, read_image
+from ..data.loaders import EpochSampler, quiet_torchdata
 from ..data.records import JsonRecords, record_bytes, record_file, record_text
 from .sound import read_sound
 from .towers import read_wave
@@ -118,8 +118,6 @@ def key(
     return h.digest()
 
 # %% ../../nbs/align/53_inputs.ipynb #ceb5f6fb
-_NUMBERS = 'zero one two three four five six seven eight nine'.split()
-
 def labelled_pairs(
     images: ImageSet, # labelled images
     template: str = 'a handwritten {}', # of the caption; {} is the class
@@ -127,7 +125,7 @@ def labelled_pairs(
     "Labelled images as image-text records; digits are spelt out."
     if '{}' not in template:
         raise UserError(f'template is {template!r}; expected {{}} where the name of the class goes')
-    names = [_NUMBERS[int(c)] if c.isdigit() and len(c) == 1 else c.replace('_', ' ') for c in images.classes]
+    names = [DIGIT_NAMES[int(c)] if c.isdigit() and len(c) == 1 else c.replace('_', ' ') for c in images.classes]
     labels = [names[y] for y in images.labels.tolist()]
     return [{'image': x, 'text': template.format(name), 'domain': name} for x, name in zip(images.images, labels)]
 
@@ -147,6 +145,5 @@ def create_dataloader(
     "Batches of raw records, as dicts of lists."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     sampler = EpochSampler(len(dataset), shuffle, seed, drop_last=False, rank=rank(), world_size=world_size())
-    with warnings.catch_warnings(): # torchdata 0.11 calls a function that newer torch deprecates
-        warnings.filterwarnings('ignore', '.*set_vital')
+    with quiet_torchdata():
         return StatefulDataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_columns)

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import UserError, check_choice, make_generator, write_text
+from ..data.images import DIGIT_NAMES
 
 # %% ../../nbs/align/51_sound.ipynb #d30068df
 def _check_rate(rate: int, name: str = 'rate'):
@@ -207,7 +208,6 @@ def write_sound(
 # %% ../../nbs/align/51_sound.ipynb #b865c9ed
 _RATE = 16000 # of synthesized speech
 _FRAME = 80 # samples, 5 ms, in which the mouth stands still
-_DIGITS = 'zero one two three four five six seven eight nine'.split()
 _WORDS = ('z iy r o u', 'w ah n', 't h uw', 'th r iy', 'f ao r',
           'f aa ih v', 's ih . k h s', 's eh v ax n', 'eh iy . t h', 'n aa ih n')
 _SOUNDS = { # F1, F2, F3 (Hz); strength of voice, breath and hiss; middle and width of the hiss (Hz); length (ms)
@@ -322,7 +322,7 @@ def _espeak_word(k: int, voice: _Voice, rate: int) -> Float[Tensor, ' t']:
     accent = ('en-us', 'en-gb', 'en-gb-scotland', 'en-gb-x-rp')[int(4 * voice.accent)]
     variant = f"{'mf'[voice.pitch > .5]}{1 + int(5 * voice.throat)}"
     pitch, speed = f'{20 + 60 * voice.pitch:.0f}', f'{130 + 90 * voice.speed:.0f}'
-    argv = ['espeak-ng', '--stdout', '-v', f'{accent}+{variant}', '-p', pitch, '-s', speed, _DIGITS[k]]
+    argv = ['espeak-ng', '--stdout', '-v', f'{accent}+{variant}', '-p', pitch, '-s', speed, DIGIT_NAMES[k]]
     try: done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as e:
         raise UserError(f"espeak-ng cannot be run ({e}); expected it to work, or engine 'formant'") from e
@@ -362,7 +362,8 @@ def _tone_record(i: int, rate: int, generator: torch.Generator) -> tuple[Tensor,
     return sound, {'text': f'a {height} {motion} {timbre}', 'domain': f'{height} {motion} {timbre}'}
 
 def _digit_record(k: int, rate: int, generator: torch.Generator, engine: str) -> tuple[Tensor, dict]:
-    return spoken_digit(k, rate, generator, engine=engine), {'text': f'a spoken {_DIGITS[k]}', 'domain': _DIGITS[k]}
+    fields = {'text': f'a spoken {DIGIT_NAMES[k]}', 'domain': DIGIT_NAMES[k]}
+    return spoken_digit(k, rate, generator, engine=engine), fields
 
 # %% ../../nbs/align/51_sound.ipynb #5afc20cb
 def sound_pairs(

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from ..core import UserError, atomic_path, check_choice
+from ..data.images import DIGIT_NAMES
 
 # %% ../../nbs/align/50_tiny_models.ipynb #d8363173
 _HOW, _WHAT = ('thin', 'plain', 'bold', 'handwritten'), ('digit', 'number')
-_NUMBERS = 'zero one two three four five six seven eight nine'.split()
-_TEXTS = [f'a {how} {what} {n}' for how in _HOW for what in _WHAT for n in _NUMBERS]
+_TEXTS = [f'a {how} {what} {n}' for how in _HOW for what in _WHAT for n in DIGIT_NAMES]
 _CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
          "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
