@@ -25,8 +25,8 @@ from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
-from .masked import (EncoderRun, augmentation, encoder_config, load_encoder, run_settings,
-                                    save_with_tokenizer, train_config, word_loss)
+from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
+                                    train_config, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..pair_scores import margin, recall_table
@@ -291,7 +291,7 @@ def run_contrastive(
     eval_every = config.eval_every or max(1, config.epochs // 10)
     table = fit(model, ContrastiveObjective(config.mlm_weight), loader, config=train_config(config, run, eval_every),
                 output_dir=folder, resume=run.resume, evaluate=evaluate, monitor='image_to_text_r10',
-                transform=replace(transform, augmentation=augmentation(config.augment)),
+                transform=replace(transform, augmentation=AugmentConfig.of_strength(config.augment)),
                 settings=run_settings(config, tokenizer, loader), columns=PAIR_COLUMNS)
     if not is_main(): return None
     save_with_tokenizer(model, tokenizer, folder/'model')

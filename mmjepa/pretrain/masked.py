@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'masked_objective', 'word_loss',
            'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_with_tokenizer', 'load_encoder', 'EncoderRun',
-           'MaskedRun', 'encoder_config', 'augmentation', 'train_config', 'run_settings', 'build_masked', 'open_masked',
-           'run_masked', 'write_masked_report', 'main']
+           'MaskedRun', 'encoder_config', 'train_config', 'run_settings', 'build_masked', 'open_masked', 'run_masked',
+           'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
 import copy
@@ -298,13 +298,6 @@ def encoder_config(
     shape = {k: getattr(config, k) for k in ('emb_dim', 'depth', 'num_heads', 'drop_path', 'context', 'multiway')}
     return EncoderConfig(config.image_size, config.patch_size, 3, num_classes=0, vocab_size=vocab_size, **shape)
 
-def augmentation(
-    strength: float, # 0 (none) or more; 1: up to 10 degrees, a tenth of the side, 10% of the size, a fifth of the light
-) -> AugmentConfig | None:
-    "Views that keep what a picture shows; on white."
-    if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
-    return AugmentConfig(10 * strength, .1 * strength, min(.9, .1 * strength), brightness=min(1., .2 * strength), contrast=min(1., .2 * strength), blur=0., noise=.05 * strength, fill=1.) if strength else None
-
 def train_config(
     config: EncoderRun,
     run: RunConfig,
@@ -362,7 +355,7 @@ def run_masked(
     evaluate = MaskedEvaluation(held, transform)
     table = fit(model, partial(masked_objective, mlm_weight=config.mlm_weight), loader,
                 config=train_config(config, run), output_dir=folder, resume=run.resume, evaluate=evaluate,
-                transform=replace(transform, augmentation=augmentation(config.augment)),
+                transform=replace(transform, augmentation=AugmentConfig.of_strength(config.augment)),
                 settings=run_settings(config, tokenizer, loader), columns=MASKED_COLUMNS)
     if not is_main(): return None
     save_with_tokenizer(model.encoder, tokenizer, encoder_out or folder/'encoder')
