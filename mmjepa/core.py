@@ -265,7 +265,7 @@ def _field_comments(kind: type) -> dict[str, str]:
     "The comment beside each field; docments has none for a class of the script that runs."
     try: lines = [line for k in kind.__mro__[-2::-1] for line in inspect.getsource(k).splitlines()]
     except (OSError, TypeError): return {} # made in a notebook
-    found = [re.match(r'\s*(\w+)\s*:[^#]*#\s*(.*)', line) for line in lines]
+    found = [re.match(r' {4}(\w+)\s*:[^#]*#\s*(.*)', line) for line in lines] # not those of a method
     return {m[1]: m[2] for m in found if m}
 
 def _add_fields(parser, base, taken: set[str]):

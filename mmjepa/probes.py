@@ -138,7 +138,7 @@ class OnlineProbe:
         dim: int, # width of the embeddings
         num_classes: int, # labels 0..k-1
         *,
-        features: Callable[[dict], Tensor] | None = None, # outputs of the model to (b, d); None for `outputs['embedding']`
+        features: Callable[[dict], Tensor] | None = None, # outputs to (b, d); None for `outputs['embedding']`
         lr: float = 1e-3, # of AdamW
         label: str = 'label', # key of the batch
         name: str = 'online_probe_acc', # column of `metrics.csv`

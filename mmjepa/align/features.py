@@ -122,7 +122,7 @@ def prepare_items(
             items.append(None)
     there = torch.tensor([x is not None for x in items])
     inputs = tower.prepare([x for x in items if x is not None]) if there.any() else {}
-    return Prepared(inputs, there, reasons, getattr(tower.prepare, 'cut', 0) - before)
+    return Prepared(inputs, there, reasons, cut=getattr(tower.prepare, 'cut', 0) - before)
 
 # %% ../../nbs/align/54_features.ipynb #a5400001
 def _refuse(dataset: ImageTextDataset, reasons: dict[str, str]):

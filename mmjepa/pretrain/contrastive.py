@@ -25,8 +25,8 @@ from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
-from .masked import (EncoderRun, encoder_config, load_encoder, run_settings,
-                                    save_with_tokenizer, train_config, word_loss)
+from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
+                                    train_config, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..pair_scores import margin, recall_table

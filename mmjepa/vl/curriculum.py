@@ -31,7 +31,7 @@ from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, learning_rate_at, load_curriculum, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
 from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, follow, joint_masks
-from .model import VLJEPA
+from .model import VLJEPA, token_indices
 from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
 from .scaling import DEVICES, count_parameters, plan_cost
 
@@ -106,7 +106,8 @@ def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
             part = rows[group * world * self.micro:][:world * self.micro] # of all ranks, as the masks are
             batch = {**default_collate(part), 'stage': torch.full((len(part),), number)}
             if stage.alpha: batch = self.masks(batch, make_generator('masks', self.seed, at, group))
-            yield {k: v[own * self.micro:][:self.micro] for k, v in batch.items()}
+            mine = {k: v[own * self.micro:][:self.micro] for k, v in batch.items()}
+            yield token_indices(mine, self.config.training.jepa.prediction_steps)
 
 @patch
 def _begin(self: CurriculumLoader, stage: int):
@@ -347,7 +348,8 @@ def run_curriculum(
     def rate(step: int) -> float: return learning_rate_at(config, loader.tokens_at(step))
     table = fit(model, objective, loader, config=train, output_dir=folder, resume=run.resume, settings=settings,
                 transform=StageTransform(config, model, objective), evaluate=scores, rate=rate,
-                columns=CURRICULUM_COLUMNS, assets=written(tokenizer.save), callbacks={'after_step': [follow, CollapseWatch(say=say)]})
+                columns=CURRICULUM_COLUMNS, assets=written(tokenizer.save),
+                callbacks={'after_step': [follow, CollapseWatch(say=say)]})
     weights = whole(model.state_dict())
     if not is_main(): return None
     trained = VLJEPA(model.config)
