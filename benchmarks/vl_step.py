@@ -100,7 +100,7 @@ def make_step(config, batch, weights, *, bf16):
     "A training step with these weights of embeddings and tokens."
     device, (alpha, beta) = batch['text'].device, weights
     torch.manual_seed(0)
-    model, objective = VLJEPA(config).to(device), VLJEPAObjective(alpha, beta, say=lambda line: None).to(device)
+    model, objective = VLJEPA(config).to(device), VLJEPAObjective(alpha, beta).to(device)
     model.alpha, model.beta = alpha, beta
     optimizer = torch.optim.AdamW(parameter_groups(model, .1), lr=3e-4, fused=True)
     masks, g = JointMasks(JEPAMasking(config.mask_ratio), model.patches), make_generator('masks')
