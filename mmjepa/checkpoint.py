@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'written', 'DamagedCheckpoint', 'load_checkpoint',
            'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints',
-           'load_weights', 'differences', 'keep_trained']
+           'load_weights', 'differences', 'keep_trained', 'hub_copy', 'model_folder']
 
 # %% ../nbs/07_checkpoint.ipynb #51b018cb
-import hashlib, json, tempfile
+import hashlib, json, re, tempfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -242,3 +242,24 @@ def keep_trained(
     module.register_state_dict_post_hook(drop)
     module.register_load_state_dict_post_hook(forgive)
     return module
+
+# %% ../nbs/07_checkpoint.ipynb #5443f564
+def hub_copy(
+    name: str, # such as owner/name
+) -> Path:
+    "The files of a model on the hub, or its cache without a network; configuration, weights and tokenizer alone."
+    from huggingface_hub import snapshot_download
+    wanted = [f'{folder}{kind}' for folder in ('', '*/') for kind in ('*.json', '*.safetensors', '*.spm', '*.txt')]
+    try: return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as e: # no such name, no network, no right to read: the hub's library raises many kinds
+        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f'{name}: no such folder, and not to be had from the hub ({why:.200})') from e
+
+def model_folder(
+    path: str | Path, # folder of a run or of a model, or a name on the hub
+    place: str = 'model', # where a run keeps it: model, encoder, aligner or captioner
+) -> Path: # with `config.json`, if there is a model
+    "The folder of a model."
+    folder = Path(path).expanduser()
+    if not folder.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): folder = hub_copy(str(path))
+    return folder/place if (folder/place/'config.json').is_file() else folder

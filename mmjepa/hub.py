@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from .checkpoint import hub_copy
 from .core import UserError
 from .data.text import load_tokenizer
 
@@ -22,7 +23,7 @@ def find_model(
 ) -> tuple[Path, dict]: # the model's own folder, and its `config.json`
     "Where a model lies, and what it says of itself."
     folder = Path(path).expanduser()
-    if not folder.is_dir(): folder = _from_hub(str(path))
+    if not folder.is_dir(): folder = hub_copy(str(path))
     for place in PLACES:
         file = folder/place/'config.json'
         if not file.is_file(): continue
@@ -31,15 +32,6 @@ def find_model(
         if isinstance(about, dict) and _kind(about): return file.parent, about
     raise UserError(f'{path}: holds no model of this library; expected the folder of a run or of a model, or a name '
                     'on the hub')
-
-def _from_hub(name: str) -> Path:
-    "The files of a model on the hub."
-    from huggingface_hub import snapshot_download
-    wanted = ('*.json', '*.safetensors', '*.spm', '*.txt')
-    try: return Path(snapshot_download(name, allow_patterns=[f'{p}{w}' for p in ('', '*/') for w in wanted]))
-    except Exception as e: # no such name, no network, no right to read: the hub's library raises many kinds
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f'{name}: no such folder, and not to be had from the hub ({why:.200})') from e
 
 # %% ../nbs/90_hub.ipynb #f8a20078
 def _label(folder: Path):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
-from ..checkpoint import keep_trained, list_checkpoints, load_weights
+from ..checkpoint import keep_trained, list_checkpoints, load_weights, model_folder
 from ..contrastive import clip_loss, mrl_loss
 from ..core import UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, world_size
 from ..data.augmentation import AugmentConfig
@@ -406,8 +406,7 @@ def read_saved(
     parse: Callable[[dict], tuple], # what is wanted of `config.json`
 ) -> tuple[Path, dict[str, Tensor], tuple]: # where it lies, weights by name, and what `parse` returns
     "The parts of a saved aligner or captioner; a `UserError` says where none lies, or what is damaged."
-    folder = Path(folder)
-    if (folder/kind/'config.json').is_file(): folder = folder/kind
+    folder = model_folder(folder, kind)
     if not (folder/weights).is_file():
         raise UserError(f'{folder}: no {kind} there; expected a folder written by mmjepa_{kind.removesuffix("er")}')
     try: return folder, load_file(folder/weights), parse(json.loads((folder/'config.json').read_text()))
@@ -439,7 +438,7 @@ def _check_towers(towers: dict[str, Tower], wanted: dict[str, dict], folder: Pat
                             'expected the tower it was trained with')
 
 def load_aligner(
-    folder: str | Path, # written by `save_aligner`, or the folder of a run
+    folder: str | Path, # of a run or of an aligner, or a name on the hub
     names: dict[str, str] | None = None, # by modality, where towers lie now if not where they lay
     towers: dict[str, Tower] | None = None, # by modality, if they are loaded already
 ) -> VisionTextAligner: # in evaluation mode, on the CPU

@@ -474,7 +474,7 @@ def save_captioner(
         save_aligner(model.aligner, temp/'aligner')
 
 def load_captioner(
-    folder: str | Path, # written by `save_captioner`, or the folder of a run
+    folder: str | Path, # of a run or of a captioner, or a name on the hub
     model_name: str | None = None, # where the language model lies now if not where it lay
     names: dict[str, str] | None = None, # by modality, where towers lie now
 ) -> MultimodalLLM: # in evaluation mode, on the CPU

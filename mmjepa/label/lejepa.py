@@ -7,6 +7,7 @@ __all__ = ['labelled_views', 'drop_tokens', 'LeJEPAConfig', 'Encoding', 'Multimo
 
 # %% ../../nbs/label/30_lejepa.ipynb #f7e0b71f
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..checkpoint import model_folder
 from ..core import UserError
 from ..encoders import EncoderConfig, MultimodalEncoder, Projector, masked_mean
 from ..losses import invariance_loss
@@ -172,10 +174,11 @@ class LeJEPAObjective(nn.Module):
 
 # %% ../../nbs/label/30_lejepa.ipynb #d21c9472
 def load_model(
-    path: str, # a folder written by `save_pretrained`, or the name of a model on the hub
+    path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> MultimodalLeJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
-    try: return MultimodalLeJEPA.from_pretrained(path).eval()
+    folder = model_folder(path)
+    try: return MultimodalLeJEPA.from_pretrained(folder).eval()
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
         raise UserError(f'{path}: no model of this library could be read there ({str(e).splitlines()[0]}); '
                         'expected config.json and model.safetensors') from e

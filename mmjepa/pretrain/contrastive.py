@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..checkpoint import model_folder
 from ..core import Source, UserError, command, is_main, make_generator, seed_everything, start_ranks
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
@@ -264,11 +265,10 @@ def build_pairs(
     return config, model, PairTransform(TokenCorruption.of(tokenizer, config.text_mask_ratio)), tokenizer
 
 def load_pair_model(
-    folder: str | Path, # written by `save_with_tokenizer`
+    folder: str | Path, # of a run or of a model, or a name on the hub
 ) -> tuple[ContrastiveModel, object]: # model in evaluation mode, and tokenizer
     "Read a model with its tokenizer; nothing is unpickled."
-    folder = Path(folder)
-    if (folder/'model'/'config.json').is_file(): folder = folder/'model' # the folder of a run
+    folder = model_folder(folder)
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
     try: model = ContrastiveModel.from_pretrained(folder).eval()

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from ..checkpoint import model_folder
 from ..core import (Source, UserError, atomic_path, check_choice, command, is_main, make_generator,
                          seed_everything, start_ranks, world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
@@ -226,10 +227,10 @@ def save_with_tokenizer(
         tokenizer.save(temp)
 
 def load_encoder(
-    folder: str | Path, # written by `save_with_tokenizer`
+    folder: str | Path, # of a run or of an encoder, or a name on the hub
 ) -> tuple[MultimodalEncoder, object]: # encoder and tokenizer
     "Read an encoder with its tokenizer; nothing is unpickled."
-    folder = Path(folder)
+    folder = model_folder(folder, 'encoder')
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no encoder there; '
                         'expected a folder written by mmjepa_masked_pretrain --encoder_out')

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mmjepa
+from ..checkpoint import model_folder
 from ..core import UserError, atomic_path, command, make_generator
 from ..data.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from .model import VLJEPA
@@ -320,9 +321,9 @@ def cpp_include() -> Path:
 # %% ../../nbs/vl/89_export.ipynb #fc9b1cc0
 _EXPECTED = 'expected a folder with config.json, model.safetensors and tokenizer, or that of a run'
 
-def _load(folder: Path) -> tuple[VLJEPA, Tokenizer]:
+def _load(path: str) -> tuple[VLJEPA, Tokenizer]:
     "Model and tokenizer of a run, or of a folder with both."
-    if (folder/'model'/'config.json').is_file(): folder = folder/'model'
+    folder = model_folder(path)
     if not (folder/'config.json').is_file(): raise UserError(f'{folder}: no model there; {_EXPECTED}')
     broken = OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError
     try:
@@ -342,7 +343,7 @@ def main(
 ):
     "Write a trained model for other programs: C++, ONNX or safetensors."
     if not checkpoint: raise UserError(f'--checkpoint is missing; {_EXPECTED}')
-    folder = export_model(*_load(Path(checkpoint)), output, format=format)
+    folder = export_model(*_load(checkpoint), output, format=format)
     sizes = [p.stat().st_size for p in folder.rglob('*') if p.is_file()]
     print(f'{folder}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB, read back and checked')
     left = json.loads((folder/'metadata.json').read_bytes()).get('left_out')

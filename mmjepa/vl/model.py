@@ -11,6 +11,7 @@ __all__ = ['VLJEPAConfig', 'prefix_mask', 'document_positions', 'Fusion', 'JEPAH
 import copy, math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from fastcore.basics import patch
@@ -23,6 +24,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
+from ..checkpoint import model_folder
 from ..core import UserError, all_reduce_sum
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
@@ -452,10 +454,11 @@ def following(
 
 # %% ../../nbs/vl/80_model.ipynb #f4b6f896
 def load_vl_jepa(
-    path: str, # a folder written by `save_pretrained`, or the name of a model on the hub
+    path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> VLJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
-    try: return VLJEPA.from_pretrained(path, strict=True).eval()
+    folder = model_folder(path)
+    try: return VLJEPA.from_pretrained(folder, strict=True).eval()
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
         raise UserError(f'{path}: no VLJEPA could be read there ({str(e).splitlines()[0]}); '
                         'expected config.json and model.safetensors') from e
