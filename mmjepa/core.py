@@ -11,6 +11,7 @@ __all__ = ['UserError', 'LostRank', 'check_choice', 'share_cores', 'make_generat
 # %% ../nbs/00_core.ipynb #2cfd6a30
 import argparse, errno, hashlib, inspect, os, random, re, shutil, sys
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from functools import partial, wraps
@@ -140,19 +141,18 @@ def data_dir(
     return Path(path or os.environ.get('MMJEPA_DATA') or cache).expanduser().resolve()
 
 # %% ../nbs/00_core.ipynb #092966c2
-_alone = False # set by `alone`
+_ALONE = ContextVar('alone', default=False)
 
 @contextmanager
 def alone():
     "In this block the process counts as the only one: what the first rank computes by itself waits for no other."
-    global _alone
-    before, _alone = _alone, True
+    token = _ALONE.set(True)
     try: yield
-    finally: _alone = before
+    finally: _ALONE.reset(token)
 
 def world_size() -> int:
     "Number of processes that train together."
-    return 1 if _alone or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
+    return 1 if _ALONE.get() or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
 
 def rank() -> int:
     "Number of this process, from 0."

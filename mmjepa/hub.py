@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'find_model', 'load']
 
 # %% ../nbs/90_hub.ipynb #728f5215
-import json
+import contextlib, io, json
 from pathlib import Path
 
 from torch import nn
@@ -69,6 +69,6 @@ def load(
 ) -> nn.Module: # in evaluation mode, on the CPU; with its `tokenizer`, if it has one
     "A model of this library, of whatever class it is."
     folder, about = find_model(path)
-    model = _READERS[_kind(about)](folder).eval()
+    with contextlib.redirect_stdout(io.StringIO()): model = _READERS[_kind(about)](folder).eval() # the hub's library prints
     if (folder/'tokenizer').is_dir(): model.tokenizer = load_tokenizer(folder)
     return model
