@@ -69,6 +69,7 @@ def load(
 ) -> nn.Module: # in evaluation mode, on the CPU; with its `tokenizer`, if it has one
     "A model of this library, of whatever class it is."
     folder, about = find_model(path)
-    with contextlib.redirect_stdout(io.StringIO()): model = _READERS[_kind(about)](folder).eval() # the hub's library prints
+    with contextlib.redirect_stdout(io.StringIO()): # the hub's library prints
+        model = _READERS[_kind(about)](folder).eval()
     if (folder/'tokenizer').is_dir(): model.tokenizer = load_tokenizer(folder)
     return model
