@@ -107,7 +107,9 @@ def _reason(e: Exception) -> str:
 
 def _move_files(source: Path, target: Path):
     "Move unpacked files: all in one rename if `target` is new, else one by one."
-    for file in source.iterdir(): file.unlink() if file.suffix == '.gz' else sync(file)
+    for file in source.iterdir():
+        if file.suffix == '.gz': file.unlink()
+        else: sync(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     try: os.rename(source, target)
     except OSError:

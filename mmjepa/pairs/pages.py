@@ -113,7 +113,8 @@ def _sides(box: Box) -> tuple[float, float, float, float]: # top, right, bottom,
 @lru_cache(256)
 def _load(families: str, weight: str, size: str, *, zoom: int):
     family = families.split(',')[0].strip('\'"').replace(' ', '')
-    return load_face(bundled_font(family + '-Bold' * (weight == 'bold')), zoom * int(float(size.removesuffix('px'))))
+    if weight == 'bold': family += '-Bold'
+    return load_face(bundled_font(family), zoom * int(float(size.removesuffix('px'))))
 
 @lru_cache(1 << 14)
 def _measure(families: str, weight: str, size: str, *, text: str) -> float: # pixels
