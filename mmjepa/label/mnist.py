@@ -120,7 +120,7 @@ class Evaluation:
         a, b = features(model, train), features(model, test)
         probe = linear_probe(a, train.labels, b, test_y=test.labels)
         nearest = knn_accuracy(a, train.labels, b, test_y=test.labels, k=min(20, len(train)))
-        scores |= {'linear_probe_acc': probe, 'knn_acc': nearest, 'rank_me': rank_me(b)}
+        scores = {'linear_probe_acc': probe, **scores, 'knn_acc': nearest, 'rank_me': rank_me(b)}
         return {**scores, 'eval_images': len(test)}
 
 # %% ../../nbs/label/32_mnist.ipynb #b096726c
