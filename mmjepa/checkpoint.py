@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'written', 'DamagedCheckpoint', 'load_checkpoint',
-           'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'prune_checkpoints',
-           'load_weights', 'differences', 'keep_trained', 'hub_copy', 'model_folder']
+           'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'drop_after',
+           'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'hub_copy', 'model_folder']
 
 # %% ../nbs/07_checkpoint.ipynb #51b018cb
 import hashlib, json, re, tempfile
@@ -173,8 +173,16 @@ def best_checkpoint(
     for p in list_checkpoints(folder):
         try: score = json.loads((p/'manifest.json').read_text()).get('score')
         except (OSError, ValueError, AttributeError): continue
-        if score is not None: scores[p] = score
+        if score is not None and score == score: scores[p] = score # NaN is no score
     return max(scores, key=lambda p: (scores[p], p), default=None)
+
+def drop_after(
+    folder: str | Path, # folder of a run's checkpoints
+    step: int, # of the one that is the last
+):
+    "Remove the checkpoints of later steps, of a run that went back."
+    for p in list_checkpoints(folder):
+        if int(p.name[5:]) > step: remove(p)
 
 def prune_checkpoints(
     folder: str | Path, # folder of a run's checkpoints

@@ -319,12 +319,14 @@ def run_command(
     names = [o[2:] for a in parser._actions for o in a.option_strings]
     given = vars(parser.parse_args(_underscores(sys.argv[1:] if argv is None else argv, names)))
     given = {k: _as_one(v) if isinstance(v, list) else v for k, v in given.items()}
+    home = {k: type(v)(os.path.expanduser(v)) for k, v in given.items() if isinstance(v, str) and v.startswith('~/')}
+    given |= home # a shell leaves --output=~/x as it is
     try:
         presets = getattr(func, 'presets', {})
         preset = given.pop('preset', None) if presets else None
         if preset is not None: check_choice('--preset', preset, tuple(presets))
         bases = _bases(func, preset)
-        own = {k: v for k, v in given.items() if k in inspect.signature(func).parameters}
+        own = {k: v for k, v in given.items() if k in inspect.signature(func).parameters and k not in bases}
         return func(**own, **{name: _filled(base, given) for name, base in bases.items()})
     except KeyboardInterrupt: sys.exit(130) # as the shell counts it
     except (UserError, OSError) as e:

@@ -143,8 +143,12 @@ def _create(name: str, **options) -> nn.Module:
     return _checked_vit(model, name)
 
 def _checked_vit(model: nn.Module, name: str) -> nn.Module:
-    if isinstance(model, VisionTransformer): return model
-    raise UserError(f"backbone '{name}' is a {type(model).__name__}; expected a VisionTransformer of timm")
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"backbone '{name}' is a {type(model).__name__}; expected a VisionTransformer of timm")
+    parts = {type(b).__name__ for b in model.blocks if not isinstance(b, Block)}
+    if not isinstance(model.patch_embed, PatchEmbed): parts.add(type(model.patch_embed).__name__)
+    if parts: raise UserError(f"backbone '{name}' has {', '.join(sorted(parts))}; expected timm's PatchEmbed and Block")
+    return model
 
 def _timm_model(cfg: EncoderConfig) -> nn.Module:
     "The model that `cfg.backbone` names, in the shape of `cfg`, with random weights."
@@ -204,6 +208,8 @@ class MultimodalEncoder(nn.Module, PyTorchModelHubMixin, **_HUB):
     ):
         super().__init__()
         if vit is None and cfg.backbone: vit = _timm_model(cfg)
+        if vit is not None and vit.embed_dim != cfg.emb_dim:
+            raise UserError(f'emb_dim is {cfg.emb_dim}; expected {vit.embed_dim}, that of the backbone')
         self.cfg, self.complete = cfg, embedders is None and (vit is None or bool(cfg.backbone)) # `cfg` says all
         self.blocks, self.norm = _own_blocks(cfg) if vit is None else (nn.ModuleList(vit.blocks), vit.norm)
         self.embedders = nn.ModuleDict(embedders or _embedders(cfg, vit))
@@ -307,11 +313,13 @@ def _timm_config(vit: nn.Module, backbone: str, **options) -> EncoderConfig:
     cfg = EncoderConfig(h, ph, stem.proj.in_channels, **shape, drop_path=drop_path, backbone=backbone, **options)
     if not backbone: return cfg
     with torch.device('meta'): twin = _timm_model(cfg)
-    return cfg if _shapes(twin) == _shapes(vit) else replace(cfg, backbone='')
+    return cfg if _description(twin) == _description(vit) else replace(cfg, backbone='')
 
-def _shapes(vit: nn.Module) -> dict[str, torch.Size]:
-    "Names and shapes of all weights that an encoder uses."
-    return {k: v.shape for k, v in vit.state_dict().items() if not k.startswith(('head', 'fc_norm'))}
+def _description(vit: nn.Module) -> tuple:
+    "Names and shapes of all weights that an encoder uses, and what is between them: activations, norms, dropout."
+    shapes = {k: v.shape for k, v in vit.state_dict().items() if not k.startswith(('head', 'fc_norm'))}
+    parts = (vit.patch_embed, vit.pos_drop, vit.patch_drop, vit.norm_pre, vit.blocks, vit.norm)
+    return shapes, repr(parts), vit.dynamic_img_size
 
 @patch(cls_method=True)
 def from_timm(
@@ -328,7 +336,7 @@ def from_timm(
     named = isinstance(backbone, str)
     if named: vit = _create(backbone, pretrained=pretrained, **options)
     else: vit = _checked_vit(backbone, type(backbone).__name__)
-    name = backbone if named else (vit.pretrained_cfg or {}).get('architecture') or ''
+    name = backbone if named else (getattr(vit, 'pretrained_cfg', None) or {}).get('architecture') or ''
     cfg = _timm_config(vit, name, num_classes=num_classes, vocab_size=vocab_size, context=context)
     return cls(cfg, vit=vit)
 

@@ -152,7 +152,10 @@ class OnlineProbe:
     @torch.enable_grad()
     def __call__(self, t: Trainer):
         z, y = self.features(t.outputs).detach().float(), t.batch[self.label]
-        logits = self.probe.to(z.device)(z)
+        if next(self.probe.parameters()).device != z.device:
+            self.probe.to(z.device)
+            self.opt.load_state_dict(self.opt.state_dict()) # brings the moments along
+        logits = self.probe(z)
         t.log(self.name, (logits.argmax(1) == y).float().mean().detach())
         cross_entropy(logits, y).backward()
         for p in self.probe.parameters(): p.grad = all_reduce_sum(p.grad) / world_size()

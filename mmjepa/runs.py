@@ -190,10 +190,10 @@ def open_run(
     if resume and config.exists():
         try: old = json.loads(config.read_text())
         except ValueError as e: raise UserError(f'{config} is damaged: {e}; expected the settings of the run') from e
-        asked = json.loads(json.dumps(settings))
+        asked = json.loads(json.dumps(settings, default=str))
         if changed := differences(_fixed(old, old), _fixed(asked, old)):
             raise UserError(f'--resume with other settings than {config}: {"; ".join(changed)}')
-    if is_main(): write_text(config, json.dumps(settings, indent=1))
+    if is_main(): write_text(config, json.dumps(settings, indent=1, default=str))
     return newest_checkpoint(folder/'checkpoints', say) if resume else None
 
 # %% ../nbs/08_runs.ipynb #5a570ee5

@@ -8,7 +8,7 @@ __all__ = ['EVENTS', 'TrainConfig', 'learning_rate', 'has_fast_bf16', 'choose_pr
 # %% ../nbs/09_training.ipynb #42429e91
 import math, os, re, signal, sys, time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .core import LostRank, UserError, alone, check_choice, get_device, is_main, make_generator, rank
 from .core import seed_everything, world_size
-from .checkpoint import Checkpoint, load_weights, prune_checkpoints, save_checkpoint, set_aside_after
+from .checkpoint import Checkpoint, drop_after, load_weights, prune_checkpoints, save_checkpoint, set_aside_after
 from .runs import Progress, RunLog, StopFlag, check_finite, open_run, shared, whole, write_table
 
 # %% ../nbs/09_training.ipynb #77f84cd7
@@ -165,10 +165,11 @@ class Trainer:
         self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
         _check_checkpointing(self.acc, model)
         self.objective = objective.to(self.device) if isinstance(objective, nn.Module) else objective
+        _check_objective(objective, model)
         groups = parameter_groups(model, cfg.weight_decay)
         self.model, self.opt = self.acc.prepare(model, optimizer(groups) if optimizer else self.adamw(groups))
         self.plain, self.at = self.acc.unwrap_model(self.model, keep_torch_compile=False), Progress()
-        self.callbacks, self.keys, self.unread, self.seen = _listeners(callbacks), tuple(keys), [], {}
+        self.callbacks, self.keys, self.unread, self.seen, self.doing = _listeners(callbacks), tuple(keys), [], {}, 0
         self.look_every = cfg.log_every or (1 if self.device.type == 'cpu' else 20)
         self.per_epoch = _length(loader) // cfg.accumulate
         if not self.per_epoch:
@@ -190,6 +191,15 @@ class Trainer:
     def sharded(self) -> bool: return self.acc.distributed_type == 'FSDP'
     @property
     def restartable(self) -> bool: return hasattr(self.loader, 'state_dict') and hasattr(self.loader, 'load_state_dict')
+
+def _check_objective(objective, model: nn.Module):
+    "The optimizer has the weights of the model alone."
+    if not isinstance(objective, nn.Module): return
+    known = {id(p) for p in model.parameters()}
+    lost = [n for n, p in objective.named_parameters() if p.requires_grad and id(p) not in known]
+    if lost:
+        raise UserError(f'the objective has weights of its own, such as {lost[0]}, which no optimizer has; '
+                        'expected them in the model')
 
 def _length(loader) -> int:
     "Batches of an epoch."
@@ -214,7 +224,7 @@ def log(self: Trainer,
     value: Tensor | float, # its mean over an epoch is written
 ):
     "Add a number of this step; for callbacks."
-    self.unread.append((self.at.step, {name: value}))
+    self.unread.append((self.doing, {name: value}))
 
 @patch
 def read_logs(self: Trainer):
@@ -225,24 +235,33 @@ def read_logs(self: Trainer):
         numbers = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in numbers]).tolist()
     values = iter(numbers)
     for step, logs in unread:
-        self.seen = {k: next(values) for k in logs}
-        scaled = self.acc.scaler is not None # half precision: a step whose gradient overflows is left out
-        check_finite({k: v for k, v in self.seen.items() if not (scaled and k == 'grad_norm')}, step, self.at.epoch)
-        self.at.measure(self.seen)
+        now = {k: next(values) for k in logs}
+        if self.acc.scaler is not None and not math.isfinite(now.get('grad_norm', 0.)):
+            del now['grad_norm'] # half precision: a step whose gradient overflows is left out
+        check_finite(now, step, self.at.epoch)
+        self.at.measure(now)
+        self.seen |= now
 
 def _named(batch, keys: tuple[str, ...]) -> dict:
     "A batch as a dict."
-    if isinstance(batch, dict): return batch
+    if isinstance(batch, Mapping): return dict(batch)
     parts = batch if isinstance(batch, (tuple, list)) else (batch,)
     if len(parts) == len(keys): return dict(zip(keys, parts))
     found = f'a {type(batch).__name__} of {len(parts)}'
     raise UserError(f"the loader yields {found}, and keys are {keys}; expected a dict, or as many keys, such as "
                     "keys=('image', 'label')")
 
+def _scalar(name: str, value: Tensor | float) -> Tensor | float:
+    "A log without its graph."
+    if not isinstance(value, Tensor): return value
+    if value.numel() == 1: return value.detach().reshape(())
+    raise UserError(f'the log {name} has shape {tuple(value.shape)}; expected a single number')
+
 def _loss_and_logs(result) -> tuple[Tensor, dict]:
     "What an objective returns: a loss, or a loss and logs."
     loss, logs = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    if isinstance(loss, Tensor) and loss.ndim == 0 and isinstance(logs, dict): return loss, logs
+    if isinstance(loss, Tensor) and loss.ndim == 0 and isinstance(logs, dict):
+        return loss, {k: _scalar(k, v) for k, v in logs.items()}
     found = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'a {type(loss).__name__}'
     raise UserError(f'the objective returned {found}; expected a scalar loss, or (loss, dict of scalars)')
 
@@ -264,6 +283,7 @@ def step(self: Trainer, batches: list):
     at, seed, sums = self.at, self.cfg.seed, defaultdict(float)
     for g in self.opt.param_groups: g['lr'] = self.rate(at.step) * g.get('lr_scale', 1.)
     torch.manual_seed(make_generator('step', seed, at.step, rank()).initial_seed())
+    self.doing = at.step # callbacks after the step speak of it as well
     self.tell('before_step')
     for i, batch in enumerate(batches):
         batch = _named(batch, self.keys)
@@ -284,7 +304,7 @@ def keep(self: Trainer, logs: dict):
     "Clip the gradient; remember its norm and the logs of the step, and look at them where it is time."
     norm = self.acc.clip_grad_norm_(self.model.parameters(), self.cfg.clip_norm or math.inf)
     logs['grad_norm'] = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
-    self.unread.append((self.at.step, dict(logs)))
+    self.unread.append((self.doing, dict(logs)))
     if (self.at.step + 1) % self.look_every == 0: self.read_logs()
 
 # %% ../nbs/09_training.ipynb #4254d7b0
@@ -302,6 +322,7 @@ def checkpoint(self: Trainer, settings: dict, score: float | None = None):
         about = dict(config=settings, score=score, facts=self.facts(), assets=self.assets)
         found = Checkpoint(self.at.step, weights, state, **about)
         save_checkpoint(self.folder/'checkpoints', found)
+        drop_after(self.folder/'checkpoints', found.step) # of an epoch that was begun again
         prune_checkpoints(self.folder/'checkpoints', self.cfg.keep)
     self.acc.wait_for_everyone()
 
@@ -385,9 +406,9 @@ def _evaluate(t: Trainer, evaluate: Callable | None) -> dict:
     scores = {}
     if is_main() or t.sharded: # where weights are shared out, all ranks have to call the model
         without_grad = torch.no_grad() if t.sharded else torch.inference_mode()
-        with alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last)
+        with alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
     t.acc.wait_for_everyone()
-    return scores
+    return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
 
 def _line(row: dict, epochs: int) -> str:
     "One epoch as a line of text."
@@ -409,6 +430,8 @@ def _end_epoch(t: Trainer, evaluate, monitor: str, settings: dict, columns) -> d
     if scores: t.tell('after_evaluation')
     t.read_logs()
     row = {**t.at.row(), 'lr': t.opt.param_groups[0]['lr'], **scores}
+    if scores and monitor and monitor not in row:
+        raise UserError(f'monitor is {monitor!r}; expected a score of the evaluation: {", ".join(scores)}')
     t.at.rows.append(row)
     t.at.new_epoch()
     t.at.epoch += 1

@@ -263,7 +263,7 @@ class _Views:
     def __call__(self, batch: dict, generator: torch.Generator) -> dict:
         return batch | {'views': make_views(batch['image'], self.n, self.config, generator=generator)}
 
-def _online_probe(exp: Experiment, classes: int) -> dict:
+def _online_probe(exp: Experiment, config: EncoderConfig) -> dict:
     "A probe on the last view of each image, which carries no label."
     if not exp.online_probe: return {}
     if not exp.no_multimodal and exp.label_drop_prob * exp.num_views < 1:
@@ -271,7 +271,7 @@ def _online_probe(exp: Experiment, classes: int) -> dict:
                         f'{exp.num_views} views; expected {1 / exp.num_views:.3g} or more')
     from mmjepa.probes import OnlineProbe
     def last_view(outputs): return outputs['embedding'][:, exp.num_views - 1]
-    return {'after_step': OnlineProbe(exp.emb_dim, classes, features=last_view)}
+    return {'after_step': OnlineProbe(config.emb_dim, config.num_classes, features=last_view)}
 
 def run_experiment(
     exp: Experiment, # what to do
@@ -285,12 +285,13 @@ def run_experiment(
     about = {'name': train.name, 'classes': train.classes, 'train': len(train), 'test': len(test)}
     settings = {'experiment': asdict(exp), 'processes': world_size(), 'images': about}
     model, objective, config = build(exp, train)
+    encoder = model.config.encoder
     evaluation = Evaluation(train, test, held) # probes are fitted on true labels, also in the control
     if exp.shuffle_labels: train = train.shuffle_labels(make_generator('shuffle', exp.seed))
     loader = image_loader(train, exp.batch_size, shuffle=True, seed=exp.seed, drop_last=True)
     table = fit(model, objective, loader, config=replace(config, **run.follow()), output_dir=folder, resume=run.resume,
                 transform=_Views(exp.num_views), evaluate=evaluation, monitor='val_retrieval_m2_acc' if held else '',
-                settings=settings, columns=COLUMNS, callbacks=_online_probe(exp, len(train.classes)))
+                settings=settings, columns=COLUMNS, callbacks=_online_probe(exp, encoder))
     if not is_main(): return None
     if evaluation.results is None: evaluation(model) # a finished run that was resumed
     with atomic_path(folder/'model') as temp: model.save_pretrained(temp)
