@@ -266,8 +266,14 @@ def hub_copy(
 def model_folder(
     path: str | Path, # folder of a run or of a model, or a name on the hub
     place: str = 'model', # where a run keeps it: model, encoder, aligner or captioner
+    fields: tuple[str, ...] = (), # one of them must be in its `config.json`, if there is one
 ) -> Path: # with `config.json`, if there is a model
     "The folder of a model."
     folder = Path(path).expanduser()
     if not folder.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): folder = hub_copy(str(path))
-    return folder/place if (folder/place/'config.json').is_file() else folder
+    if (folder/place/'config.json').is_file(): folder = folder/place
+    if not fields or not (folder/'config.json').is_file(): return folder
+    try: about = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    except ValueError as e: raise UserError(f'{folder}/config.json: cannot be read as JSON ({e})') from e
+    if isinstance(about, dict) and any(f in about for f in fields): return folder
+    raise UserError(f'{path}: holds something else; expected a model with {" or ".join(fields)} in its config.json')

@@ -37,7 +37,8 @@ def check_choice(
     known: tuple[str, ...], # what it may be
 ):
     "Raise a `UserError` that names all choices if `value` is none of them."
-    if value not in known: raise UserError(f'{name} is {value!r}; expected one of {", ".join(known)}')
+    if value in known: return
+    raise UserError(f'{name} is {value!r}; expected one of {", ".join(k or "nothing" for k in known)}')
 
 # %% ../nbs/00_core.ipynb #9e248be5
 def share_cores():
@@ -222,6 +223,8 @@ class Source(str):
 def _as_one(words: list[str]) -> Source:
     "Words with weights (`a.jsonl=3 b.jsonl=1`) stay a mixture; others are one source, as WebDataset joins them."
     weighted = all(re.search(r'=\d*\.?\d+$', w) for w in words)
+    if len(words) > 1 and not weighted and any(w.endswith(('.json', '.jsonl')) for w in words):
+        raise UserError(f'{" ".join(words)}: several files of JSON lines; expected weights, as in a.jsonl=3 b.jsonl=1')
     return Source((' ' if weighted else '::').join(words))
 
 _ALIASES = {'output': 'output_dir', 'output_dir': 'output', 'epochs': 'num_epochs', 'num_epochs': 'epochs'}
@@ -318,10 +321,10 @@ def run_command(
     parser = _parser(func)
     names = [o[2:] for a in parser._actions for o in a.option_strings]
     given = vars(parser.parse_args(_underscores(sys.argv[1:] if argv is None else argv, names)))
-    given = {k: _as_one(v) if isinstance(v, list) else v for k, v in given.items()}
-    home = {k: type(v)(os.path.expanduser(v)) for k, v in given.items() if isinstance(v, str) and v.startswith('~/')}
-    given |= home # a shell leaves --output=~/x as it is
     try:
+        given = {k: _as_one(v) if isinstance(v, list) else v for k, v in given.items()}
+        texts = {k: v for k, v in given.items() if isinstance(v, str) and v.startswith('~/')}
+        given |= {k: type(v)(os.path.expanduser(v)) for k, v in texts.items()} # a shell leaves --output=~/x as it is
         presets = getattr(func, 'presets', {})
         preset = given.pop('preset', None) if presets else None
         if preset is not None: check_choice('--preset', preset, tuple(presets))

@@ -173,7 +173,10 @@ def _fixed(new, old) -> dict:
     "What of `new` has to be as in `old`; epochs that were raised count as the old ones."
     if not isinstance(new, dict) or not isinstance(old, dict): return new
     out = {k: _fixed(v, old.get(k)) for k, v in new.items() if k not in FREE_SETTINGS}
-    return out | {k: old[k] for k in RAISED if k in old and k in out and old[k] < out[k]}
+    more = {k: old[k] for k in RAISED if k in old and k in out and old[k] < out[k]}
+    before, now = old.get('max_steps'), out.get('max_steps')
+    if before and (now == 0 or now and now > before): more['max_steps'] = before # 0 is no limit
+    return out | more
 
 def open_run(
     folder: str | Path, # output folder of the run

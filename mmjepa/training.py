@@ -192,6 +192,7 @@ class Trainer:
     @property
     def restartable(self) -> bool: return hasattr(self.loader, 'state_dict') and hasattr(self.loader, 'load_state_dict')
 
+# %% ../nbs/09_training.ipynb #7e181028
 def _check_objective(objective, model: nn.Module):
     "The optimizer has the weights of the model alone."
     if not isinstance(objective, nn.Module): return

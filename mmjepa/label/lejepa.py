@@ -177,7 +177,7 @@ def load_model(
     path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> MultimodalLeJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
-    folder = model_folder(path)
+    folder = model_folder(path, fields=('proj_hidden',))
     try: return MultimodalLeJEPA.from_pretrained(folder).eval()
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
         raise UserError(f'{path}: no model of this library could be read there ({str(e).splitlines()[0]}); '

@@ -268,7 +268,7 @@ def load_pair_model(
     folder: str | Path, # of a run or of a model, or a name on the hub
 ) -> tuple[ContrastiveModel, object]: # model in evaluation mode, and tokenizer
     "Read a model with its tokenizer; nothing is unpickled."
-    folder = model_folder(folder)
+    folder = model_folder(folder, fields=('decoder_depth',))
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
     try: model = ContrastiveModel.from_pretrained(folder).eval()

@@ -230,7 +230,7 @@ def load_encoder(
     folder: str | Path, # of a run or of an encoder, or a name on the hub
 ) -> tuple[MultimodalEncoder, object]: # encoder and tokenizer
     "Read an encoder with its tokenizer; nothing is unpickled."
-    folder = model_folder(folder, 'encoder')
+    folder = model_folder(folder, 'encoder', ('cfg', 'patch_size'))
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no encoder there; '
                         'expected a folder written by mmjepa_masked_pretrain --encoder_out')

@@ -35,7 +35,7 @@ def load_evaluated(
     path: str | Path, # of a run of `mmjepa_curriculum`, or of a model with its tokenizer as `save_vl_model` writes it
 ) -> tuple[VLJEPA, Tokenizer]: # the model in evaluation mode
     "A trained model and its tokenizer, from a folder."
-    folder = model_folder(path)
+    folder = model_folder(path, fields=('prediction_steps',))
     if not (folder/'config.json').is_file() or not (folder/'tokenizer').is_dir():
         raise UserError(f'{path}: no model with its tokenizer there; expected a folder that mmjepa_curriculum wrote')
     with contextlib.redirect_stdout(io.StringIO()): model = load_vl_jepa(str(folder)) # the hub's library prints

@@ -323,7 +323,7 @@ _EXPECTED = 'expected a folder with config.json, model.safetensors and tokenizer
 
 def _load(path: str) -> tuple[VLJEPA, Tokenizer]:
     "Model and tokenizer of a run, or of a folder with both."
-    folder = model_folder(path)
+    folder = model_folder(path, fields=('prediction_steps',))
     if not (folder/'config.json').is_file(): raise UserError(f'{folder}: no model there; {_EXPECTED}')
     broken = OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError
     try:

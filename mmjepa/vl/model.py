@@ -457,7 +457,7 @@ def load_vl_jepa(
     path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> VLJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
-    folder = model_folder(path)
+    folder = model_folder(path, fields=('prediction_steps',))
     try: return VLJEPA.from_pretrained(folder, strict=True).eval()
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
         raise UserError(f'{path}: no VLJEPA could be read there ({str(e).splitlines()[0]}); '
