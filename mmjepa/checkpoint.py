@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'written', 'DamagedCheckpoint', 'load_checkpoint',
            'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'drop_after',
-           'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'hub_copy', 'model_folder']
+           'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'hub_copy', 'read_json', 'model_folder']
 
 # %% ../nbs/07_checkpoint.ipynb #51b018cb
 import hashlib, json, re, tempfile
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .core import UserError, atomic_path, remove
+from .core import UserError, atomic_path, first_line, remove
 
 # %% ../nbs/07_checkpoint.ipynb #81085aec
 def pack(
@@ -260,8 +260,18 @@ def hub_copy(
     wanted = [f'{folder}{kind}' for folder in ('', '*/') for kind in ('*.json', '*.safetensors', '*.spm', '*.txt')]
     try: return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as e: # no such name, no network, no right to read: the hub's library raises many kinds
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f'{name}: no such folder, and not to be had from the hub ({why:.200})') from e
+        raise UserError(f'{name}: no such folder, and not to be had from the hub ({first_line(e)})') from e
+
+def read_json(
+    path: Path, # file
+    kind: type = dict, # what it should hold
+): # its content
+    "The content of a JSON file of a model folder."
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path}: cannot be read as JSON ({first_line(e)}); expected a whole model folder') from e
+    if isinstance(found, kind): return found
+    raise UserError(f'{path}: holds a {type(found).__name__}; expected a {kind.__name__}')
 
 def model_folder(
     path: str | Path, # folder of a run or of a model, or a name on the hub
@@ -273,7 +283,6 @@ def model_folder(
     if not folder.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): folder = hub_copy(str(path))
     if (folder/place/'config.json').is_file(): folder = folder/place
     if not fields or not (folder/'config.json').is_file(): return folder
-    try: about = json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    except ValueError as e: raise UserError(f'{folder}/config.json: cannot be read as JSON ({e})') from e
+    about = read_json(folder/'config.json', object)
     if isinstance(about, dict) and any(f in about for f in fields): return folder
     raise UserError(f'{path}: holds something else; expected a model with {" or ".join(fields)} in its config.json')

@@ -23,7 +23,7 @@ from timm.layers import PatchEmbed, trunc_normal_
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from .core import UserError, all_reduce_sum, world_size
+from .core import UserError, all_reduce_sum, first_line, world_size
 
 # %% ../nbs/02_encoders.ipynb #d2932564
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def _create(name: str, **options) -> nn.Module:
     import timm
     try: model = timm.create_model(name, num_classes=0, **options)
     except Exception as e: # an unknown name, no network, a shape that does not fit: timm and the hub raise many kinds
-        why = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"backbone '{name}': timm can't make it ({why:.200}); expected a VisionTransformer") from e
+        why = first_line(e)
+        raise UserError(f"backbone '{name}': timm can't make it ({why}); expected a VisionTransformer") from e
     return _checked_vit(model, name)
 
 def _checked_vit(model: nn.Module, name: str) -> nn.Module:

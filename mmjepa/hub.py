@@ -6,12 +6,12 @@
 __all__ = ['PLACES', 'find_model', 'load']
 
 # %% ../nbs/90_hub.ipynb #728f5215
-import contextlib, io, json
+import contextlib, io
 from pathlib import Path
 
 from torch import nn
 
-from .checkpoint import hub_copy
+from .checkpoint import hub_copy, read_json
 from .core import UserError
 from .data.text import load_tokenizer
 
@@ -27,8 +27,7 @@ def find_model(
     for place in PLACES:
         file = folder/place/'config.json'
         if not file.is_file(): continue
-        try: about = json.loads(file.read_text(encoding='utf-8'))
-        except ValueError as e: raise UserError(f'{file}: cannot be read as JSON ({e})') from e
+        about = read_json(file, object)
         if isinstance(about, dict) and _kind(about): return file.parent, about
     raise UserError(f'{path}: holds no model of this library; expected the folder of a run or of a model, or a name '
                     'on the hub')

@@ -223,7 +223,7 @@ def _encoder_config(exp: Experiment, train: ImageSet) -> EncoderConfig:
 
 def _timm_options(exp: Experiment, channels: int) -> dict:
     shape = dict(img_size=exp.image_size, patch_size=exp.patch_size, in_chans=channels)
-    return dict(**shape, drop_path_rate=.1, pretrained=exp.pretrained)
+    return dict(**shape, drop_path_rate=.1)
 
 def build(
     exp: Experiment, # complete
@@ -241,9 +241,10 @@ def build(
     shared = {k: getattr(exp, k) for k in ('epochs', 'max_steps', 'lr', 'eval_every', 'seed', 'precision')}
     seed_everything(exp.seed)
     model = MultimodalLeJEPA(config)
-    if exp.pretrained: # the same parts again, with their weights
+    if exp.pretrained:
         options = _timm_options(exp, encoder.in_chans)
-        model.encoder = MultimodalEncoder.from_timm(exp.backbone, encoder.num_classes, **options)
+        fetched = MultimodalEncoder.from_timm(exp.backbone, encoder.num_classes, pretrained=True, **options)
+        model.encoder.load_state_dict(fetched.state_dict()) # what is frozen in the model stays so
     return model, LeJEPAObjective(exp.lam, seed=exp.seed), TrainConfig(**shared)
 
 # %% ../../nbs/label/32_mnist.ipynb #8e45f422
