@@ -306,7 +306,6 @@ def build_curriculum(
                         'expected the same, or no vocab_size')
     seed_everything(seed)
     model = VLJEPA(to_model(config, words))
-    model.has_idle_parts = True # which parts a step uses depends on its stage
     def mixed(part: dict[str, JsonSource]) -> TokenMixture:
         weights = {name: config.sources[name].weight or 1 for name in part}
         size = config.model.vision.image_size

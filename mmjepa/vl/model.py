@@ -295,6 +295,8 @@ def _language_encoder(c: VLJEPAConfig) -> nn.Module:
 
 class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-language'], license='mit'):
     "A vision-language model trained by predicting embeddings and tokens."
+    has_idle_parts = True # which of them learn in a step depends on `alpha` and `beta`: DDP has to look
+
     def __init__(self,
         config: VLJEPAConfig, # shape
     ):
@@ -318,6 +320,7 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
         if not _has_indices(self, batch): batch = _make_indices(batch, self.config.prediction_steps)
         out = {}
         seen = fused_states(self, batch) if self.beta or (self.alpha and self.target is None) else None
+        if batch.get('embeddings_only'): return {'embeddings': self._embeddings(batch, seen)}
         if self.beta: out['hidden'] = seen[:, -batch['text'].shape[1]:]
         if self.beta and 'labels' in batch:
             loss = _traced_lm_loss if torch.compiler.is_compiling() else lm_loss
@@ -355,13 +358,18 @@ def _check_batch(model: VLJEPA, batch: dict[str, Tensor]):
         raise UserError('image_there without image; expected both or neither')
 
 @patch
+def _embeddings(self: VLJEPA, batch: dict[str, Tensor], seen: Float[Tensor, 'b s d']) -> Float[Tensor, 'm e']:
+    "Of the hidden tokens, which the unmasked pass has seen."
+    return self.jepa_head.embed(seen.flatten(0, 1).index_select(0, batch['hidden_at']))
+
+@patch
 def _predict(self: VLJEPA, batch: dict[str, Tensor], seen: Float[Tensor, 'b s d'] | None) -> dict:
     "Predictions of the masked pass and targets of the unmasked one."
     def hidden(states): return states.flatten(0, 1).index_select(0, batch['hidden_at'])
     latents = self.jepa_head(hidden(fused_states(self, batch, hide=True)))
     out = {'rows': batch['hidden_row'], 'step_weights': self.step_weights}
     if self.target is None:
-        out['embeddings'] = self.jepa_head.embed(hidden(seen))
+        out['embeddings'] = self._embeddings(batch, seen)
         target = out['embeddings'].detach()
     else:
         with torch.no_grad(): target = hidden(self.target(batch)).float()
