@@ -7,7 +7,7 @@ __all__ = ['Count', 'Tokens', 'Rate', 'Positive', 'Share', 'SOURCES', 'read_numb
            'SchedulerSettings', 'JEPASettings', 'LMSettings', 'HybridSettings', 'TrainingSettings', 'VisionSettings',
            'ModelSettings', 'Stage', 'SourceSettings', 'CurriculumConfig', 'micro_batches', 'make_curriculum',
            'load_curriculum', 'to_model', 'step_tokens', 'step_counts', 'stage_ends', 'stage_at', 'learning_rate_at',
-           'stage_mixture', 'plan_table', 'plot_plan']
+           'stage_mixture', 'plan_table', 'plot_plan', 'describe_step']
 
 # %% ../../nbs/vl/83_config.ipynb #894d21f2
 import math
@@ -526,3 +526,19 @@ def plot_plan(
     ax.legend(fontsize=8, loc='upper right')
     ax.grid(alpha=.3)
     return ax
+
+def describe_step(
+    config: CurriculumConfig,
+    ranks: int | None = None, # that train together; None: all numbers that fit
+) -> str: # one line
+    "Sequences of a step, and over how many micro-batches gradients are accumulated."
+    t = config.training
+    said = f'a step: {t.batch_size:,} sequences of {t.lm.context_length:,} tokens, {t.micro_batch_size} at a time, '
+    if ranks is None:
+        counts = [n for n in range(1, min(t.batch_size // t.micro_batch_size, 4096) + 1)
+                  if t.batch_size % (t.micro_batch_size * n) == 0]
+        return f'{said}gradients accumulated over {", ".join(f"{micro_batches(t, n)} on {n}" for n in counts)} ranks'
+    n, file = micro_batches(t, ranks), t.gradient_accumulation_steps
+    differs = file != n and 'gradient_accumulation_steps' in t.model_fields_set
+    other = f' (the file was planned with {file})' if differs else ''
+    return f'{said}gradients accumulated over {n} on {ranks} rank{"s" * (ranks > 1)}{other}'

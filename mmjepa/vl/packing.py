@@ -51,9 +51,9 @@ class _Source:
 
     def _wanted(self, record: dict) -> bool: return all(record.get(k) == v for k, v in self.where.items())
 
-    def _try(self, use: Callable[[], object], index: int):
-        "What `use` returns, or None for a bad record that is skipped."
-        try: return use()
+    def _try(self, index: int, use: Callable, *args):
+        "What `use(*args)` returns, or None for a bad record that is skipped."
+        try: return use(*args)
         except UserError as e:
             if self.on_error == 'raise': raise
             self.reason = self.reason or str(e)
@@ -129,12 +129,13 @@ class JsonSource(_Source):
                          folder=self.records.folder, on_error=on_error)
         n = len(self.records)
         self.rows = split_rows(n, val_split, 0)[int(held_out)] if val_split else np.arange(n)
-        if where: self.rows = np.array([i for i in self.rows.tolist() if self._try(lambda: self._asked(i), i)], int)
+        if where: self.rows = np.array([i for i in self.rows.tolist() if self._try(i, self._asked, i)], int)
         if not len(self.rows):
             asked, part = f' with {where}' if where else '', 'held out' if held_out else 'to learn from'
             raise EmptySource(f'{path}: no record{asked} among those {part}; expected one or more')
 
     def _asked(self, i: int) -> bool: return self._wanted(self.records.fields(i))
+    def _read(self, i: int) -> Document: return self._make(self.records[i], i)
 
     @property
     def size(self) -> int | None:
@@ -150,7 +151,7 @@ class JsonSource(_Source):
             g = make_generator('documents', self.seed, turn)
             self._order = turn, torch.randperm(self.size, generator=g).tolist()
         row = int(self.rows[self._order[1][i]])
-        doc = self._try(lambda: self._make(self.records[row], row), row)
+        doc = self._try(row, self._read, row)
         if doc is None and self.skipped.issuperset(self.rows.tolist()): raise _all_bad(self, self.size)
         return doc
 
@@ -200,7 +201,7 @@ class StreamSource(_Source):
         if self._pass is None or position < self._at: self._pass, self._at = self._endless(), 0
         for index, record in self._pass:
             self._at += 1
-            if self._at > position: return self._try(lambda: self._checked(record, index), index)
+            if self._at > position: return self._try(index, self._checked, record, index)
         self._pass = None # an error had ended it
         return self.document(position)
 
