@@ -101,13 +101,13 @@ def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
         at, (number, i) = self.step, self.place(self.step)
         if number != self.stage: self._begin(number)
         stage = self.config.stages[number]
-        rows = self._rows(stage, i)
+        rows = default_collate(self._rows(stage, i))
+        rows['stage'] = torch.full((len(rows['text']),), number)
+        if stage.alpha: rows = self.masks(rows, make_generator('masks', self.seed, at, 0)) # however they are cut
         self.step += 1 # before the rows are handed out: a checkpoint comes after the last of them
         for group in range(self.groups):
-            part = rows[group * world * self.micro:][:world * self.micro] # of all ranks, as the masks are
-            batch = {**default_collate(part), 'stage': torch.full((len(part),), number)}
-            if stage.alpha: batch = self.masks(batch, make_generator('masks', self.seed, at, group))
-            mine = {k: v[own * self.micro:][:self.micro] for k, v in batch.items()}
+            first = (group * world + own) * self.micro
+            mine = {k: v[first:first + self.micro] for k, v in rows.items()}
             yield token_indices(mine, self.config.training.jepa.prediction_steps)
 
 @patch
@@ -194,9 +194,12 @@ def open_sources(
     for name, s in config.sources.items():
         if s.path is None: continue
         options = dict(root=Path(root), seed=seed, held_out=held_out, on_error=on_error)
-        try: found[name] = _open(config, name, tokenizer, **options)
+        try:
+            found[name] = _open(config, name, tokenizer, **options)
+            if held_out: found[name].first() # is there one?
         except EmptySource as e:
             if not held_out: raise UserError(f'sources.{name}: {e}') from e
+            found.pop(name, None)
             say(f'sources.{name}: {e}; the scores go on without it')
         except UserError as e: raise UserError(f'sources.{name}: {e}') from e
     part = 'has a record that is held out' if held_out else 'has a path'
@@ -214,7 +217,6 @@ def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Pa
                     image_size=config.model.vision.image_size if s.topic == 'vision' else 0)
     if s.kind == 'json': return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, **options)
     source = StreamSource(_stream(s, root, seed), tokenizer, name, **options)
-    if source.held_out: source.document(0) # is there one?
     return source
 
 def _stream(source: SourceSettings, root: Path, seed: int) -> Callable[[int], Iterator[dict]]:

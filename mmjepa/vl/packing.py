@@ -59,6 +59,10 @@ class _Source:
             self.reason = self.reason or str(e)
             self.skipped.add(index)
 
+    def first(self) -> Document:
+        "The first document that can be used; an `EmptySource` where there is none."
+        return next(filter(None, map(self.document, count())))
+
     def state_dict(self) -> dict:
         "Which records were skipped or cut."
         return {'skipped': sorted(self.skipped), 'cut': sorted(self.cut), 'reason': self.reason}
