@@ -91,11 +91,15 @@ def collapse_watch(
     max_ratio: float = .5, # warn above this share of the SIGReg ratio of a single point
     max_cosine: float = .9, # warn above
     first_rank: float = 0., # effective rank of an earlier look; warn below a quarter of it
-) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`; and a warning, or ''
+) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`, NaN where unknown; a warning, or ''
     "Signs of collapse in the embeddings of this process, and what to do about them."
     if embeddings.ndim != 2 or len(embeddings) < 2 or rows.shape != embeddings.shape[:1]:
         raise UserError(f'embeddings and rows have shapes {tuple(embeddings.shape)} and {tuple(rows.shape)}; '
                         'expected (n, d) and (n,), n at least 2')
+    bad = (~embeddings.isfinite()).any(1).sum().item()
+    if bad: # NaN compares as neither too small nor too large
+        unknown = dict.fromkeys(('spread', 'rank', 'sigreg_ratio', 'cosine'), math.nan)
+        return unknown, f'{bad} of {len(embeddings)} embeddings are not finite; {_ADVICE}'
     z, rows = (x.detach()[::-(-len(x) // 512)].cpu() for x in (embeddings, rows))
     z, sigreg = z.float(), SIGReg(64)
     directions = sigreg.directions(z.shape[1])
@@ -219,7 +223,7 @@ class CollapseWatch:
     ):
         if every < 1: raise UserError(f'every is {every}; expected 1 or more')
         self.every, self.say, self.steps, self.first_rank = every, say, 0, 0.
-        self.found = dict.fromkeys(('spread', 'rank', 'sigreg_ratio', 'cosine'), 0.) # of the last look
+        self.found = {} # numbers of the last look; what was not known then is not among them
 
     def __call__(self, t: Trainer):
         if 'targets' not in t.outputs: return
@@ -236,8 +240,8 @@ class CollapseWatch:
         "Remember what is found, and warn."
         limit = {} if gaussian else {'max_ratio': math.inf}
         found, warning = collapse_watch(z, rows, first_rank=self.first_rank, **limit)
-        self.found = {k: v if math.isfinite(v) else 0. for k, v in found.items()} # a NaN would end the run
-        if not self.steps: self.first_rank = found['rank']
+        self.found = {k: v for k, v in found.items() if math.isfinite(v)}
+        if not self.steps: self.first_rank = self.found.get('rank', 0.)
         elif warning and is_main(): self.say(f'step {self.steps}: {warning}')
 
     def state_dict(self) -> dict:
