@@ -7,7 +7,7 @@ __all__ = ['normalize_weights', 'parse_sources', 'mixture_order', 'MixtureLoader
            'ChainedLoader', 'open_source']
 
 # %% ../../nbs/data/27_mixture.ipynb #5e3823a1
-import itertools, re
+import itertools, os, re
 from pathlib import Path
 from collections.abc import Callable, Iterator
 
@@ -42,9 +42,13 @@ def parse_sources(
 ) -> dict[str, float]: # weight by source; of one alone it is 1
     "The sources that an option of a command names."
     parts = [re.fullmatch(r'(\S+?)(?:=(\d*\.?\d+(?:e-?\d+)?))?', part) for part in text.split()]
-    if len(parts) < 2 or not all(p and p[2] for p in parts): return {text: 1.} # a path may hold blanks and equal signs
-    if len({p[1] for p in parts}) < len(parts): raise UserError(f'{text}: a source is named twice; expected each once')
-    return {p[1]: float(p[2]) for p in parts}
+    weighted = [p for p in parts if p and p[2]]
+    if not weighted or os.path.exists(os.path.expanduser(text)): return {text: 1.} # a path may hold blanks, equal signs
+    if len(weighted) < len(parts):
+        raise UserError(f'{text}: not every source has a weight; expected such as a.jsonl=3 b.jsonl=1')
+    if len({os.path.realpath(os.path.expanduser(p[1])) for p in parts}) < len(parts):
+        raise UserError(f'{text}: a source is named twice; expected each once')
+    return {p[1]: float(p[2]) for p in parts} if len(parts) > 1 else {parts[0][1]: 1.}
 
 # %% ../../nbs/data/27_mixture.ipynb #91a47384
 def mixture_order(
@@ -76,7 +80,10 @@ class _OwnSampler:
     def load_state_dict(self,
         state: dict, # of `state_dict`
     ):
-        "Continue from there with the next iteration."
+        "Continue from there with the next iteration; a `UserError` where it belongs to other sources."
+        was, now = [*state['loaders']], [*self.loaders]
+        if {*was} != {*now}:
+            raise UserError(f'sources are {", ".join(now)}, in the checkpoint {", ".join(was)}; expected the same')
         self.state = state
 
 class MixtureLoader(_OwnSampler):
@@ -177,10 +184,12 @@ def open_mixture(
     return MixtureLoader(loaders, weights, batch_size, seed=seed, say=say)
 
 # %% ../../nbs/data/27_mixture.ipynb #714b1e57
+_OF_ROWS = 'index', 'ids', 'truncated', 'source'
+
 class UnpairedLoader(_OwnSampler):
     """Batches of several loaders side by side, restartable; it is its own `sampler`.
 
-    `index`, `truncated` and `source` of their batches are left out."""
+    What counts the rows of one source (`index`, `ids`, `truncated`, `source`) is left out of their batches."""
     def __init__(self,
         loaders: dict[str, object], # by name: restartable; no key of their batches in common, but those left out
     ):
@@ -212,7 +221,7 @@ class UnpairedLoader(_OwnSampler):
             parts = {name: self._next(name, iterators) for name in self.loaders}
             self.done += 1
             found = {k: v for part in parts.values() for k, v in part.items()}
-            yield {k: v for k, v in found.items() if k not in ('index', 'truncated', 'source')}
+            yield {k: v for k, v in found.items() if k not in _OF_ROWS}
 
 # %% ../../nbs/data/27_mixture.ipynb #5983d87b
 @patch
