@@ -28,16 +28,16 @@ from .records import EmptySource
 
 # %% ../../nbs/data/25_tars.ipynb #eda5ff60
 class _Header(tarfile.TarInfo):
-    "A header that must be whole; `tar.ended` is the byte behind the last block of zeros, if there was one."
+    "A header that must be whole."
     @classmethod
     def fromtarfile(cls, tar):
-        at, ended = tar.offset, getattr(tar, 'ended', None)
+        at = tar.offset
         try: info = super().fromtarfile(tar)
         except tarfile.EOFHeaderError: # a block of zeros
             tar.ended = at + tarfile.BLOCKSIZE
             raise
         except tarfile.HeaderError as e:
-            if isinstance(e, tarfile.EmptyHeaderError) and at == ended: raise # the end of the file
+            if isinstance(e, tarfile.EmptyHeaderError) and at == tar.ended: raise # the end of the file
             raise tarfile.ReadError(f'{e} at byte {at:,}') from e
         if info.size < 0: raise tarfile.ReadError(f'a size of {info.size} at byte {at:,}') # tarfile would go back
         return info
@@ -54,6 +54,11 @@ class _Header(tarfile.TarInfo):
             info.size = int(block[124:136].rstrip(b'\0 '), 8)
             return info
         except (ValueError, IndexError): return super().frombuf(block, encoding, errors)
+
+class _Tar(tarfile.TarFile):
+    "Several tar files in one."
+    tarinfo, ignore_zeros = _Header, True
+    ended = -1 # the byte behind the last block of zeros
 
 # %% ../../nbs/data/25_tars.ipynb #adcbbc53
 def _local(
@@ -73,8 +78,8 @@ def _tar_of(
     start = file.peek(6)
     unpack = next((unpack for mark, unpack in _PACKED.items() if start.startswith(mark)), None)
     try:
-        return tarfile.open(fileobj=unpack(file) if unpack else file, mode='r:' if seeks and not unpack else 'r|',
-                            tarinfo=_Header, ignore_zeros=True, errors='backslashreplace')
+        return _Tar.open(fileobj=unpack(file) if unpack else file, mode='r:' if seeks and not unpack else 'r|',
+                         errors='backslashreplace')
     except tarfile.ReadError as e: raise tarfile.ReadError('not a tar file') from e
 
 @contextmanager
@@ -113,19 +118,17 @@ def _members(tar: tarfile.TarFile, left: Counter) -> Iterator[tuple[int, str, st
         tar.members.clear() # else all headers stay in memory
         folder, slash, name = _printable(info.name).rpartition('/')
         name, dot, kind = name.partition('.')
-        if info.isdir(): continue
-        if name and kind: yield getattr(tar, 'ended', 0), folder + slash + name, kind.lower(), info
-        else: left['without an extension' if name else 'hidden'] += 1
+        if name and kind and not info.isdir(): yield tar.ended, folder + slash + name, kind.lower(), info
+        elif not info.isdir(): left['without an extension' if name else 'hidden'] += 1
 
-def _sample(tar: tarfile.TarFile, group: Iterable, place: str, *, read: bool) -> dict[str, bytes | None] | UserError:
+def _sample(tar: tarfile.TarFile, group: Iterable, read: bool) -> dict[str, bytes | None] | str:
     "The members of one key by their extensions, or why they can't be used."
     members, why = {}, ''
-    for *_, kind, info in group:
-        name = _printable(info.name)
-        if not info.isreg(): why = f'{name} is a link or a device; expected a file'
+    for _, _, kind, info in group:
+        if not info.isreg(): why = f'{_printable(info.name)} is a link or a device; expected a file'
         elif kind in members: why = f'has two members .{kind}; expected one, or keys that differ before the first dot'
         else: members[kind] = _data(tar, info) if read else None
-    return UserError(f'{place}: {why}') if why else members
+    return why or members
 
 def tar_samples(
     url: str, # a path, `pipe:` and a command, or the URL of a server
@@ -138,7 +141,8 @@ def tar_samples(
         with _open_tar(url) as tar:
             samples = groupby(_members(tar, left), lambda member: member[:2])
             for n, ((_, key), group) in enumerate(samples):
-                yield key, _sample(tar, group, f'{url}: sample {n}, {key}', read=n >= first)
+                found = _sample(tar, group, n >= first)
+                yield key, UserError(f'{url}: sample {n}, {key}: {found}') if isinstance(found, str) else found
                 last = f"sample '{key}'"
     except Exception as e:
         raise UserError(f'{url}: cut short or damaged after {last} ({first_line(e)}); expected a whole tar file') from e

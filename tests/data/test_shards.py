@@ -131,7 +131,7 @@ def tar(path, members, **options):
         for name, data in members:
             info = tarfile.TarInfo(name)
             if data in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
-                info.type, info.linkname, data = data, members[0][0], b''
+                info.type, info.linkname, data = data, 'elsewhere', b''
             info.size = len(data)
             t.addfile(info, io.BytesIO(data))
     return path
@@ -205,7 +205,7 @@ def test_what_is_no_tar_file_is_one_line(tmp_path, data):
 
 def test_no_byte_of_a_tar_file_makes_a_traceback_or_is_lost(tmp_path):
     whole, rng = three(tmp_path/'a.tar', format=tarfile.PAX_FORMAT).read_bytes(), random.Random(0)
-    for n in range(300):
+    for _ in range(300):
         data = bytearray(whole)
         for _ in range(rng.choice((1, 3, 30))): data[rng.randrange(rng.choice((512, 6000)))] = rng.randrange(256)
         (tmp_path/'b.tar').write_bytes(data)
@@ -231,7 +231,8 @@ def test_folders_and_long_names_of_all_formats(tmp_path):
 
 
 def test_members_that_belong_to_no_sample_are_counted(tmp_path):
-    t = tar(tmp_path/'a.tar', [('README', b'x'), ('._0.jpg', b'x'), *((f'0.{e}', b) for e, b in PAIR), ('0.json', b'{}')])
+    pair = [(f'0.{e}', b) for e, b in PAIR]
+    t = tar(tmp_path/'a.tar', [('README', b'x'), ('._0.jpg', b'x'), *pair, ('0.json', b'{}')])
     assert load(t) == ([0], f'{t}, in order: 1 members hidden, 1 members without an extension left out')
     none = tar(tmp_path/'none.tar', [('img1', jpeg()), ('img2', jpeg())])
     assert '1 shards without a sample (2 members without an extension)' in load(none)
@@ -340,9 +341,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_second_packer_is_refused(tmp_path):
     pairs = digit_pairs(tmp_path/'in', 3)
-    lock = command('mmjepa.data.shards', pairs, '--output', f'{tmp_path}/out/{{0..}}.tar')
-    assert lock.returncode == 0, lock
-    hold = 'import sys, time; from mmjepa.runs import one_writer\nwith one_writer(sys.argv[1]): print(1, flush=True); time.sleep(60)'
+    done = command('mmjepa.data.shards', pairs, '--output', f'{tmp_path}/out/{{0..}}.tar')
+    assert done.returncode == 0, done
+    hold = ('import sys, time; from mmjepa.runs import one_writer\n'
+            'with one_writer(sys.argv[1]): print(1, flush=True); time.sleep(60)')
     with subprocess.Popen([sys.executable, '-c', hold, tmp_path/'out'], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         done = command('mmjepa.data.shards', pairs, '--output', f'{tmp_path}/out/b-{{0..}}.tar')
@@ -366,13 +368,14 @@ def test_pictures_of_all_kinds_there_and_back(tmp_path, kind):
 
 def test_sounds_other_files_and_the_rest_are_kept_or_counted(tmp_path):
     for name in ('a.wav', 'b.mp4', 'c.png'): (tmp_path/name).write_bytes(b'x')
-    rows = [{'audio': 'a.wav', 'text': 'a', 'domain': 'd', 'n': [1, {'b': None}]}, {'video': 'b.mp4', 'text': '\ufeffa'},
-            {'video': 'b.mp4', 'mask': 'c.png', 'text': ['one', 'two']}, {'text': 'a\0b'}, {}]
+    rows = [{'audio': 'a.wav', 'text': 'a', 'domain': 'd', 'n': [1, {'b': None}]},
+            {'video': 'b.mp4', 'text': '\ufeffa'}, {'video': 'b.mp4', 'mask': 'c.png', 'text': ['one', 'two']}, {'text': 'a\0b'}, {}]
     (tmp_path/'x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     done = command('mmjepa.data.shards', tmp_path/'x.jsonl', '--output', f'{tmp_path}/s/{{0..}}.tar')
     assert done.returncode == 0, done
     assert "1 files that the field 'mask' names are not packed; 2 files that the field 'video' names" in done.stdout
-    extra = tar(tmp_path/'extra.tar', [('0.txt', b'a'), ('0.json', b'{"text": "b", "n": 1}'), ('0.cls', b'7'), ('x', b'')])
+    members = {'0.txt': b'a', '0.json': b'{"text": "b", "n": 1}', '0.cls': b'7', 'x': b''}
+    extra = tar(tmp_path/'extra.tar', members.items())
     done = command('mmjepa.data.shards', f'{tmp_path}/s/{{0..}}.tar::{extra}', '--output', tmp_path/'y.jsonl')
     assert done.returncode == 0, done
     for words in ("1 fields 'text' of a json beside", '1 members .cls left out', '1 members without an extension left'):
