@@ -180,6 +180,7 @@ def _numbered(pattern: str) -> list[str]:
     if behind: raise UserError(f'{min(behind)} is there, but not {missing}; expected numbers without a gap')
     return found
 
+# %% ../../nbs/data/25_tars.ipynb #47ced164
 def _matches(pattern: str) -> list[str]:
     "The shards of one pattern; those that are no files stay as they are named."
     from webdataset.shardlists import expand_urls
@@ -275,6 +276,7 @@ def read_index(
         raise UserError(f'{where}: not an index of shards ({type(e).__name__}: {first_line(e)}); '
                         'expected JSON with a shardlist of url and nsamples') from e
 
+# %% ../../nbs/data/25_tars.ipynb #797cf14b
 def _file_in(url: str) -> str: return (re.findall(r'[^\s\'"]+\.tar[.\w]*', url) or [url])[-1] # a command has more in it
 
 def _by_end(urls: Iterable[str]) -> dict[str, list[str]]:

@@ -369,7 +369,8 @@ def test_pictures_of_all_kinds_there_and_back(tmp_path, kind):
 def test_sounds_other_files_and_the_rest_are_kept_or_counted(tmp_path):
     for name in ('a.wav', 'b.mp4', 'c.png'): (tmp_path/name).write_bytes(b'x')
     rows = [{'audio': 'a.wav', 'text': 'a', 'domain': 'd', 'n': [1, {'b': None}]},
-            {'video': 'b.mp4', 'text': '\ufeffa'}, {'video': 'b.mp4', 'mask': 'c.png', 'text': ['one', 'two']}, {'text': 'a\0b'}, {}]
+            {'video': 'b.mp4', 'text': '\ufeffa'},
+            {'video': 'b.mp4', 'mask': 'c.png', 'text': ['one', 'two']}, {'text': 'a\0b'}, {}]
     (tmp_path/'x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     done = command('mmjepa.data.shards', tmp_path/'x.jsonl', '--output', f'{tmp_path}/s/{{0..}}.tar')
     assert done.returncode == 0, done
