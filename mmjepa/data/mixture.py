@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core import UserError, is_main, make_generator
-from .records import EmptySource, JsonRecords, split_rows
+from .records import EmptySource
 from .loaders import get_json_loaders, get_ordered_loader
 from .shards import get_shard_loader
 
@@ -252,9 +252,8 @@ def open_source(
     held_out, again = [ordered(data) for data in parse_sources(held)] if held else [], []
     def make(data):
         if not is_json(data): return get_shard_loader(data, mode, seed=run.seed, **common)
-        train, _ = get_json_loaders(data, mode, val_split=split, seed=run.seed, **common)
-        train_rows, held_rows = split_rows(len(JsonRecords(data)), split, run.seed)
-        again.append(ordered(data, train_rows))
-        if len(held_rows): held_out.append(ordered(data, held_rows))
+        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **common)
+        again.append(ordered(data, train.dataset.rows))
+        if len(val.dataset.rows): held_out.append(ordered(data, val.dataset.rows))
         return train
     return open_mixture(data, make, run.batch_size, seed=run.seed), ChainedLoader(held_out), ChainedLoader(again)
