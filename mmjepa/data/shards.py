@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from glob import escape, glob
 from itertools import chain, groupby
 from pathlib import Path
+from types import SimpleNamespace
 from collections.abc import Callable
 
 import numpy as np
@@ -28,7 +29,7 @@ from .records import EmptySource, JsonRecords, is_json, record_file, text_bytes
 from .loaders import RecordLoader, RecordSamples, RecordTransform
 from .tars import AUDIO_KINDS, IMAGE_KINDS, ShardRecords, member_kind, numbered_names, read_index
 from .tars import sample_fields, shard_address
-from .text import ByteTokenizer, Tokenizer
+from .text import Tokenizer
 
 # %% ../../nbs/data/26_shards.ipynb #d8b156dc
 def _bytes(size: int | str) -> int:
@@ -254,10 +255,11 @@ class _Window:
         if isinstance(members, UserError): raise members
         return {**sample_fields(members, place, whole=False, needs=self.needs), 'place': place, 'index': row}
 
-    def batch(self, size: int, transform, on_error: str, *, refill: bool) -> dict:
-        "The next `size` records."
+    def batch(self, size: int, transform, on_error: str, *, draw) -> dict:
+        "The next `size` records; in training, with `draw`, the batch is filled up, and one of several captions drawn."
         n = min(size, self.left)
-        found = RecordSamples(self, self.rows, transform, on_error=on_error, refill=refill).__getitems__(list(range(n)))
+        samples = RecordSamples(self, self.rows, transform, on_error=on_error, refill=draw is not None, draw=draw)
+        found = samples.__getitems__(list(range(n)))
         for _ in range(n):
             self._item(0) # reads it, if a bad record before it has not
             self.ahead.popleft()
@@ -273,7 +275,8 @@ def __getitem__(self: ShardBatches, at: tuple[int, int]) -> dict:
     if self.at != (os.getpid(), epoch, stream, k): # not the next one: begin there
         self.window = _Window(records, *self.plan(epoch, stream), start=k * self.batch_size, needs=self.needs)
     self.at = os.getpid(), epoch, stream, k + 1
-    batch = self.window.batch(self.batch_size, self.transform, records.on_error, refill=self.shuffle)
+    draw = SimpleNamespace(seed=self.seed, epoch=epoch) if self.shuffle else None
+    batch = self.window.batch(self.batch_size, self.transform, records.on_error, draw=draw)
     if j == 0 == self.rank and 'error' not in batch: batch['skipped'] |= records.damaged
     return batch
 
@@ -323,7 +326,7 @@ def get_shard_loader(
     batch_size: int = 64, # samples a batch on each rank
     *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one. The order depends on it
-    tokenizer: Tokenizer | None = None, # of texts; None for bytes
+    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
     shuffle: bool = True, # for training: full batches, equally many on each rank; False: every record once, in order
     seed: int = 0, # of the order
     image_size: int = 64, # side of images, pixels
@@ -338,7 +341,7 @@ def get_shard_loader(
     for name, value, low in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0), ('buffer', buffer, 0)):
         if value < low: raise UserError(f'{name} is {value}; expected {low} or more')
     records, (r, ranks) = ShardRecords(urls, on_error, index), shard or (rank(), world_size())
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context)
+    transform = RecordTransform(mode, tokenizer, image_size, context=context)
     batches = ShardBatches(records, transform, batch_size, streams=max(1, num_workers), shuffle=shuffle, seed=seed,
                            buffer=buffer, shard=(r, ranks), needs=_NEEDS[mode])
     if shuffle and not len(batches):
