@@ -1,4 +1,5 @@
 "What records may be: bad ones are one line or counted by record, long ones go on, and a stream resumes with all of it."
+import gzip
 import json
 
 import pytest
@@ -92,6 +93,41 @@ def test_bad_samples_of_shards_are_counted(tmp_path):
     with pytest.raises(UserError, match='not an image'): [source().document(i) for i in range(6)]
     some = source(on_error='skip')
     assert sum(some.document(i) is None for i in range(12)) == 2 and len(some.skipped) == 1
+
+
+@pytest.mark.parametrize('name', ['array.json', 'lines.JSONL', 'lines.jsonl.gz', 'utf16.jsonl', 'bom.jsonl', 'blank.jsonl'])
+def test_files_of_every_kind(tmp_path, name):
+    records = [{'text': f'täxt {i}'} for i in range(30)]
+    lines = ('\n\n' if 'blank' in name else '\n').join(map(json.dumps, records)) + '\n'
+    data = (json.dumps(records, indent=1) if 'array' in name else lines)
+    data = data.encode({'utf16.jsonl': 'utf-16', 'bom.jsonl': 'utf-8-sig'}.get(name, 'utf-8'))
+    (tmp_path/name).write_bytes(gzip.compress(data) if name.endswith('gz') else data)
+    sides = [JsonSource(tmp_path/name, TOK, val_split=.2, held_out=h) for h in (False, True)]
+    found = [{TOK.decode(s.document(i).ids) for i in range(s.size)} for s in sides]
+    assert found[0] | found[1] == {r['text'] for r in records} and len(found[1]) == 6
+
+
+def test_one_of_several_captions_is_drawn(tmp_path):
+    "Another one in other passes; the state of a stream that stopped in the midst of one finds it again."
+    path = write_lines(tmp_path/'a.jsonl', [{'text': ['first caption', 'other words']}])
+    source = JsonSource(path, TOK)
+    said = [TOK.decode(source.document(i).ids) for i in range(20)]
+    assert {*said} == {'first caption', 'other words'}
+    assert said == [TOK.decode(JsonSource(path, TOK).document(i).ids) for i in range(20)]
+    stream = StreamSource(lambda turn: [{'text': ['first caption', 'other words']}], TOK, 'mine')
+    assert {TOK.decode(stream.document(i).ids) for i in range(20)} == {*said}
+
+
+def test_what_is_equal_is_on_one_side(tmp_path):
+    "Texts after the same prompt, in a file and in a stream; the same answer to another question is another text."
+    records = [{'prompt': f'{i // 3}?', 'text': 'yes'} for i in range(90)]
+    path = write_lines(tmp_path/'a.jsonl', records)
+    def sources(held):
+        yield JsonSource(path, TOK, val_split=.2, held_out=held)
+        yield StreamSource(lambda turn: records, TOK, 'mine', val_split=.2, held_out=held)
+    for learnt, held in zip(sources(False), sources(True)):
+        sides = [{TOK.decode(s.document(i).ids) for i in range(90)} for s in (learnt, held)]
+        assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 30 and 1 < len(sides[1]) < 12
 
 
 def mixture(path, **kw): return TokenMixture({'a': JsonSource(path, TOK, **kw)}, {'a': 1}, 8, pad_id=TOK.pad_id)
