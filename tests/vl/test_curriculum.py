@@ -150,7 +150,7 @@ def refused(capsys, *flags):
 
 @pytest.mark.parametrize('sources, words', [
     ({'papers': {'path': 'none.jsonl'}}, 'sources.papers: '), ({'papers': {'path': 'empty.jsonl'}}, 'sources.papers: '),
-    ({'papers': {'path': 'one.jsonl'}}, 'sources.papers: 1 records can not be split'),
+    ({'papers': {'path': 'one.jsonl'}}, 'one.jsonl: 1 records can not be split'),
     ({'papers': {'path': 'text.jsonl', 'where': {'domain': 'art'}}}, "sources.papers: "),
     ({'papers': {'path': '{0..3}.tar', 'kind': 'shards'}}, 'sources.papers: '),
     ({'papers': {'path': 'bad.jsonl'}}, "bad.jsonl:"), ({'papers': {'path': ''}}, 'sources.papers: ')])

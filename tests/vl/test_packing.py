@@ -95,7 +95,10 @@ def test_bad_samples_of_shards_are_counted(tmp_path):
     assert sum(some.document(i) is None for i in range(12)) == 2 and len(some.skipped) == 1
 
 
-@pytest.mark.parametrize('name', ['array.json', 'lines.JSONL', 'lines.jsonl.gz', 'utf16.jsonl', 'bom.jsonl', 'blank.jsonl'])
+KINDS = ['array.json', 'lines.JSONL', 'lines.jsonl.gz', 'utf16.jsonl', 'bom.jsonl', 'blank.jsonl']
+
+
+@pytest.mark.parametrize('name', KINDS)
 def test_files_of_every_kind(tmp_path, name):
     records = [{'text': f'täxt {i}'} for i in range(30)]
     lines = ('\n\n' if 'blank' in name else '\n').join(map(json.dumps, records)) + '\n'
