@@ -25,10 +25,10 @@ from ..core import is_main, make_generator, rank, sync, world_size
 from ..runs import one_writer, progress
 from .images import open_image
 from .records import EmptySource, JsonRecords, is_json, record_file, text_bytes
-from .loaders import RecordLoader, RecordSamples, RecordTransform
+from .loaders import Draw, RecordLoader, RecordSamples, RecordTransform
 from .tars import AUDIO_KINDS, IMAGE_KINDS, ShardRecords, member_kind, numbered_names, read_index
 from .tars import sample_fields, shard_address
-from .text import ByteTokenizer, Tokenizer
+from .text import Tokenizer
 
 # %% ../../nbs/data/26_shards.ipynb #d8b156dc
 def _bytes(size: int | str) -> int:
@@ -240,8 +240,9 @@ def in_order(
 
 class _Window:
     "The records that a stream hands out next: `window[i]` is the i-th of them."
-    def __init__(self, records, rows, order, *, start, needs):
+    def __init__(self, records, rows, order, *, start, needs, draw):
         self.rows, self.left, self.ahead, self.needs = range(len(order)), len(order) - start, deque(), needs
+        self.draw = draw # of several captions
         self.source = chain(in_order(records, rows, order[start:]), in_order(records, rows, order))
 
     def _item(self, i: int):
@@ -257,7 +258,8 @@ class _Window:
     def batch(self, size: int, transform, on_error: str, *, refill: bool) -> dict:
         "The next `size` records."
         n = min(size, self.left)
-        found = RecordSamples(self, self.rows, transform, on_error=on_error, refill=refill).__getitems__(list(range(n)))
+        samples = RecordSamples(self, self.rows, transform, on_error=on_error, refill=refill, draw=self.draw)
+        found = samples.__getitems__(list(range(n)))
         for _ in range(n):
             self._item(0) # reads it, if a bad record before it has not
             self.ahead.popleft()
@@ -271,7 +273,9 @@ def __getitem__(self: ShardBatches, at: tuple[int, int]) -> dict:
     (epoch, j), records = at, self.records
     stream, k = j % self.streams, j // self.streams
     if self.at != (os.getpid(), epoch, stream, k): # not the next one: begin there
-        self.window = _Window(records, *self.plan(epoch, stream), start=k * self.batch_size, needs=self.needs)
+        draw = Draw(self.seed, epoch) if self.shuffle else None
+        self.window = _Window(records, *self.plan(epoch, stream), start=k * self.batch_size, needs=self.needs,
+                              draw=draw)
     self.at = os.getpid(), epoch, stream, k + 1
     batch = self.window.batch(self.batch_size, self.transform, records.on_error, refill=self.shuffle)
     if j == 0 == self.rank and 'error' not in batch: batch['skipped'] |= records.damaged
@@ -338,7 +342,7 @@ def get_shard_loader(
     for name, value, low in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0), ('buffer', buffer, 0)):
         if value < low: raise UserError(f'{name} is {value}; expected {low} or more')
     records, (r, ranks) = ShardRecords(urls, on_error, index), shard or (rank(), world_size())
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context)
+    transform = RecordTransform(mode, tokenizer, image_size, context=context)
     batches = ShardBatches(records, transform, batch_size, streams=max(1, num_workers), shuffle=shuffle, seed=seed,
                            buffer=buffer, shard=(r, ranks), needs=_NEEDS[mode])
     if shuffle and not len(batches):
