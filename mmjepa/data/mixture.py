@@ -229,6 +229,17 @@ def state_dict(self: UnpairedLoader) -> dict:
     "Position in all loaders."
     return {'done': self.done, 'passes': dict(self.passes), 'loaders': _positions(self.loaders)}
 
+# %% ../../nbs/data/27_mixture.ipynb #a611b981
+def _any_good(
+    data: str, # what the loader is called
+    loader, # of held-out records
+) -> bool:
+    "Whether a loader that skips bad records yields any; says so if it does not."
+    if any(True for _ in loader): return True
+    why = next(iter(loader.skipped.values()), 'there are none')
+    if is_main(): print(f'{data}: all held-out records are bad, such as {why}; nothing of it is held out')
+    return False
+
 # %% ../../nbs/data/27_mixture.ipynb #9e0304ba
 class ChainedLoader:
     "The batches of several loaders, one loader after the other."
@@ -249,14 +260,19 @@ def open_source(
     "Loaders of one source or of a mixture."
     common = {k: getattr(run, k) for k in ('batch_size', 'num_workers', 'image_size', 'context', 'on_error')}
     common['tokenizer'], split = tokenizer, 0. if held else run.val_split
-    def ordered(data, rows=None):
-        if is_json(data): return get_ordered_loader(data, mode, rows, **common)
-        return get_shard_loader(data, mode, shuffle=False, shard=(0, 1), **common)
-    held_out, again = [ordered(data) for data in parse_sources(held)] if held else [], []
+    def ordered(data, rows=None, **more):
+        if is_json(data): return get_ordered_loader(data, mode, rows, **common | more)
+        return get_shard_loader(data, mode, shuffle=False, shard=(0, 1), **common | more)
+    held_out, again = [], []
+    def hold(data, rows=None):
+        if run.on_error == 'raise' or _any_good(data, ordered(data, rows, num_workers=0, say=_say_nothing)):
+            held_out.append(ordered(data, rows))
     def make(data):
         if not is_json(data): return get_shard_loader(data, mode, seed=run.seed, **common)
         train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **common)
         again.append(ordered(data, train.dataset.rows))
-        if len(val.dataset.rows): held_out.append(ordered(data, val.dataset.rows))
+        if len(val.dataset.rows): hold(data, val.dataset.rows)
         return train
+    for data_held in parse_sources(held) if held else ():
+        hold(data_held, JsonRecords(data_held).rows_for(mode) if is_json(data_held) else None)
     return open_mixture(data, make, run.batch_size, seed=run.seed), ChainedLoader(held_out), ChainedLoader(again)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from glob import escape, glob
 from itertools import chain, groupby
 from pathlib import Path
+from types import SimpleNamespace
 from collections.abc import Callable
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..core import is_main, make_generator, rank, sync, world_size
 from ..runs import one_writer, progress
 from .images import open_image
 from .records import EmptySource, JsonRecords, is_json, record_file, text_bytes
-from .loaders import Draw, RecordLoader, RecordSamples, RecordTransform
+from .loaders import RecordLoader, RecordSamples, RecordTransform
 from .tars import AUDIO_KINDS, IMAGE_KINDS, ShardRecords, member_kind, numbered_names, read_index
 from .tars import sample_fields, shard_address
 from .text import Tokenizer
@@ -240,9 +241,8 @@ def in_order(
 
 class _Window:
     "The records that a stream hands out next: `window[i]` is the i-th of them."
-    def __init__(self, records, rows, order, *, start, needs, draw):
+    def __init__(self, records, rows, order, *, start, needs):
         self.rows, self.left, self.ahead, self.needs = range(len(order)), len(order) - start, deque(), needs
-        self.draw = draw # of several captions
         self.source = chain(in_order(records, rows, order[start:]), in_order(records, rows, order))
 
     def _item(self, i: int):
@@ -255,10 +255,10 @@ class _Window:
         if isinstance(members, UserError): raise members
         return {**sample_fields(members, place, whole=False, needs=self.needs), 'place': place, 'index': row}
 
-    def batch(self, size: int, transform, on_error: str, *, refill: bool) -> dict:
-        "The next `size` records."
+    def batch(self, size: int, transform, on_error: str, *, draw) -> dict:
+        "The next `size` records; in training, with `draw`, the batch is filled up, and one of several captions drawn."
         n = min(size, self.left)
-        samples = RecordSamples(self, self.rows, transform, on_error=on_error, refill=refill, draw=self.draw)
+        samples = RecordSamples(self, self.rows, transform, on_error=on_error, refill=draw is not None, draw=draw)
         found = samples.__getitems__(list(range(n)))
         for _ in range(n):
             self._item(0) # reads it, if a bad record before it has not
@@ -273,11 +273,10 @@ def __getitem__(self: ShardBatches, at: tuple[int, int]) -> dict:
     (epoch, j), records = at, self.records
     stream, k = j % self.streams, j // self.streams
     if self.at != (os.getpid(), epoch, stream, k): # not the next one: begin there
-        draw = Draw(self.seed, epoch) if self.shuffle else None
-        self.window = _Window(records, *self.plan(epoch, stream), start=k * self.batch_size, needs=self.needs,
-                              draw=draw)
+        self.window = _Window(records, *self.plan(epoch, stream), start=k * self.batch_size, needs=self.needs)
     self.at = os.getpid(), epoch, stream, k + 1
-    batch = self.window.batch(self.batch_size, self.transform, records.on_error, refill=self.shuffle)
+    draw = SimpleNamespace(seed=self.seed, epoch=epoch) if self.shuffle else None
+    batch = self.window.batch(self.batch_size, self.transform, records.on_error, draw=draw)
     if j == 0 == self.rank and 'error' not in batch: batch['skipped'] |= records.damaged
     return batch
 
@@ -327,7 +326,7 @@ def get_shard_loader(
     batch_size: int = 64, # samples a batch on each rank
     *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one. The order depends on it
-    tokenizer: Tokenizer | None = None, # of texts; None for bytes
+    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
     shuffle: bool = True, # for training: full batches, equally many on each rank; False: every record once, in order
     seed: int = 0, # of the order
     image_size: int = 64, # side of images, pixels
