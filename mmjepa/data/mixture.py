@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core import UserError, is_main, make_generator
-from .records import EmptySource, is_json
+from .records import EmptySource, JsonRecords, is_json
 from .loaders import get_json_loaders, get_ordered_loader
 from .shards import get_shard_loader
 
