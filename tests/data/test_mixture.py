@@ -63,7 +63,8 @@ def test_images_and_texts_come_from_the_rows_that_have_them(tmp_path, rows, caps
 
 
 def test_stage_one_on_rows_with_an_image_or_a_text(tmp_path, rows):
-    mix, texts = write(tmp_path/'mix.jsonl', halves(rows)), write(tmp_path/'texts.jsonl', [{'text': f'word {i}'} for i in range(20)])
+    mix = write(tmp_path/'mix.jsonl', halves(rows))
+    texts = write(tmp_path/'texts.jsonl', [{'text': f'word {i}'} for i in range(20)])
     held = write(tmp_path/'held.jsonl', halves(rows[:8]))
     for i, data in enumerate((['--json-data', mix], ['--json-data', mix, '--val-data', held],
                               ['--image-data', mix, '--text-data', f'{mix}=1 {texts}=1'])):
@@ -88,7 +89,9 @@ def test_some_bad_held_out_rows_are_counted(tmp_path, rows):
 
 @pytest.mark.skipif(not shutil.which('bash'), reason='needs bash')
 def test_braces_that_a_shell_expands(tmp_path, rows):
-    for i in range(4): write_shards(write(tmp_path/'x.jsonl', rows[i*15:(i + 1)*15]), f'{tmp_path}/{i:04}-{{0..}}.tar', say=quiet)
+    for i in range(4):
+        part = write(tmp_path/'x.jsonl', rows[i*15:(i + 1)*15])
+        write_shards(part, f'{tmp_path}/{i:04}-{{0..}}.tar', say=quiet)
     words = f'{tmp_path}/{{0000..0003}}-0.tar'
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
     for stage, data in (('contrastive', f'--pair-data {words}'),
@@ -100,7 +103,7 @@ def test_braces_that_a_shell_expands(tmp_path, rows):
 
 
 def test_sources_with_nothing_or_too_little(tmp_path, rows, capsys):
-    a, empty, few = write(tmp_path/'a.jsonl', rows), write(tmp_path/'none.jsonl', []), write(tmp_path/'few.jsonl', rows[:3])
+    a, empty, few = (write(tmp_path/f'{name}.jsonl', rows[:n]) for name, n in (('a', 60), ('none', 0), ('few', 3)))
     train, *_ = open_source(run(), f'{a}=1 {empty}=1 {few}=1', 'pair', tokenizer=None)
     assert [*train.weights] == [str(a)] and len(places(train)) == 48
     said = capsys.readouterr().out
@@ -116,7 +119,8 @@ def test_states_of_sources_are_kept_apart_by_their_paths(tmp_path, rows):
     names = 'a', 'a/left', 'left/a', '0'
     file = write(tmp_path/'a.jsonl', rows)
     def opened(names):
-        loaders = {n: get_json_loaders(file, 'pair', 8, seed=i, image_size=8, say=quiet)[0] for i, n in enumerate(names)}
+        loaders = {name: get_json_loaders(file, 'pair', 8, seed=i, image_size=8, say=quiet)[0]
+                   for i, name in enumerate(names)}
         return MixtureLoader(loaders, dict.fromkeys(names, .25), 8, say=quiet)
     whole, first = [b['index'] for b in opened(names)], opened(names)
     it = iter(first)

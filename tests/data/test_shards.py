@@ -20,6 +20,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from mmjepa.core import UserError
+from mmjepa.data.loaders import get_ordered_loader
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import get_shard_loader, read_shards, write_shards
 from mmjepa.data.tars import ShardRecords, tar_samples
@@ -396,3 +397,41 @@ def test_fewer_shards_and_batches_than_ranks_and_workers(tmp_path):
     assert sorted(sum(rows, [])) == [0, 1, 2]
     with pytest.raises(UserError, match='batch_size is 1 on each of 4 ranks.*holds 3 samples'):
         get_shard_loader(t, 'pair', 1, shard=(0, 4))
+
+
+def test_captions_and_identities_of_shards_are_those_of_lines(tmp_path):
+    captions = ['one', 'two', 'three']
+    for i in range(16): (tmp_path/f'{i}.jpg').write_bytes(jpeg(i // 2 * 30))
+    rows = [{'image': f'{i}.jpg', 'text': captions if i % 2 else 'one'} for i in range(16)]
+    (tmp_path/'x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    write_shards(tmp_path/'x.jsonl', f'{tmp_path}/{{0..}}.tar', say=lambda line: None)
+    options = dict(batch_size=16, image_size=8, context=8, say=lambda line: None)
+    shards = get_shard_loader(f'{tmp_path}/0.tar', 'pair', shuffle=False, **options)
+    lines = get_ordered_loader(tmp_path/'x.jsonl', 'pair', **options)
+    for a, b in zip(shards, lines, strict=True):                 # in order, all captions
+        assert len(a['index']) == 32 and a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+        assert len(a['ids'][:, 0].unique()) == 8 and len(a['ids'][:, 1].unique()) == 3
+    loader, drawn = get_shard_loader(f'{tmp_path}/0.tar', 'pair', **options), set()
+    for epoch in range(8):                                       # in training, one of them
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            assert len(batch['index']) == 16
+            drawn |= set(batch['ids'][batch['index'] == 1, 1].tolist())
+    assert len(drawn) == 3
+
+
+def test_a_state_holds_for_its_shards_ranks_and_workers(tmp_path):
+    for name in 'ab':
+        (tmp_path/name).mkdir()
+        three(tmp_path/name/'0.tar')
+    def opened(name='a', **options):
+        return get_shard_loader(tmp_path/name/'0.tar', 'text', 1, context=8, say=lambda line: None, **options)
+    first = opened()
+    next(iter(first))
+    again = opened()
+    again.load_state_dict(first.state_dict())
+    assert len(list(again)) == 2
+    three(tmp_path/'b/0.tar')
+    for other in (opened('b'), opened(num_workers=1), opened(shard=(0, 2)), opened(seed=1)):
+        with pytest.raises(UserError, match='cannot go on in the middle of an epoch with other'):
+            other.load_state_dict(first.state_dict())
