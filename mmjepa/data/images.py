@@ -28,12 +28,13 @@ from ..core import data_dir as find_data_dir
 @dataclass(frozen=True, eq=False)
 class ImageSet(Dataset):
     "Images of one size in memory; a map-style dataset that fetches a batch by one index operation."
-    images: UInt8[Tensor, 'n c h w'] # grey (c = 1) or RGB (c = 3), 0..255
+    images: UInt8[Tensor, 'n c h w'] # grey (c = 1) or RGB (c = 3), 0..255; one image (c,h,w) is a set of one
     labels: Int[Tensor, ' n'] | None = None # class of each image, 0..k-1; None for a set without labels
     classes: list[str] = field(default_factory=list) # names of the k classes
     name: str = 'images' # what logs and titles call the set
 
     def __post_init__(self):
+        if self.images.ndim == 3: object.__setattr__(self, 'images', self.images[None])
         assert self.images.dtype == torch.uint8 and self.images.ndim == 4, 'images are uint8 (n, c, h, w)'
         if self.labels is None: return
         assert self.labels.dtype == torch.int64 and len(self.labels) == len(self.images), 'one int64 label an image'
