@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from fastcore.basics import patch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -282,16 +282,17 @@ def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, 
     return RecordLoader(samples, name, say, note=note, batch_size=batch_size, sampler=sampler, drop_last=train,
                         num_workers=num_workers)
 
-def _usable(records: JsonRecords, mode: str, *parts: Int[np.ndarray, ' n']) -> Iterator[tuple[np.ndarray, str]]:
-    "Of each part the rows that `mode` reads, and a word about those that sit out."
-    reads = np.zeros(len(records), bool)
-    reads[records.rows_for(mode)] = True
-    if not reads.any():
+def _reads(records: JsonRecords, mode: str) -> Bool[np.ndarray, ' n']:
+    "Which records `mode` reads; at least one."
+    rows = records.rows_for(mode)
+    if not len(rows):
         raise EmptySource(f'{records.path}: none of its {len(records):,} records has a field {mode!r}; expected some')
-    for rows in parts:
-        kept = rows[reads[rows]]
-        out = len(rows) - len(kept)
-        yield kept, f'{out:,} of {len(rows):,} records have no {mode} and sit out' if out else ''
+    return np.bincount(rows, minlength=len(records)).astype(bool)
+
+def _sit_out(rows: Int[np.ndarray, ' n'], reads: Bool[np.ndarray, ' m'], mode: str) -> str:
+    "A word about the rows that `mode` does not read, if there are any."
+    out = int((~reads[rows]).sum())
+    return f'{out:,} of {len(rows):,} records have no {mode} and sit out' if out else ''
 
 # %% ../../nbs/data/24_loaders.ipynb #e78e4f67
 def get_json_loaders(
@@ -314,11 +315,13 @@ def get_json_loaders(
     records, shard = JsonRecords(path, on_error, follow_links), shard or (rank(), world_size())
     transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
                                 follow_links=follow_links)
-    parts = _usable(records, mode, *split_records(records, val_split, seed, say=say))
+    reads = _reads(records, mode)
+    train, val = split_records(records, val_split, seed, say=say)
     common = dict(batch_size=batch_size, shard=shard, num_workers=num_workers, say=say, seed=seed)
-    (train, train_note), (val, val_note) = parts
-    return (_loader(records, train, transform, train=True, name=f'{path}, training', note=train_note, **common),
-            _loader(records, val, transform, train=False, name=f'{path}, validation', note=val_note, **common))
+    return (_loader(records, train[reads[train]], transform, train=True, name=f'{path}, training',
+                    note=_sit_out(train, reads, mode), **common),
+            _loader(records, val[reads[val]], transform, train=False, name=f'{path}, validation',
+                    note=_sit_out(val, reads, mode), **common))
 
 # %% ../../nbs/data/24_loaders.ipynb #79af9c8e
 def get_ordered_loader(
