@@ -213,11 +213,12 @@ class RecordLoader(StatefulDataLoader):
         say: Callable[[str], None] = print, # gets this line
         *,
         note: str = '', # what this line says once, such as how many records sit out
+        plan: dict | None = None, # what decides which records come when, by name: numbers and texts
         **kwargs, # of `StatefulDataLoader`
     ):
         with quiet_torchdata(): # an own generator: the global one is not touched
             super().__init__(dataset, collate_fn=_same, generator=torch.Generator(), **kwargs)
-        self.name, self.say, self.note, self._kept, self._told = name, say, note, None, False
+        self.name, self.say, self.note, self.plan, self._kept, self._told = name, say, note, plan or {}, None, False
         self.skipped, self.truncated, self.records, self.context = {}, 0, 0, 0
 
     def __iter__(self):
@@ -255,17 +256,23 @@ def _same(batch): return batch
 
 @patch
 def state_dict(self: RecordLoader) -> dict:
-    "Where the epoch stands, with its counts."
-    return {**StatefulDataLoader.state_dict(self), 'counts': (dict(self.skipped), self.truncated, self.records)}
+    "Where the epoch stands, with its counts and its plan."
+    own = {'counts': (dict(self.skipped), self.truncated, self.records), 'plan': dict(self.plan)}
+    return {**StatefulDataLoader.state_dict(self), **own}
 
 @patch
 def load_state_dict(
     self: RecordLoader,
     state: dict, # of `state_dict`
 ):
-    "Continue there."
+    "Continue there; a `UserError` if the state belongs to another plan."
+    was = state.get('plan') or self.plan
+    changed = [f'{k} (was {was.get(k)}, is {value})' for k, value in self.plan.items() if was.get(k) != value]
+    if changed:
+        raise UserError(f'{self.name}: cannot go on in the middle of an epoch with other {", ".join(changed)}; '
+                        'expected the same, or a checkpoint from the end of an epoch')
     self._kept = state.get('counts')
-    StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k != 'counts'})
+    StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k not in ('counts', 'plan')})
 
 # %% ../../nbs/data/24_loaders.ipynb #961ac9cd
 def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0,
@@ -279,8 +286,10 @@ def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, 
                           f'training records of {records.path}; expected no more than these')
     samples = RecordSamples(records, rows, transform, on_error=records.on_error, refill=train,
                             draw=sampler if train else None)
-    return RecordLoader(samples, name, say, note=note, batch_size=batch_size, sampler=sampler, drop_last=train,
-                        num_workers=num_workers)
+    plan = {'records': f'{len(rows)} of {records.path.stat().st_size} bytes', 'seed': seed, 'num_workers': num_workers,
+            'batch_size': batch_size, 'ranks': shard[1]}
+    return RecordLoader(samples, name, say, note=note, plan=plan, batch_size=batch_size, sampler=sampler,
+                        drop_last=train, num_workers=num_workers)
 
 def _reads(records: JsonRecords, mode: str) -> Bool[np.ndarray, ' n']:
     "Which records `mode` reads; at least one."
