@@ -233,31 +233,7 @@ class StreamSource(_Source):
         self._pass = None # an error had ended it
         return self.document(position)
 
-    def _checked(self, record: dict | UserError, index: int, turn: int) -> Document:
-        if isinstance(record, UserError): raise record
-        return self._make(record, index, (turn,))
-
-    def _taken(self, record: dict | UserError, index: int) -> bool:
-        "Whether a record is of this part; one that can't be read is, whatever else is asked."
-        if isinstance(record, UserError): return (_share(index) < self.split) == self.held_out
-        text, prompt = (record.get(self.names.get(k, k)) for k in ('text', 'prompt'))
-        said = content_id(f'{prompt or ""}\0{text}') if isinstance(text, str) else index # what is equal is on one side
-        return self._wanted(record) and (_share(said) < self.split) == self.held_out
-
-    def _endless(self) -> Iterator[tuple[int, int, dict | UserError]]:
-        "Passes, numbers and records."
-        for turn in count():
-            found = set()
-            for i, record in enumerate(_readable(partial(self.start, turn), self.name)):
-                index = record.get('index', i) if isinstance(record, dict) else getattr(record, 'index', i)
-                if not self._taken(record, index): continue
-                found.add(index)
-                place = {'place': f'{self.name}: record {i + 1}'}
-                yield turn, index, place | record if isinstance(record, dict) else record
-            asked = f' with {self.where}' if self.where else ''
-            if not found: raise EmptySource(f'{self.name}: yields no record{asked}; expected one or more')
-            if found <= self.skipped: raise _all_bad(self, len(found))
-
+# %% ../../nbs/vl/84_packing.ipynb #9498fb76
 def _readable(start: Callable[[], Iterable], name: str) -> Iterator[dict | UserError]:
     "What `start` yields; whatever ends it too early, or is no record, is a `UserError`."
     n, stream = 1, None
@@ -277,6 +253,34 @@ def _readable(start: Callable[[], Iterable], name: str) -> Iterator[dict | UserE
 def _share(index: int) -> float:
     "A number in [0, 1) that is as good as random and always the same (multiplicative hashing, Knuth)."
     return index * 2654435761 % 2**32 / 2**32
+
+@patch
+def _checked(self: StreamSource, record: dict | UserError, index: int, turn: int) -> Document:
+    if isinstance(record, UserError): raise record
+    return self._make(record, index, (turn,))
+
+@patch
+def _taken(self: StreamSource, record: dict | UserError, index: int) -> bool:
+    "Whether a record is of this part; one that can't be read is, whatever else is asked."
+    if isinstance(record, UserError): return (_share(index) < self.split) == self.held_out
+    text, prompt = (record.get(self.names.get(k, k)) for k in ('text', 'prompt'))
+    said = content_id(f'{prompt or ""}\0{text}') if isinstance(text, str) else index # what is equal is on one side
+    return self._wanted(record) and (_share(said) < self.split) == self.held_out
+
+@patch
+def _endless(self: StreamSource) -> Iterator[tuple[int, int, dict | UserError]]:
+    "Passes, numbers and records."
+    for turn in count():
+        found = set()
+        for i, record in enumerate(_readable(partial(self.start, turn), self.name)):
+            index = record.get('index', i) if isinstance(record, dict) else getattr(record, 'index', i)
+            if not self._taken(record, index): continue
+            found.add(index)
+            place = {'place': f'{self.name}: record {i + 1}'}
+            yield turn, index, place | record if isinstance(record, dict) else record
+        asked = f' with {self.where}' if self.where else ''
+        if not found: raise EmptySource(f'{self.name}: yields no record{asked}; expected one or more')
+        if found <= self.skipped: raise _all_bad(self, len(found))
 
 # %% ../../nbs/vl/84_packing.ipynb #2de21e74
 def _sample(members: dict[str, bytes] | UserError, place: str, row: int) -> dict | UserError:
