@@ -25,6 +25,7 @@ from ..core import (UserError, atomic_path, check_choice, check_output, command,
 from ..data.records import JsonRecords
 from ..data.loaders import get_ordered_loader
 from ..data.images import to_float
+from ..runs import one_writer
 
 # %% ../../nbs/pretrain/42_embed.ipynb #f61ae7ec
 MODES = {'image': 'image', 'text': 'text', 'both': 'pair'} # what is embedded -> mode of the loader
@@ -85,6 +86,62 @@ class EmbedConfig:
         check_choice('--of', self.of, tuple(MODES))
         if self.block < 1: raise UserError(f'block is {self.block}; expected 1 or more records')
 
+def _job(records: JsonRecords, model: nn.Module, config: EmbedConfig) -> dict:
+    "What decides the blocks."
+    about = records.path.stat()
+    return {'data': str(records.path.resolve()), 'records': len(records), 'size': about.st_size,
+            'changed': about.st_mtime_ns, 'of': config.of, 'block': config.block, 'on_error': config.on_error,
+            'model': _digest(model)}
+
+def _digest(model: nn.Module) -> str:
+    "Of all weights."
+    h = hashlib.blake2b(digest_size=16)
+    for name, p in model.state_dict().items():
+        h.update(name.encode())
+        h.update(p.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def _same_job(parts: Path, job: dict):
+    "Blocks of another model or file are never joined with these."
+    file, blocks = parts/'job.json', any(parts.glob('*.jsonl'))
+    if not file.exists() and any(not p.name.startswith('.') for p in parts.iterdir()):
+        raise UserError(f'{parts} holds something else; expected another --output')
+    if blocks and (old := json.loads(file.read_text())) != job:
+        changed = [k for k in job if old.get(k) != job[k]]
+        raise UserError(f'{parts} holds blocks of another job ({", ".join(changed)} differ); '
+                        'delete it, or choose another --output')
+    if world_size() > 1: dist.barrier()
+    if is_main(): write_text(file, json.dumps(job))
+    if world_size() > 1: dist.barrier()
+
+# %% ../../nbs/pretrain/42_embed.ipynb #e6c623f5
+def _check_place(output: Path, *inputs: str | Path):
+    "Nothing is written over what is read, or over what is not of this command."
+    check_output(output, *inputs)
+    if not output.exists(): return
+    try:
+        with open(output, 'rb') as f: first = f.readline()
+        own = not first or 'embedding' in json.loads(first)
+    except (OSError, ValueError, TypeError): own = False
+    if not own: raise UserError(f'--output is {output}, which holds no embeddings; expected a file of its own')
+
+def _silent(line: str): pass
+
+def _write_blocks(model: nn.Module, tokenizer, records: JsonRecords, *, files: dict, config: EmbedConfig, say) -> dict:
+    "Write this rank's blocks that are missing; what was skipped, as place -> reason."
+    skipped, shape, own = {}, model.config.encoder, [*files][rank()::world_size()]
+    missing = [i for i in own if not files[i].exists()]
+    if len(missing) < len(own): say(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
+    loading = dict(batch_size=config.batch_size, num_workers=config.num_workers, on_error=config.on_error,
+                   tokenizer=tokenizer, image_size=shape.image_size, context=shape.context)
+    for i in tqdm(missing, unit='block', disable=not is_main()):
+        rows = np.arange(i, min(i + config.block, len(records)))
+        loader = get_ordered_loader(records.path, MODES[config.of], rows, say=_silent, **loading)
+        write_text(files[i], ''.join(f'{line}\n' for line in embed_rows(model, loader, records)))
+        skipped |= loader.skipped
+    return skipped
+
+# %% ../../nbs/pretrain/42_embed.ipynb #e4d25149
 def embed_file(
     model_dir: str | Path, # folder of a model of stage two, or of its run
     data: str | Path, # JSON lines
@@ -97,37 +154,14 @@ def embed_file(
     output = Path(output).expanduser()
     _check_place(output, data, model_dir)
     model, tokenizer = load_pair_model(model_dir)
-    model, shape, records = model.to(get_device()), model.config.encoder, JsonRecords(data, config.on_error)
-    parts, about = output.with_name(f'{output.name}.parts'), records.path.stat()
-    _same_job(parts, {'data': str(records.path.resolve()), 'records': len(records), 'size': about.st_size,
-                      'changed': about.st_mtime_ns, 'of': config.of, 'block': config.block,
-                      'on_error': config.on_error, 'model': _digest(model)})
+    model, records = model.to(get_device()), JsonRecords(data, config.on_error)
+    parts = output.with_name(f'{output.name}.parts')
     files = {i: parts/f'{i:012}.jsonl' for i in range(0, len(records), config.block)}
-    own = [*files][rank()::world_size()]
-    missing = [i for i in own if not files[i].exists()]
-    if len(missing) < len(own): say(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
-    skipped, loading = {}, dict(batch_size=config.batch_size, num_workers=config.num_workers, on_error=config.on_error,
-                                tokenizer=tokenizer, image_size=shape.image_size, context=shape.context)
-    for i in tqdm(missing, unit='block', disable=not is_main()):
-        rows = np.arange(i, min(i + config.block, len(records)))
-        loader = get_ordered_loader(data, MODES[config.of], rows, say=_silent, **loading)
-        write_text(files[i], ''.join(f'{line}\n' for line in embed_rows(model, loader, records)))
-        skipped |= loader.skipped
-    if world_size() > 1: dist.barrier()
-    if not is_main(): return 0
-    return _finish([*files.values()], output, len(records), skipped=skipped, say=say)
-
-def _silent(line: str): pass
-
-def _check_place(output: Path, *inputs: str | Path):
-    "Nothing is written over what is read, or over what is not of this command."
-    check_output(output, *inputs)
-    if not output.exists(): return
-    try:
-        with open(output, 'rb') as f: first = f.readline()
-        own = not first or 'embedding' in json.loads(first)
-    except (OSError, ValueError, TypeError): own = False
-    if not own: raise UserError(f'--output is {output}, which holds no embeddings; expected a file of its own')
+    with one_writer(parts):
+        _same_job(parts, _job(records, model, config))
+        skipped = _write_blocks(model, tokenizer, records, files=files, config=config, say=say)
+        if world_size() > 1: dist.barrier()
+        return _finish([*files.values()], output, len(records), skipped=skipped, say=say) if is_main() else 0
 
 def _finish(blocks: list[Path], output: Path, n: int, *, skipped: dict[str, str], say) -> int:
     "Join the blocks of `n` records, and say what came of them."
@@ -139,26 +173,6 @@ def _finish(blocks: list[Path], output: Path, n: int, *, skipped: dict[str, str]
     left = f'; {n - lines:,} of {n:,} bad records skipped{why}' if lines < n else ''
     say(f'{lines} embeddings: {output}{left}')
     return lines
-
-def _digest(model: nn.Module) -> str:
-    "Of all weights."
-    h = hashlib.blake2b(digest_size=16)
-    for name, p in model.state_dict().items():
-        h.update(name.encode())
-        h.update(p.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return h.hexdigest()
-
-def _same_job(parts: Path, job: dict):
-    "Blocks of another model or file are never joined with these."
-    file = parts/'job.json'
-    if not file.exists() and parts.exists() and any(not p.name.startswith('.tmp-') for p in parts.iterdir()):
-        raise UserError(f'{parts} holds something else; expected another --output')
-    if file.exists() and (old := json.loads(file.read_text())) != job:
-        changed = [k for k in job if old.get(k) != job[k]]
-        raise UserError(f'{parts} holds blocks of another job ({", ".join(changed)} differ); '
-                        'delete it, or choose another --output')
-    if is_main() and not file.exists(): write_text(file, json.dumps(job))
-    if world_size() > 1: dist.barrier()
 
 # %% ../../nbs/pretrain/42_embed.ipynb #8a305eba
 @command
