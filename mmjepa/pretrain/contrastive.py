@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, model_folder
-from ..core import Source, UserError, command, is_main, make_generator, seed_everything, start_ranks
+from ..core import (Source, UserError, command, is_main, make_generator, seed_everything, start_ranks,
+                         world_size)
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
@@ -203,13 +204,16 @@ def pair_recall(
     same = {} if ids is None else {'ids': ids}
     return {**recall_table(images, texts, **same), 'margin': margin(images, texts)}
 
+# %% ../../nbs/pretrain/41_contrastive.ipynb #d2514bf8
 class PairEvaluation:
     "Losses and recall on held-out pairs, as columns of `metrics.csv`."
     def __init__(self,
         held, # loader of held-out pairs, may be empty
         train, # loader of training pairs, each once, for the end of the run; may be empty
         transform: PairTransform, # without augmentation
-    ): self.held, self.train, self.transform = held, train, transform
+        *,
+        step: int | None = None, # pairs of a step of training, over all ranks; None: of the first held-out batch
+    ): self.held, self.train, self.transform, self.step = held, train, transform, step
 
     @torch.no_grad()
     def __call__(self,
@@ -224,18 +228,28 @@ class PairEvaluation:
         return out
 
     def held_out(self, model: ContrastiveModel) -> dict[str, float]:
-        "`val_loss_clip`, a mean over batches weighted by pairs; `val_loss_mlm`, a mean over hidden words; recall."
-        sums, found = torch.zeros(2, 2, dtype=torch.float64), []
+        "`val_loss_clip`, where as many pairs are compared as in a step; `val_loss_mlm`, over all hidden words; recall."
+        found, total, count, scale = [], 0., 0, None
         for i, batch in enumerate(progress(self.held, 'held-out pairs')):
             batch = {k: v.to(model.log_scale.device) for k, v in batch.items()}
             batch = self.transform(batch, make_generator('validation', i))
             out = model(batch)
-            logs, n, m = ContrastiveObjective()(out, batch)[1], len(batch['image']), batch['text_hidden'].sum().item()
-            sums[0] += torch.tensor([logs['loss_clip'].item() * n, n])
-            if 'loss_mlm' in logs: sums[1] += torch.tensor([logs['loss_mlm'].item() * m, m])
+            scale, m = out['logit_scale'].item(), batch['text_hidden'].sum().item()
             found.append(_parts(out, batch))
-        losses = {name: (a / n).item() for name, (a, n) in zip(('val_loss_clip', 'val_loss_mlm'), sums) if n}
-        return losses | pair_recall(*_joined(found, model.config.proj_dim))
+            if 'logits' in out: total, count = total + word_loss(out['logits'], batch).item() * m, count + m
+        if not found: return {}
+        pairs = _joined(found, model.config.proj_dim)
+        clip = _mean_clip(*pairs, scale=scale, step=self.step or len(found[0][0]))
+        return {'val_loss_clip': clip, **({'val_loss_mlm': total / count} if count else {}), **pair_recall(*pairs)}
+
+def _mean_clip(images: Tensor, texts: Tensor, ids: Tensor | None, *, scale: float, step: int) -> float:
+    "The contrastive loss of so many pairs at a time; a mean over all pairs."
+    total = 0.
+    for i in range(0, len(images), step):
+        rows = slice(i, i + step)
+        same = {} if ids is None else {'ids': ids[rows]}
+        total += clip_loss(images[rows], texts[rows], scale, **same).item() * len(images[rows])
+    return total / len(images)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #c15a34d5
 @dataclass(frozen=True)
@@ -330,7 +344,7 @@ def run_contrastive(
     folder, data = run.folder, config.data
     config, model, transform, tokenizer = build_pairs(config)
     loader, held, again = open_source(config, data, 'pair', tokenizer=tokenizer, held=config.val_data)
-    evaluate = PairEvaluation(readable(held, 'pairs'), again, transform)
+    evaluate = PairEvaluation(readable(held, 'pairs'), again, transform, step=config.batch_size * world_size())
     eval_every = config.eval_every or max(1, config.epochs // 10)
     table = fit(model, ContrastiveObjective(config.mlm_weight), loader, config=train_config(config, run, eval_every),
                 output_dir=folder, resume=run.resume, evaluate=evaluate, callbacks={'before_step': bound_scale},
