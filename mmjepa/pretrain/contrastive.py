@@ -199,10 +199,10 @@ def pair_recall(
     texts: Float[Tensor, 'n p'], # of the same pairs
     ids: Int[Tensor, 'n k'] | None = None, # rows that share one count as found for each other
 ) -> dict[str, float]: # nothing where there is no pair
-    "Recall in both directions, `image_to_text_r1` and so on, and `margin`."
+    "Recall in both directions, `image_to_text_r1` and so on, and `margin`, if anything is no pair."
     if not len(images): return {}
-    same = {} if ids is None else {'ids': ids}
-    return {**recall_table(images, texts, **same), 'margin': margin(images, texts)}
+    gap = margin(images, texts, ids=ids)
+    return recall_table(images, texts, ids=ids) | ({} if math.isnan(gap) else {'margin': gap})
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #d2514bf8
 class PairEvaluation:
@@ -247,8 +247,8 @@ def _mean_clip(images: Tensor, texts: Tensor, ids: Tensor | None, *, scale: floa
     total = 0.
     for i in range(0, len(images), step):
         rows = slice(i, i + step)
-        same = {} if ids is None else {'ids': ids[rows]}
-        total += clip_loss(images[rows], texts[rows], scale, **same).item() * len(images[rows])
+        loss = clip_loss(images[rows], texts[rows], scale, ids=ids if ids is None else ids[rows])
+        total += loss.item() * len(images[rows])
     return total / len(images)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #c15a34d5

@@ -49,6 +49,7 @@ def gradients(model, objective, rank, world):
         model.zero_grad()
         batch = batch_of(slice(rank * B // world, (rank + 1) * B // world))
         loss, logs = objective(wrapped(batch), batch)
+        loss = sum(loss.values()) if isinstance(loss, dict) else loss
         loss.backward()
     return {'loss': loss.detach(), **logs, **{n: p.grad for n, p in model.named_parameters()}}
 
