@@ -26,8 +26,8 @@ from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
-from .masked import (EncoderRun, encoder_config, load_encoder, readable, run_settings,
-                                    save_with_tokenizer, train_config, whole_model, word_loss)
+from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
+                                    train_config, whole_model, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..pair_scores import margin, recall_table
@@ -344,7 +344,7 @@ def run_contrastive(
     folder, data = run.folder, config.data
     config, model, transform, tokenizer = build_pairs(config)
     loader, held, again = open_source(config, data, 'pair', tokenizer=tokenizer, held=config.val_data)
-    evaluate = PairEvaluation(readable(held, 'pairs'), again, transform, step=config.batch_size * world_size())
+    evaluate = PairEvaluation(held, again, transform, step=config.batch_size * world_size())
     eval_every = config.eval_every or max(1, config.epochs // 10)
     table = fit(model, ContrastiveObjective(config.mlm_weight), loader, config=train_config(config, run, eval_every),
                 output_dir=folder, resume=run.resume, evaluate=evaluate, callbacks={'before_step': bound_scale},

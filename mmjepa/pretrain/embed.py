@@ -50,7 +50,11 @@ def embed_rows(
     "Lines with `embedding` and the record's own fields."
     lines = []
     for batch in loader:
-        for i, vector in zip(batch['index'].tolist(), embed_batch(model, batch)):
+        vectors, (rows, of) = embed_batch(model, batch), batch['index'].unique_consecutive(return_inverse=True)
+        if len(rows) < len(vectors): # captions of one record
+            sums = vectors.new_zeros(len(rows), vectors.shape[1])
+            vectors = normalize(sums.index_add_(0, of, vectors), dim=-1)
+        for i, vector in zip(rows.tolist(), vectors):
             if not vector.isfinite().all():
                 raise UserError(f'{records.place(i)}: the model makes NaN or infinity of it; expected a model with '
                                 'finite weights')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['masked_objective', 'MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'follow_target',
-           'word_loss', 'MaskedObjective', 'MaskedEvaluation', 'readable', 'fill_in', 'filled_figure',
-           'save_with_tokenizer', 'load_encoder', 'EncoderRun', 'MaskedRun', 'encoder_config', 'train_config',
-           'run_settings', 'build_masked', 'open_masked', 'whole_model', 'run_masked', 'write_masked_report', 'main']
+           'word_loss', 'MaskedObjective', 'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_with_tokenizer',
+           'load_encoder', 'EncoderRun', 'MaskedRun', 'encoder_config', 'train_config', 'run_settings', 'build_masked',
+           'open_masked', 'whole_model', 'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
 import copy
@@ -215,16 +215,6 @@ class MaskedEvaluation:
         if name == 'text': return word_loss(out['logits'], batch), batch['text_hidden'].sum()
         return masked_patch_loss(out['patches'], out['target'], batch['mask']), batch['mask'].sum()
 
-def readable(
-    held, # loader of held-out rows
-    what: str, # such as 'images'
-    say: Callable[[str], None] = print, # gets a note, on the first rank
-): # the same, or one without a batch
-    "What can be evaluated: nothing, where each held-out row is bad and skipped."
-    if not len(held) or next(iter(held), None) is not None: return held
-    if is_main(): say(f'none of the held-out {what} can be read: the run goes on as with nothing held out')
-    return ()
-
 # %% ../../nbs/pretrain/40_masked.ipynb #3a851f92
 @torch.inference_mode()
 def fill_in(
@@ -376,7 +366,6 @@ def open_masked(
     train, held = {}, {}
     for mode, data in config.sources.items():
         train[mode], rows, _ = open_source(config, data, mode, tokenizer=tokenizer, held=config.val_data)
-        rows = readable(rows, f'{mode}s')
         if len(rows): held[mode] = rows
     return UnpairedLoader(train), held
 
