@@ -85,6 +85,7 @@ class EmbedConfig:
     block: int = 4096 # records between two points at which a stopped run continues
     num_workers: int = 0 # processes that read
     on_error: str = 'raise' # at a bad record: raise, or skip and count it
+    follow_links: bool = False # read images to which links in the folder of the JSON lines lead
 
     def __post_init__(self):
         check_choice('--of', self.of, tuple(MODES))
@@ -136,8 +137,8 @@ def _write_blocks(model: nn.Module, tokenizer, records: JsonRecords, *, files: d
     skipped, shape, own = {}, model.config.encoder, [*files][rank()::world_size()]
     missing = [i for i in own if not files[i].exists()]
     if len(missing) < len(own): say(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
-    loading = dict(batch_size=config.batch_size, num_workers=config.num_workers, on_error=config.on_error,
-                   tokenizer=tokenizer, image_size=shape.image_size, context=shape.context)
+    loading = {k: getattr(config, k) for k in ('batch_size', 'num_workers', 'on_error', 'follow_links')}
+    loading |= dict(tokenizer=tokenizer, image_size=shape.image_size, context=shape.context)
     for i in tqdm(missing, unit='block', disable=not is_main()):
         rows = np.arange(i, min(i + config.block, len(records)))
         loader = get_ordered_loader(records.path, MODES[config.of], rows, say=_silent, **loading)

@@ -346,22 +346,26 @@ def thumbnail(
     record: dict, # with the path `image`
     root: str | Path, # folder to which it is relative
     size: int = 64, # side, pixels
+    *,
+    follow_links: bool = False, # whether a link may lead out of the folder
 ) -> str: # base64 PNG
     "A small picture of a record; a `UserError` where it cannot be read."
     from PIL import Image
-    pixels, buffer = record_image(record, size, root), io.BytesIO()
+    pixels, buffer = record_image(record, size, root, follow_links=follow_links), io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, 'PNG', optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 def thumbnails(
     table: EmbeddingTable,
     images: str | Path | None = None, # folder of image paths; None for that of the table's file
+    follow_links: bool = False, # whether a link may lead out of it
 ) -> tuple[list[str], dict[int, str]]: # a base64 PNG a row, '' for none; row -> why its image cannot be read
     "Small pictures of all rows that name an image."
     found, missing = [''] * len(table.records), {}
     for i, r in enumerate(tqdm(table.records, desc='pictures', disable=len(table.records) < 5000)):
         if r.get('image') is None: continue
-        try: found[i] = thumbnail({**r, 'place': f'row {i + 1}'}, images or table.folder)
+        r, root = {**r, 'place': f'row {i + 1}'}, images or table.folder
+        try: found[i] = thumbnail(r, root, follow_links=follow_links)
         except UserError as e: missing[i] = str(e)
     return found, missing
 
@@ -403,6 +407,7 @@ class MapConfig:
     cluster_domains: int = 0 # K-means clusters; 0 for none
     kmeans_model: str | Path = '' # file of centroids: used where it exists, else trained and written there
     images: str | Path = '' # folder of the image paths, for the page's thumbnails (that of the embeddings)
+    follow_links: bool = False # read images to which links in that folder lead
     seed: int = 0 # of layout and clusters
 
     def __post_init__(self):
@@ -448,7 +453,7 @@ def _write_map(table: EmbeddingTable, panels: dict, config: MapConfig) -> list[s
     "Picture or page, by the suffix of `output`; notes on what is missing there."
     output, xy = Path(config.output), project(table.vectors, config.seed)
     if output.suffix.lower() == '.html':
-        pictures, missing = thumbnails(table, config.images or None)
+        pictures, missing = thumbnails(table, config.images or None, config.follow_links)
         write_text(output, map_page(xy, panels, table, pictures=pictures))
         if not missing: return []
         named = len(missing) + sum(map(bool, pictures))

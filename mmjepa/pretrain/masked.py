@@ -290,7 +290,8 @@ class EncoderRun:
     lr: float = 1e-3 # largest learning rate
     num_workers: int = 0 # processes that read, for each source
     val_split: float = .1 # share of rows held out, 0 to 1
-    on_error: str = 'raise' # at a bad record: raise or skip
+    on_error: str = 'raise' # at a bad record: raise, or skip and count it
+    follow_links: bool = False # read images to which links in the folder of the JSON lines lead
     seed: int = 0 # of everything random
     precision: str = 'auto' # fp32, bf16, fp16; auto: bf16 where the device has it
 
