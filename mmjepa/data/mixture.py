@@ -260,8 +260,9 @@ def open_source(
     "Loaders of one source or of a mixture."
     common = {k: getattr(run, k) for k in ('batch_size', 'num_workers', 'image_size', 'context', 'on_error')}
     common['tokenizer'], split = tokenizer, 0. if held else run.val_split
+    links = {'follow_links': getattr(run, 'follow_links', False)} # of JSON lines
     def ordered(data, rows=None, **more):
-        if is_json(data): return get_ordered_loader(data, mode, rows, **common | more)
+        if is_json(data): return get_ordered_loader(data, mode, rows, **links | common | more)
         return get_shard_loader(data, mode, shuffle=False, shard=(0, 1), **common | more)
     held_out, again = [], []
     def hold(data, rows=None):
@@ -269,7 +270,7 @@ def open_source(
             held_out.append(ordered(data, rows))
     def make(data):
         if not is_json(data): return get_shard_loader(data, mode, seed=run.seed, **common)
-        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **common)
+        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **links | common)
         again.append(ordered(data, train.dataset.rows))
         if len(val.dataset.rows): hold(data, val.dataset.rows)
         return train
