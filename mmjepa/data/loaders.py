@@ -187,22 +187,25 @@ class RecordSamples(Dataset):
         n = len(self)
         return next((q % n for q in range(p + 1, p + n) if q % n not in tried), None)
 
-    def _record(self, p: int) -> dict:
-        "The record of row `p`, with one of its captions where they are drawn."
-        record = self.records[int(self.rows[p])]
-        if self.draw is None or not isinstance(record.get('text'), list): return record
-        with suppress(UserError): # a bad list matters to a transform of texts alone
-            record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch))}
-        return record
+# %% ../../nbs/data/24_loaders.ipynb #5f9d7238
+@patch
+def _record(self: RecordSamples, p: int) -> dict:
+    "The record of row `p`, with one of its captions where they are drawn."
+    record = self.records[int(self.rows[p])]
+    if self.draw is None or not isinstance(record.get('text'), list): return record
+    with suppress(UserError): # a bad list matters to a transform of texts alone
+        record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch))}
+    return record
 
-    def _try(self, step: Callable, value, p: int, skipped: dict[str, str]):
-        "`step(value)` for the record of row `p`, or None."
-        place = self.records.place(int(self.rows[p]))
-        try:
-            with explained(place): return step(value)
-        except UserError as e:
-            if self.on_error == 'raise': raise
-            skipped[place] = str(e)
+@patch
+def _try(self: RecordSamples, step: Callable, value, p: int, skipped: dict[str, str]):
+    "`step(value)` for the record of row `p`, or None."
+    place = self.records.place(int(self.rows[p]))
+    try:
+        with explained(place): return step(value)
+    except UserError as e:
+        if self.on_error == 'raise': raise
+        skipped[place] = str(e)
 
 # %% ../../nbs/data/24_loaders.ipynb #e3878a33
 class RecordLoader(StatefulDataLoader):
