@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['UserError', 'LostRank', 'check_choice', 'first_line', 'share_cores', 'make_generator', 'seed_everything',
-           'get_device', 'sync', 'remove', 'storage_error', 'atomic_path', 'write_text', 'data_dir', 'alone',
-           'world_size', 'rank', 'is_main', 'start_ranks', 'main_first', 'all_reduce_sum', 'global_mean', 'gather_rows',
+           'get_device', 'sync', 'remove', 'storage_error', 'share_by_umask', 'atomic_path', 'write_text',
+           'check_output', 'data_dir', 'alone', 'world_size', 'rank', 'is_main', 'start_ranks', 'main_first',
+           'all_reduce_sum', 'counted', 'global_ratio', 'global_mean', 'content_id', 'share_id', 'gather_rows',
            'Source', 'run_command', 'command']
 
 # %% ../nbs/00_core.ipynb #2cfd6a30
-import argparse, errno, hashlib, inspect, os, random, re, shutil, sys
+import argparse, errno, hashlib, inspect, operator, os, random, re, shutil, sys
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from functools import partial, wraps
+from numbers import Integral
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
@@ -61,6 +63,7 @@ def make_generator(
     device: str | torch.device = 'cpu', # where the generator lives; numbers differ between kinds of devices
 ) -> torch.Generator: # seeded generator
     "A generator seeded by a hash of `key`."
+    key = tuple(int(k) if isinstance(k, Integral) else k for k in key) # NumPy's 3 is 3
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, 'big') >> 1)
 
@@ -69,7 +72,9 @@ def seed_everything(
     seed: int, # 0 or larger
 ):
     "Seed Python's, NumPy's and PyTorch's global generators."
-    if seed < 0: raise UserError(f'seed is {seed}; expected 0 or larger')
+    if not isinstance(seed, Integral) or seed < 0:
+        raise UserError(f'seed is {seed}; expected a whole number, 0 or larger')
+    seed = operator.index(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -107,6 +112,17 @@ def storage_error(e: BaseException) -> str | None: # a phrase, or None for any o
     return found and _FULL.get(int(found[1] or errno.ENOSPC))
 
 # %% ../nbs/00_core.ipynb #322f9848
+def share_by_umask(
+    path: str | Path, # a file, or a folder with all that is in it
+):
+    "Give files the permissions that `open` would have given them; some libraries write for the owner alone."
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for p in [Path(path), *Path(path).rglob('*')]:
+        if p.is_symlink(): continue
+        mode = p.stat().st_mode
+        p.chmod(mode | (0o777 if p.is_dir() else 0o666) & ~mask)
+
 @contextmanager
 def atomic_path(
     path: str | Path, # file or folder to write; its parent folder is made
@@ -119,6 +135,7 @@ def atomic_path(
         path.parent.mkdir(parents=True, exist_ok=True)
         for p in (temp, old): remove(p) # left by a killed process that had the same number
         yield temp
+        share_by_umask(temp)
         for p in [*temp.rglob('*'), temp]: sync(p)
         if path.is_dir(): path.rename(old) # a folder can't be renamed over one that has entries
         temp.rename(path)
@@ -138,6 +155,19 @@ def write_text(
 ):
     "Write `text` to `path`, whole or not at all."
     with atomic_path(path) as temp: temp.write_text(text, encoding='utf-8')
+
+def check_output(
+    output: str | Path, # file or folder to write, as the user named it
+    *inputs: str | Path, # files or folders that are read
+    flag: str = '--output', # how the user named it
+):
+    "Raise a `UserError` where writing `output` would replace something that is read."
+    out = Path(output).expanduser()
+    for given in inputs:
+        path = Path(given).expanduser()
+        if not path.exists(): continue
+        if path.resolve().is_relative_to(out.resolve()) or (out.exists() and out.samefile(path)):
+            raise UserError(f'{flag} is {output}, and {given} is read from there; expected another place')
 
 # %% ../nbs/00_core.ipynb #9fc9f042
 def data_dir(
@@ -199,12 +229,52 @@ def all_reduce_sum(
     "Sum of `x` over ranks, differentiable; `x` itself in a single process."
     return _AllReduceSum.apply(x) if world_size() > 1 else x
 
+_COUNTS = ContextVar('counts', default=None)
+
+@contextmanager
+def counted():
+    "In this block, a list of what `global_ratio` divides by, in the order of its calls."
+    found = []
+    token = _COUNTS.set(found)
+    try: yield found
+    finally: _COUNTS.reset(token)
+
+def global_ratio(
+    total: Tensor, # scalar, a sum over what counts in this process
+    count: int | Tensor, # how many count
+) -> Tensor: # scalar in float32 or float64, equal on every rank
+    "Sum over all ranks of `total`, by that of `count`, differentiable; 0 where nothing counts."
+    wide = torch.promote_types(total.dtype, torch.float32)
+    count = torch.as_tensor(count, dtype=wide, device=total.device)
+    total, count = all_reduce_sum(torch.stack([total.to(wide), count]))
+    if _COUNTS.get() is not None: _COUNTS.get().append(count.detach())
+    return total / count.clamp(min=1)
+
 def global_mean(
     x: Tensor, # any shape; the number of elements may differ between ranks
-) -> Tensor: # scalar, equal on every rank
+) -> Tensor: # scalar in float32 or float64, equal on every rank
     "Mean over all elements of all ranks, differentiable; 0 where there is none."
-    total = all_reduce_sum(torch.stack([x.sum(), x.new_tensor(x.numel())]))
-    return total[0] / total[1].clamp(min=1)
+    return global_ratio(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)), x.numel())
+
+# %% ../nbs/00_core.ipynb #1f2a626a
+def content_id(
+    content: bytes | str, # of a file, or a text
+) -> int: # signed, 64 bits
+    "The identity of something by its content."
+    data = content.encode('utf-8', 'surrogatepass') if isinstance(content, str) else content
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big', signed=True)
+
+def share_id(
+    a: Tensor, # (n,) or (n, k): k identities of each row
+    b: Tensor, # (m,) or (m, k)
+) -> Tensor: # bool (n, m)
+    "Which rows have an identity in common; the first one is compared with the first, the second with the second."
+    a, b = (x if x.ndim == 2 else x[:, None] for x in (a, b))
+    if a.shape[1] != b.shape[1]:
+        raise UserError(f'identities have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected as many of each row')
+    found = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
+    for x, y in zip(a.T, b.T): found |= x[:, None] == y
+    return found
 
 # %% ../nbs/00_core.ipynb #7a5f362b
 def gather_rows(
@@ -287,11 +357,15 @@ def _add_fields(parser, base, taken: set[str]):
         taken.add(f.name)
         _add_flag(parser, f.name, read, default=value, help=comments.get(f.name, ''))
 
+class _Parser(argparse.ArgumentParser):
+    "What is wrong with a command line, as one line."
+    def error(self, message): self.exit(2, f'{self.prog}: {message}; {self.prog} --help lists the flags\n')
+
 def _parser(func) -> argparse.ArgumentParser:
     "Flags of a command: those of its own first, then a group for each dataclass."
     width = shutil.get_terminal_size((120, 30))[0]
     look = partial(argparse.HelpFormatter, max_help_position=width // 2, width=width)
-    parser, taken = argparse.ArgumentParser(description=func.__doc__, formatter_class=look), set()
+    parser, taken = _Parser(description=func.__doc__, formatter_class=look), set()
     if presets := getattr(func, 'presets', {}):
         names = ' or '.join(presets)
         _add_flag(parser, 'preset', str, default=next(iter(presets)), help=f'{names}; other flags override it')

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from timm.layers import PatchEmbed, trunc_normal_
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from .checkpoint import HubModel
 from .core import UserError, all_reduce_sum, first_line, world_size
 
 # %% ../nbs/02_encoders.ipynb #d2932564
@@ -199,7 +199,7 @@ def _multiway(block: nn.Module, x: Float[Tensor, 'b n d'], sizes: dict[str, int]
 # %% ../nbs/02_encoders.ipynb #6830ec06
 _HUB = dict(library_name='mmjepa', tags=['jepa', 'multimodal'], license='mit')
 
-class MultimodalEncoder(nn.Module, PyTorchModelHubMixin, **_HUB):
+class MultimodalEncoder(nn.Module, HubModel, **_HUB):
     "One embedder a modality, one stack of timm blocks, a final norm and a mean over tokens."
     def __init__(self,
         cfg: EncoderConfig, # shape

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..checkpoint import model_folder
+from ..checkpoint import HubModel, model_folder
 from ..core import UserError
 from ..encoders import EncoderConfig, MultimodalEncoder, Projector, masked_mean
 from ..losses import invariance_loss
@@ -74,7 +73,7 @@ class Encoding(NamedTuple):
     projection: Tensor # (b, p), what the loss sees
 
 # %% ../../nbs/label/30_lejepa.ipynb #74cc4be2
-class MultimodalLeJEPA(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['jepa', 'multimodal'],
+class MultimodalLeJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'multimodal'],
                        license='mit'):
     "One encoder for images, labels and both, with a projector: trained by `LeJEPAObjective`."
     def __init__(self,

@@ -15,12 +15,11 @@ from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import model_folder
+from ..checkpoint import HubModel, model_folder
 from ..core import Source, UserError, command, is_main, make_generator, seed_everything, start_ranks
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
@@ -72,7 +71,7 @@ class WordDecoder(nn.Module):
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #3ba6b662
 class ContrastiveModel(
-    nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['contrastive', 'multimodal'], license='mit',
+    nn.Module, HubModel, library_name='mmjepa', tags=['contrastive', 'multimodal'], license='mit',
 ):
     "A shared encoder with two heads into a common space, and a decoder of hidden words."
     def __init__(self,

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from timm.models.vision_transformer import Block
@@ -24,7 +23,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import model_folder
+from ..checkpoint import HubModel, model_folder
 from ..core import UserError, all_reduce_sum
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
@@ -294,7 +293,7 @@ def _language_encoder(c: VLJEPAConfig) -> nn.Module:
         pad_token_id=None, bos_token_id=None, eos_token_id=None)
     return AutoModel.from_config(shape, attn_implementation='sdpa')
 
-class VLJEPA(nn.Module, PyTorchModelHubMixin, library_name='mmjepa', tags=['jepa', 'vision-language'], license='mit'):
+class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-language'], license='mit'):
     "A vision-language model trained by predicting embeddings and tokens."
     def __init__(self,
         config: VLJEPAConfig, # shape
