@@ -115,7 +115,8 @@ class Tower(nn.Module):
         try: return _run_by_size(self._run, self.module, own, axes=_AXES[self.modality])
         except Exception as e: # of whatever kind: the encoder is somebody else's code
             kind, shapes = type(self.module).__name__, ', '.join(f'{k} {tuple(v.shape)}' for k, v in inputs.items())
-            raise UserError(f"{self.modality} tower '{self.name}': its {kind} can't take {shapes} ({first_line(e)})") from e
+            place = f"{self.modality} tower '{self.name}'"
+            raise UserError(f"{place}: its {kind} can't take {shapes} ({first_line(e)})") from e
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, 'b d']:
         "One vector an item."
