@@ -82,7 +82,7 @@ def neighbour_baseline(
     held: dict[str, Tensor], # of m held-out pairs, same modalities
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
     *,
-    ids: Int[Tensor, 'm 2'] | None = None, # of the held-out pairs: what each is, in the order of `held`; equal ones count
+    ids: Int[Tensor, 'm 2'] | None = None, # what each held-out item is, in the order of `held`; equal ones count
 ) -> dict[str, float]: # `image_to_text_r1`, ..., both ways
     "Recall of held-out partners through the nearest training pair, without training."
     train, held = ({m: x.flatten(1) for m, x in part.items()} for part in (train, held))
