@@ -79,7 +79,7 @@ class _Part(NamedTuple):
     "Vectors of some items, as a file holds them."
     values: Float[Tensor, 'n ...']
     there: Bool[Tensor, ' n'] # which items have a vector
-    reasons: dict[int, str] # why others have none
+    reasons: dict[int, str] # why others have none, without the place of a record: equal ones may have others
     cut: int # items cut to what the tower takes
 
 def _digest(path: Path, values: Tensor, there: Tensor) -> str:
@@ -178,7 +178,7 @@ def _make_part(dataset: ImageTextDataset, tower: Tower, rows: list, *, kind: str
             _refuse(dataset, batch.reasons)
             found += more
         there.append(batch.there)
-        reasons |= {at + k: why for k, why in batch.reasons.items()}
+        reasons |= {at + k: why.removeprefix(dataset.place(own[k][0])) for k, why in batch.reasons.items()}
         at += len(own)
         bar.update(len(own))
     there = torch.cat(there)
@@ -254,10 +254,12 @@ def _cache_folder(cache_dir: str | Path | None, name: str) -> Path:
 # %% ../../nbs/align/54_features.ipynb #2de159e0
 _FORMAT = 2 # of parts and keys; another one shares nothing with it
 
-def _at_place(dataset: ImageTextDataset, i: int, why: str) -> str:
-    "Why row `i` is bad, if the reason may have been stored for an equal item of another set."
-    place = dataset.place(i)
-    return why if why.startswith(place) else f'{place}: an equal one was bad: {why}'
+def _bad_rows(dataset: ImageTextDataset, index: Tensor, bad: dict[int, str]) -> dict[int, str]:
+    "Why rows have no vector, where `bad` says it of items: each record counts, also where several are the same."
+    if not bad: return {}
+    lost = torch.isin(index, torch.tensor([*bad])).reshape(len(index), -1)
+    first = {i: int(index.reshape(len(index), -1)[i][lost[i]][0]) for i in lost.any(1).nonzero()[:, 0].tolist()}
+    return {i: f'{dataset.place(i)}{bad[item]}' for i, item in first.items()}
 
 def cached_features(
     tower: Tower, # frozen encoder, on any device
@@ -288,8 +290,8 @@ def cached_features(
     quiet = not is_main() or all(path.exists() for path in files)
     with tqdm(total=len(first), unit=what, desc=f'{what} features', disable=quiet, mininterval=1, leave=False) as bar:
         parts, made = _parts(make, files, say, bar=bar)
-    for at, p in zip(range(0, len(first), part), parts):
-        reasons |= {first[at + k][0]: _at_place(dataset, first[at + k][0], why) for k, why in p.reasons.items()}
+    bad = {at + k: why for at, p in zip(range(0, len(first), part), parts) for k, why in p.reasons.items()}
+    reasons |= _bad_rows(dataset, index, bad)
     _refuse(dataset, reasons) # a run that skipped has left the part
     there, cut = torch.cat([p.there for p in parts]), sum(p.cut for p in parts)
     index[(index >= 0) & ~there[index]] = -1
