@@ -47,6 +47,7 @@ def _device(value) -> torch.device:
     if device.type in ('cpu', get_device().type): return device
     raise UserError(f'device is {str(device)!r}; expected cpu or {get_device().type}, which this machine has')
 
+# %% ../../nbs/align/55_aligner.ipynb #a8a77dd0
 @dataclass
 class AlignmentConfig:
     "Towers, adapters, losses and training of an alignment; its fields can be set, and are checked when they are used."
@@ -104,14 +105,16 @@ class AlignmentConfig:
         if any(a >= b for a, b in zip((0, *dims), dims)):
             raise UserError(f'mrl_dims are {dims}; expected ascending widths of 1 or more')
 
-    @property
-    def names(self) -> dict[str, str]:
-        "Names of the towers by modality; '' for none."
-        return {'image': self.vision_model_name, 'text': self.text_model_name, 'audio': self.audio_model_name}
+# %% ../../nbs/align/55_aligner.ipynb #66e8385d
+@patch(as_prop=True)
+def names(self: AlignmentConfig) -> dict[str, str]:
+    "Names of the towers by modality; '' for none."
+    return {'image': self.vision_model_name, 'text': self.text_model_name, 'audio': self.audio_model_name}
 
-    def described(self) -> dict:
-        "The fields as JSON has them, without where it runs."
-        return {k: v for k, v in asdict(self).items() if k != 'device'}
+@patch
+def described(self: AlignmentConfig) -> dict:
+    "The fields as JSON has them, without where it runs."
+    return {k: v for k, v in asdict(self).items() if k != 'device'}
 
 # %% ../../nbs/align/55_aligner.ipynb #1f17ed38
 class Standardize(nn.Module):
@@ -223,6 +226,7 @@ def modality_of(
     if isinstance(item, dict): return 'audio' if 'array' in item else 'image'
     return 'audio' if isinstance(item, (Tensor, np.ndarray)) and item.ndim == 1 else 'image'
 
+# %% ../../nbs/align/55_aligner.ipynb #97be2a82
 def as_items(
     items, # a batch of items, or one
     modality: str | None = None, # image, text or audio, if it is known
@@ -241,6 +245,7 @@ def as_items(
     picture = items.ndim == 2 or items.ndim == 3 and (items.shape[0] in channels or items.shape[-1] in channels)
     return [items] if (items.ndim == 1 if waves else picture) else [*items]
 
+# %% ../../nbs/align/55_aligner.ipynb #461277f9
 @patch
 @torch.no_grad()
 def encode(
@@ -413,6 +418,7 @@ def _check_parts(dataset: ImageTextDataset, parts: tuple, model: VisionTextAlign
     if not lost: return ''
     return f'{lost:,} of {len(dataset):,} records left out: bad, or without two of {names}'
 
+# %% ../../nbs/align/55_aligner.ipynb #e28367e9
 def _live_vectors(tower: Tower, records: LiveSet, rows: Tensor) -> Float[Tensor, 'n d']:
     "What a tower makes of those of `rows` that can be read."
     found = [torch.zeros(0, tower.dim, device=tower.device)]
@@ -477,7 +483,10 @@ def _device_of(cfg: AlignmentConfig):
         os.environ.pop('ACCELERATE_USE_CPU', None)
         if before is not None: os.environ['ACCELERATE_USE_CPU'] = before
 
-def on_one_process(model: VisionTextAligner, folder: Path) -> VisionTextAligner:
+def on_one_process(
+    model: VisionTextAligner, # trained
+    folder: Path, # of its run
+) -> VisionTextAligner:
     "The model, or, if its weights are shared out over processes, the one that was saved in `folder`."
     if not any(hasattr(p, 'full_tensor') for p in model.parameters()): return model
     return load_aligner(folder/'aligner', {m: t.name for m, t in model.towers.items()})
@@ -493,6 +502,7 @@ def _check_run(model: VisionTextAligner, batch_size: int, cache: bool, augmentat
         raise UserError(f'batch_size is {batch_size}; expected 2 or more: '
                         'a contrastive loss needs others to tell a pair from')
 
+# %% ../../nbs/align/55_aligner.ipynb #6726d705
 def train_alignment(
     model: VisionTextAligner, # trained in place
     train_loader, # of `create_dataloader`; its dataset, batch size, seed and workers are used

@@ -410,7 +410,7 @@ class CaptionSet(Dataset):
 
 def draw_caption(
     batch: dict[str, Tensor], # of `CaptionSet`
-    generator: torch.Generator,
+    generator: torch.Generator, # decides
 ) -> dict[str, Tensor]: # `caption` and `caption_mask` are (b, t)
     "One of several captions of each row, a new one each step; other batches as they are."
     if batch['caption'].ndim == 2: return batch

@@ -347,7 +347,7 @@ class FeatureSet(Dataset):
 
 def draw_captions(
     batch: dict[str, Tensor], # of `FeatureSet`
-    generator: torch.Generator,
+    generator: torch.Generator, # decides
 ) -> dict[str, Tensor]: # with one caption a row
     "One of several captions of each row, a new one each step; other batches as they are."
     out = dict(batch)

@@ -106,6 +106,7 @@ def texts(
     value = fields['text']
     return [t.strip() for t in record_texts({**fields, 'text': [*value] if isinstance(value, tuple) else value})]
 
+# %% ../../nbs/align/53_inputs.ipynb #bf655981
 def _content(value):
     "What an item holds: datasets of Hugging Face keep files as dicts with `bytes`, or else a `path`."
     if not isinstance(value, dict) or 'array' in value or not {'bytes', 'path'} & value.keys(): return value

@@ -108,16 +108,6 @@ class Tower(nn.Module):
     @property
     def device(self) -> torch.device: return next(self.module.parameters()).device
 
-    @torch.no_grad()
-    def run(self, inputs: dict[str, Tensor]) -> tuple:
-        "Vectors (b, d), states (b, n, d), real (b, n) or None; a `UserError` if the encoder can't take the inputs."
-        own = {k: v.to(self.device) for k, v in inputs.items()}
-        try: return _run_by_size(self._run, self.module, own, axes=_AXES[self.modality])
-        except Exception as e: # of whatever kind: the encoder is somebody else's code
-            kind, shapes = type(self.module).__name__, ', '.join(f'{k} {tuple(v.shape)}' for k, v in inputs.items())
-            place = f"{self.modality} tower '{self.name}'"
-            raise UserError(f"{place}: its {kind} can't take {shapes} ({first_line(e)})") from e
-
     def forward(self, **inputs: Tensor) -> Float[Tensor, 'b d']:
         "One vector an item."
         return self.run(inputs)[0].float()
@@ -147,6 +137,20 @@ class Tower(nn.Module):
         return weights_digest(self.module.state_dict().items(), [self.modality, self.settings])
 
 # %% ../../nbs/align/52_towers.ipynb #60d62d6c
+@patch
+@torch.no_grad()
+def run(
+    self: Tower,
+    inputs: dict[str, Tensor], # of `prepare`
+) -> tuple:
+    "Vectors (b, d), states (b, n, d), real (b, n) or None; a `UserError` if the encoder can't take the inputs."
+    own = {k: v.to(self.device) for k, v in inputs.items()}
+    try: return _run_by_size(self._run, self.module, own, axes=_AXES[self.modality])
+    except Exception as e: # of whatever kind: the encoder is somebody else's code
+        kind, shapes = type(self.module).__name__, ', '.join(f'{k} {tuple(v.shape)}' for k, v in inputs.items())
+        place = f"{self.modality} tower '{self.name}'"
+        raise UserError(f"{place}: its {kind} can't take {shapes} ({first_line(e)})") from e
+
 @patch
 def states(
     self: Tower,
@@ -381,6 +385,7 @@ class TextPreparation:
         padding = torch.arange(out['input_ids'].shape[1]) >= lengths[:, None]
         return {**out, 'input_ids': out['input_ids'].masked_fill(padding, fill)}
 
+# %% ../../nbs/align/52_towers.ipynb #c8ac27d0
 def _positions(module: nn.Module) -> int | None:
     "Tokens that a table of positions has room for, where they are numbered from behind the padding id on."
     rooms = [m.num_embeddings - 1 - m.padding_idx for name, m in module.named_modules()
@@ -398,7 +403,7 @@ def _longest(folder: Path, tokenizer, module: nn.Module) -> int:
 def _rows_of_words(module: nn.Module) -> int | None:
     "Rows of a table of words."
     try: return module.get_input_embeddings().weight.shape[0]
-    except (AttributeError, NotImplementedError): return None
+    except Exception: return None # of whatever kind: the model has none, or does not say
 
 def _pools(model: nn.Module, folder: Path) -> tuple[str, bool]:
     "How the states of a model's texts are pooled, and whether vectors get unit length."
@@ -495,6 +500,7 @@ class SoundPreparation:
     def __call__(self, items: list) -> dict[str, Tensor]:
         return stack_inputs([x if isinstance(x, Inputs) else self.read(x) for x in items], _AXES['audio'])
 
+# %% ../../nbs/align/52_towers.ipynb #4af0bfe2
 def _real_frames(module, states: Tensor, mask: Tensor | None, share: Tensor | None) -> Bool[Tensor, 'b n']:
     "Which states are of the sound itself, by the extractor's mask or by how much of its window the sound fills."
     n, of_model = states.shape[1], getattr(module, '_get_feature_vector_attention_mask', None)
