@@ -25,8 +25,8 @@ _WORDS = { # for training | held out
     'text': '''All changes are saved., Choose what you need., Nothing new today., Try it for 30 days.,
         We will write to you soon., Two devices are connected., Your plan ends in May., Please check your data.,
         No card is needed., Updated an hour ago., Only you can see this. | Everything is up to date., Pick a colour.,
-        Come back tomorrow., The first week is free., A courier is on the way., Your seat is booked., Please be patient.,
-        Read by three people., This can not be undone.''',
+        Come back tomorrow., The first week is free., A courier is on the way., Your seat is booked.,
+        Please be patient., Read by three people., This can not be undone.''',
     'item': '''Report.pdf, Budget 2024, Green tea, Blue chair, Meeting notes, Anna Weber, Train to Graz, Invoice 118,
         Backup, Photos, Kitchen lamp, Tom Hale, Draft 3, Phone bill, Desk plan | Letter.odt, Garden map, Black coffee,
         Red sofa, Guest list, Ines Roth, Bus to Linz, Receipt 52, Archive, Videos, Floor mat, Paul Dean, Sketch 7''',
@@ -168,6 +168,7 @@ def _assemble(style: dict[str, str], nav: str, main: list[str], *, side: list[st
     return '\n'.join(['<!DOCTYPE html>', '<html>', '<head>', '<style>', *rules, '</style>', '</head>',
                       '<body>', *lines, '</body>', '</html>'])
 
+# %% ../../nbs/pairs/66_mockups.ipynb #21ac82f1
 _CLASSES = {'big': 'large', 'row': 'beside', 'grid': 'columns', 'stack': 'below', 'card': 'tile', 'item': 'entry',
             'note': 'remark', 'side': 'aside', 'tag': 'label', 'dot': 'round', 'track': 'whole', 'fill': 'part',
             'plain': 'quiet'}
@@ -181,6 +182,7 @@ def _by_another(html: str) -> str:
     head = re.sub(rf'\.({names})(?= \{{)', lambda name: f'.{_CLASSES[name[1]]}', head)
     return re.sub(r' ?([{};:,]) ?', r'\1', head) + start + body
 
+# %% ../../nbs/pairs/66_mockups.ipynb #6bc3ba32
 def write_mockup(
     rng: random.Random, # source of all choices
     image_size: int, # side of the picture that must show all of it, pixels

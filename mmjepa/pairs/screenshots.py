@@ -227,7 +227,7 @@ def _library(split: str, root: Path | None) -> tuple[tuple[str, ...], list[int],
     folder, names = source_folder(root), split_files(root)[split]
     return names, list(accumulate((folder/name).stat().st_size for name in names)), folder
 
-_TRIES = 10_000 # of a part before there is none
+_TRIES = 2000 # of a part before there is none
 
 def _part(rng: random.Random, split: str, room: tuple[int, int], *, root: Path | None = None,
           ) -> tuple[str, tuple[int, int, int], str]:
@@ -254,7 +254,10 @@ def screenshot(
     "A part of a source file as a picture with its source."
     rng, largest = draws_of(seed), _largest(check_image_size(image_size))
     look = draw_look(rng, image_size)
-    name, (first, last, _), text = _part(rng, split, look.room(image_size), root=root)
+    try: name, (first, last, _), text = _part(rng, split, look.room(image_size), root=root)
+    except UserError: # then in the smallest letters
+        look = replace(look, size=8, framed=False, numbered=False)
+        name, (first, last, _), text = _part(rng, split, look.room(image_size), root=root)
     lines = text.split('\n')
     longest = max(map(len, lines))
     def fits(look):

@@ -136,7 +136,8 @@ _RENAMED = '''Product sales: Goods sold, Service fees: Services sold, Licences: 
     Investment: Bought, Finance: Lenders, Change: Flow, Opening: Before, Closing: After'''
 _RENAMED = dict(pair.split(': ') for pair in re.split(r',\s+', _RENAMED))
 _FIRMS = {'train': '''Alder Birch Cedar Dorset Elmwood Fenwick Granite Harbour Ivory Juniper Kestrel Linden Meadow
-    Norwood Orchard Pembroke Quarry Rowan Sable Thistle'''.split(), 'held_out': 'Arden Brook Clover Dunmore Heron'.split()}
+    Norwood Orchard Pembroke Quarry Rowan Sable Thistle'''.split(),
+    'held_out': 'Arden Brook Clover Dunmore Heron'.split()}
 _CURRENCIES = {'train': ('EUR', 'USD', 'GBP', 'CHF', 'JPY'), 'held_out': ('SEK', 'NOK', 'CAD', 'AUD', 'PLN')}
 _LAST_YEAR = {'train': (2008, 2025), 'held_out': (1988, 2005)}
 
