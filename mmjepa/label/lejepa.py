@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..checkpoint import HubModel, model_folder
-from ..core import UserError
-from ..encoders import EncoderConfig, MultimodalEncoder, Projector, masked_mean
+from ..core import UserError, first_line
+from ..encoders import EncoderConfig, MultimodalEncoder, Projector, check_range, masked_mean
 from ..losses import invariance_loss
 from ..sigreg import SIGReg, expected_sigreg
 
@@ -66,6 +66,9 @@ class LeJEPAConfig:
             if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
         for name in ('label_drop_prob', 'label_view_swap', 'label_view_patches'):
             if not 0 <= getattr(self, name) <= 1: raise UserError(f'{name} is {getattr(self, name)}; expected 0 to 1')
+        if self.multimodal and not self.encoder.num_classes:
+            raise UserError('num_classes is 0, and multimodal training sees labels; '
+                            'expected 1 or more, or multimodal=False')
 
 class Encoding(NamedTuple):
     "What an encoder of one kind returns."
@@ -83,21 +86,39 @@ class MultimodalLeJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa',
         self.config = config
         self.encoder = MultimodalEncoder(config.encoder)
         self.projector = Projector(config.encoder.emb_dim, config.proj_hidden, config.proj_dim)
-        if not config.multimodal: # DDP waits for a gradient of all that asks for one
-            self.encoder.embedders['label'].requires_grad_(False)
+        used = ('image', 'label') if config.multimodal else ('image',)
+        for parts in (self.encoder.embedders, *self.encoder.experts()): # DDP waits for a gradient of all that asks
+            for name, part in parts.items():
+                if name not in used: part.requires_grad_(False)
+
+    def _save_pretrained(self, save_directory: Path):
+        "Refuse to write what could not be read."
+        self.encoder.check_described()
+        super()._save_pretrained(save_directory)
 
     def forward(self,
         batch: dict[str, Tensor], # `views` (b, v, c, h, w) and, if multimodal, `label` (b,)
     ) -> dict[str, Tensor]: # `embedding` (b, u, d), `projection` (b, u, p): u is v, one more (the label) if multimodal
         "Encode all views of each sample."
+        if 'views' not in batch or batch['views'].ndim != 5:
+            found = tuple(batch['views'].shape) if 'views' in batch else 'missing'
+            raise UserError(f'views of the batch are {found}; expected (b, v, c, h, w)')
         views, (b, v) = batch['views'].flatten(0, 1), batch['views'].shape[:2]
         if not self.config.multimodal: emb = self.encoder.encode_image(views).view(b, v, -1)
         else:
-            if 'label' not in batch: raise UserError('the batch has no label; expected labelled images')
-            emb = self._encode_views(views, batch['label'].repeat_interleave(v), b).view(b, v, -1)
+            label = self._labels(batch, b)
+            emb = self._encode_views(views, label.repeat_interleave(v), b).view(b, v, -1)
             table = torch.arange(self.config.encoder.num_classes, device=views.device)
-            emb = torch.cat([emb, self.encoder.encode_label(table)[batch['label']][:, None]], 1)
+            emb = torch.cat([emb, self.encoder.encode_label(table)[label][:, None]], 1)
         return {'embedding': emb, 'projection': self.projector(emb.flatten(0, 1)).view(*emb.shape[:2], -1)}
+
+    def _labels(self, batch: dict[str, Tensor], b: int) -> Int[Tensor, ' b']:
+        "Checked where it costs nothing: a negative label would be taken from the end of the table."
+        if 'label' not in batch: raise UserError('the batch has no label; expected labelled images')
+        label = batch['label']
+        if label.shape != (b,): raise UserError(f'label has shape {tuple(label.shape)}; expected ({b},), one a sample')
+        check_range(label, self.config.encoder.num_classes, 'label')
+        return label.long()
 
     def _encode_views(self, x, y, b):
         "Embeddings of all views (n,c,h,w) of `b` samples, some with their labels (n,)."
@@ -109,25 +130,32 @@ class MultimodalLeJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa',
         if alone < len(x): parts.append(self._encode_labelled(x[alone:], y[alone:]))
         return torch.cat(parts)[order.argsort()]
 
-    def _encode_labelled(self, x, y):
-        "Embeddings of images with their labels; in training some show another image, and a part of each is hidden."
-        patches, label = self.encoder.embedders['image'](x), self.encoder.embedders['label'](y)
-        if not self.training: return self.encoder.transform(torch.cat([patches, label], 1)).mean(1)
-        swap = labelled_views(len(x), 1, 1 - self.config.label_view_swap, device=x.device)
-        patches = torch.where(swap[..., None], patches.roll(len(x) // 2, 0), patches)
-        if torch.compiler.is_compiling(): return self._encode_masked(patches, label)
-        lowest, n = self.config.label_view_patches, patches.shape[1]
-        share = torch.rand(()).item() * (1 - lowest) + lowest # on the CPU: nothing waits for the device
-        return self.encoder.transform(torch.cat([drop_tokens(patches, max(1, round(share * n))), label], 1)).mean(1)
+# %% ../../nbs/label/30_lejepa.ipynb #e0f32102
+def _transform(encoder: MultimodalEncoder, patches: Tensor, label: Tensor, real: Tensor | None = None) -> Tensor:
+    "Mean state of patches and label, each through its own experts where the encoder has any."
+    sizes = {'image': patches.shape[1], 'label': label.shape[1]}
+    return masked_mean(encoder.transform(torch.cat([patches, label], 1), real, sizes), real)
 
-    def _encode_masked(self, patches, label):
-        "The same with hidden patches masked, not left out: no shape depends on a draw, one graph fits all steps."
-        (b, n), lowest = patches.shape[:2], self.config.label_view_patches
-        share = torch.rand((), device=patches.device) * (1 - lowest) + lowest
-        ranks = torch.rand(b, n, device=patches.device).argsort(1).argsort(1)
-        seen = ranks < (share * n).round().clamp(min=1)
-        real = torch.cat([seen, seen.new_ones(b, 1)], 1)
-        return masked_mean(self.encoder.transform(torch.cat([patches, label], 1), real), real)
+@patch
+def _encode_labelled(self: MultimodalLeJEPA, x, y):
+    "Embeddings of images with their labels; in training some show another image, and a part of each is hidden."
+    patches, label = self.encoder.embedders['image'](x), self.encoder.embedders['label'](y)
+    if not self.training: return _transform(self.encoder, patches, label)
+    swap = labelled_views(len(x), 1, 1 - self.config.label_view_swap, device=x.device)
+    patches = torch.where(swap[..., None], patches.roll(len(x) // 2, 0), patches)
+    if torch.compiler.is_compiling(): return self._encode_masked(patches, label)
+    lowest, n = self.config.label_view_patches, patches.shape[1]
+    share = torch.rand(()).item() * (1 - lowest) + lowest # on the CPU: nothing waits for the device
+    return _transform(self.encoder, drop_tokens(patches, max(1, round(share * n))), label)
+
+@patch
+def _encode_masked(self: MultimodalLeJEPA, patches, label):
+    "The same with hidden patches masked, not left out: no shape depends on a draw, one graph fits all steps."
+    (b, n), lowest = patches.shape[:2], self.config.label_view_patches
+    share = torch.rand((), device=patches.device) * (1 - lowest) + lowest
+    ranks = torch.rand(b, n, device=patches.device).argsort(1).argsort(1)
+    seen = ranks < (share * n).round().clamp(min=1)
+    return _transform(self.encoder, patches, label, torch.cat([seen, seen.new_ones(b, 1)], 1))
 
 # %% ../../nbs/label/30_lejepa.ipynb #b50e9d98
 def _encoding(model, embedding): return Encoding(embedding, model.projector(embedding))
@@ -150,6 +178,7 @@ def encode_multimodal(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w'], y: In
 # %% ../../nbs/label/30_lejepa.ipynb #9fd432bc
 class LeJEPAObjective(nn.Module):
     "`(1-lam)*invariance + lam*SIGReg`."
+    whole_batch = 'SIGReg' # of all rows of a step: a part of them has another shape
     def __init__(self,
         lam: float = 0.02, # weight of SIGReg, 0 to 1
         num_slices: int = 256, # random directions a step
@@ -178,6 +207,7 @@ def load_model(
     "A trained model; weights are read as safetensors."
     folder = model_folder(path, fields=('proj_hidden',))
     try: return MultimodalLeJEPA.from_pretrained(folder).eval()
+    except UserError: raise
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
-        raise UserError(f'{path}: no model of this library could be read there ({str(e).splitlines()[0]}); '
+        raise UserError(f'{path}: no model of this library could be read there ({first_line(e)}); '
                         'expected config.json and model.safetensors') from e
