@@ -11,10 +11,11 @@ __all__ = ['EncoderConfig', 'check_range', 'ImageEmbedder', 'LabelEmbedder', 'Te
 import copy
 from contextlib import contextmanager
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
@@ -45,6 +46,9 @@ class EncoderConfig:
     backbone: str = '' # name of a timm `VisionTransformer` whose blocks are used; see `MultimodalEncoder.from_timm`
 
     def __post_init__(self):
+        for f in fields(self): # NumPy's numbers become Python's, which JSON knows
+            value = getattr(self, f.name)
+            object.__setattr__(self, f.name, value.item() if isinstance(value, np.generic) else value)
         for name in ('image_size', 'patch_size', 'in_chans', 'context', 'emb_dim', 'depth', 'num_heads'):
             if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
         for name in ('num_classes', 'vocab_size'):
