@@ -7,35 +7,44 @@ __all__ = ['clip_loss', 'siglip_loss', 'mrl_loss']
 
 # %% ../nbs/05_contrastive.ipynb #595db826
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
-from .core import UserError, all_reduce_sum, gather_rows, global_mean
+from .core import UserError, all_reduce_sum, gather_rows, global_mean, share_id
 
 # %% ../nbs/05_contrastive.ipynb #3fbd39f0
 _NEVER = -1e30 # the logit of a combination that does not count
 
-def _tiles(image: Tensor, text: Tensor, first: int, *, chunk: int):
+def _hide(logits: Tensor, place: int, alike: Tensor | None):
+    "Takes out of a tile what is no negative: the pairs, on the diagonal `place`, or all rows that are `alike`."
+    if alike is None: logits.diagonal(place).fill_(_NEVER)
+    else: logits.masked_fill_(alike, _NEVER)
+
+def _alike(ids: tuple[Tensor, Tensor] | None, columns: slice) -> Tensor | None:
+    "Which of this rank's rows share an identity with those of a tile's columns; None: each with itself alone."
+    return None if ids is None else share_id(ids[0], ids[1][columns])
+
+def _tiles(image: Tensor, text: Tensor, first: int, *, chunk: int, ids: tuple[Tensor, Tensor] | None = None):
     """Yields slices of `text` (n, d) and the logits (b, chunk) of `image` (b, d) with them, without those of the pairs;
-    row i of `image` belongs to row first + i of `text`."""
+    row i of `image` belongs to row first + i of `text`, and `ids` are identities of both."""
     for start in range(0, len(text), chunk):
         columns = slice(start, start + chunk)
         logits = image @ text[columns].T
-        logits.diagonal(first - start).fill_(_NEVER)
+        _hide(logits, first - start, _alike(ids, columns))
         yield columns, logits
 
 # %% ../nbs/05_contrastive.ipynb #ad01c424
 class _NegativeSums(torch.autograd.Function):
     "Log-sum-exp of the logits of all that are no pairs, by image (b,) and by text (n,)."
     @staticmethod
-    def forward(ctx, image, text, first, chunk):
+    def forward(ctx, image, text, first, chunk, ids=None):
         by_image, by_text = image.new_full((len(image),), _NEVER), text.new_empty(len(text))
-        for columns, logits in _tiles(image, text, first, chunk=chunk):
+        for columns, logits in _tiles(image, text, first, chunk=chunk, ids=ids):
             by_text[columns] = logits.logsumexp(0)
             by_image = torch.logaddexp(by_image, logits.logsumexp(1))
         ctx.save_for_backward(image, text, by_image, by_text)
-        ctx.tiling = first, chunk
+        ctx.tiling = first, chunk, ids
         return by_image, by_text
 
     @staticmethod
@@ -44,13 +53,13 @@ class _NegativeSums(torch.autograd.Function):
         image, text, by_image, by_text = ctx.saved_tensors
         to_image, to_text = torch.zeros_like(image), torch.empty_like(text)
         with torch.autocast(image.device.type, enabled=False):
-            first, chunk = ctx.tiling
-            for columns, logits in _tiles(image, text, first, chunk=chunk):
+            first, chunk, ids = ctx.tiling
+            for columns, logits in _tiles(image, text, first, chunk=chunk, ids=ids):
                 grad = (logits - by_image[:, None]).exp_().mul_(to_by_image[:, None])
                 grad += logits.sub_(by_text[columns]).exp_().mul_(to_by_text[columns])
                 to_image.addmm_(grad, text[columns])
                 to_text[columns] = grad.T @ image
-        return to_image, to_text, None, None
+        return to_image, to_text, None, None, None
 
 # %% ../nbs/05_contrastive.ipynb #ce9f0c6a
 def _check(image_emb: Tensor, text_emb: Tensor, chunk: int | None):
@@ -76,12 +85,24 @@ def _gather(own: Tensor, chunk: int | None, cached: int) -> tuple[Tensor, int, i
     numbers = cached if own.device.type == 'cpu' else 2**25
     return rows, first, chunk or max(64, numbers // max(1, len(own)))
 
-def _prepare(image_emb: Tensor, text_emb: Tensor, logit_scale: Tensor | float, *, chunk: int | None) -> tuple:
-    "Scaled unit images of this rank, what `_gather` returns for the unit texts, and the logits of the pairs."
+def _identities(ids: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor] | None:
+    "Those of this rank's rows and of all rows, (b, k) and (n, k)."
+    if ids is None: return None
+    if ids.is_floating_point() or ids.ndim not in (1, 2) or len(ids) != len(own):
+        raise UserError(f'ids have shape {tuple(ids.shape)} and type {ids.dtype}; '
+                        f'expected integers ({len(own)},) or ({len(own)}, k), those of each row')
+    ids = ids.to(own.device).long()
+    ids = ids[:, None] if ids.ndim == 1 else ids
+    return ids, gather_rows(ids)[0]
+
+def _prepare(image_emb: Tensor, text_emb: Tensor, logit_scale: Tensor | float, *, chunk: int | None, ids) -> tuple:
+    """Scaled unit images of this rank, what `_gather` returns for the unit texts, and the identities; and the logits of
+    the pairs."""
     _check(image_emb, text_emb, chunk)
     image, text = _unit(image_emb, text_emb)
     image = image * _scalar(logit_scale, 'logit_scale', image)
-    return (image, *_gather(text, chunk, 2**21)), (image * text).sum(-1) # 8 MiB stay in the cache of a CPU
+    gathered = _gather(text, chunk, 2**21) # 8 MiB stay in the cache of a CPU
+    return (image, *gathered, _identities(ids, text)), (image * text).sum(-1)
 
 # %% ../nbs/05_contrastive.ipynb #f30a7cd9
 def clip_loss(
@@ -90,10 +111,11 @@ def clip_loss(
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines (inverse temperature, not its log), 0 or larger
     *,
     chunk: int | None = None, # texts at a time: memory grows as b * chunk; None chooses
+    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are no negatives
 ) -> Float[Tensor, '']: # mean over images and texts of all ranks, in nats; about log of the number of pairs at chance
     "Cross entropy of finding each image's text, and each text's image, among those of all ranks (InfoNCE, CLIP)."
     with torch.autocast(image_emb.device.type, enabled=False):
-        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk=chunk)
+        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk=chunk, ids=ids)
         by_image, by_text = _NegativeSums.apply(*tiling)
         first = tiling[2]
         by_text = gather_rows(by_text[None])[0].logsumexp(0)[first:first + len(pairs)]
@@ -103,9 +125,9 @@ def clip_loss(
 class _NegativeSoftplus(torch.autograd.Function):
     "Sum of -log(1 - sigmoid(logit + bias)) over all that are no pairs; the gradients are made on the way forward."
     @staticmethod
-    def forward(ctx, image, text, first, chunk, bias):
+    def forward(ctx, image, text, first, chunk, ids, bias):
         total, grads = image.new_zeros(()), [torch.zeros_like(x) for x in (image, text, bias)]
-        for columns, logits in _tiles(image, text, first, chunk=chunk):
+        for columns, logits in _tiles(image, text, first, chunk=chunk, ids=ids):
             logits += bias
             total -= logsigmoid(-logits).sum()
             if not any(ctx.needs_input_grad): continue
@@ -120,7 +142,7 @@ class _NegativeSoftplus(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         to_image, to_text, to_bias = (grad * x for x in ctx.saved_tensors)
-        return to_image, to_text, None, None, to_bias
+        return to_image, to_text, None, None, None, to_bias
 
 # %% ../nbs/05_contrastive.ipynb #1da9788e
 def siglip_loss(
@@ -130,10 +152,11 @@ def siglip_loss(
     *,
     logit_bias: Float[Tensor, ''] | float, # added to every logit; the paper starts at -10
     chunk: int | None = None, # texts at a time: memory grows as b * chunk; None chooses
+    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are no negatives
 ) -> Float[Tensor, '']: # sum over all combinations of all ranks, divided by the number of pairs
     "Log-loss of telling pairs from all other combinations of images and texts, each by itself (SigLIP)."
     with torch.autocast(image_emb.device.type, enabled=False):
-        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk=chunk)
+        tiling, pairs = _prepare(image_emb, text_emb, logit_scale, chunk=chunk, ids=ids)
         bias = _scalar(logit_bias, 'logit_bias', pairs)
         loss = _NegativeSoftplus.apply(*tiling, bias) - logsigmoid(pairs + bias).sum()
         return all_reduce_sum(loss) / len(tiling[1])
@@ -143,17 +166,18 @@ def _blocks(dims: tuple[int, ...]) -> list[slice]:
     "The numbers that each width adds to the one before."
     return [slice(low, high) for low, high in zip((0, *dims), dims)]
 
-def _prefix_tiles(a: Tensor, b: Tensor, rows: Tensor, *, columns: Tensor, tiling: tuple[tuple[int, ...], int, int]):
+def _prefix_tiles(a: Tensor, b: Tensor, rows: Tensor, *, columns: Tensor, tiling: tuple):
     """Yields width m, a slice of `b` (n, d), and the logits (b, chunk) of `a` (b, d) with it at that width, without
-    those of the pairs; `rows` (M, b) and `columns` (M, n) are their factors, `tiling` is dims, first, chunk."""
-    dims, first, chunk = tiling
+    those of the pairs; `rows` (M, b) and `columns` (M, n) are their factors, `tiling` is dims, first, chunk, ids."""
+    dims, first, chunk, ids = tiling
     for start in range(0, len(b), chunk):
         part, products = slice(start, start + chunk), None
+        alike = _alike(ids, part)
         for m, block in enumerate(_blocks(dims)):
             own, others = a[:, block], b[part, block].T
             products = own @ others if products is None else products.addmm_(own, others)
             logits = (products * columns[m, part]).mul_(rows[m, :, None])
-            logits.diagonal(first - start).fill_(_NEVER)
+            _hide(logits, first - start, alike)
             yield m, part, logits
 
 # %% ../nbs/05_contrastive.ipynb #75cd19ce
@@ -218,6 +242,7 @@ def mrl_loss(
     *,
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines, 0 or larger
     chunk: int | None = None, # partners at a time: memory grows as b * chunk; None chooses
+    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are no negatives
 ) -> Float[Tensor, '']: # mean over widths, both directions and the pairs of all ranks, in nats
     "Contrastive loss at every prefix of the embeddings, with the negatives of all ranks (Matryoshka)."
     _check(a, b, chunk)
@@ -229,7 +254,8 @@ def mrl_loss(
         others, first, chunk = _gather(b, chunk, 2**19) # one tile for each width stays in the cache of a CPU
         scale = _scalar(logit_scale, 'logit_scale', a)
         rows, columns = scale * _inverse_norms(a, dims), _inverse_norms(others, dims)
-        by_row, by_column = _PrefixSums.apply(a, others, rows, columns, scale.detach(), (dims, first, chunk))
+        tiling = dims, first, chunk, _identities(ids, a)
+        by_row, by_column = _PrefixSums.apply(a, others, rows, columns, scale.detach(), tiling)
         own = slice(first, first + len(a))
         by_column = gather_rows(by_column[None])[0].logsumexp(0)[:, own]
         products = torch.stack([p.sum(-1) for p in _prefixes(a * b, dims)]).cumsum(0)

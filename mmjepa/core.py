@@ -269,10 +269,12 @@ def share_id(
     b: Tensor, # (m,) or (m, k)
 ) -> Tensor: # bool (n, m)
     "Which rows have an identity in common; the first one is compared with the first, the second with the second."
-    a, b = (x.reshape(len(x), -1) for x in (a, b))
+    a, b = (x if x.ndim == 2 else x[:, None] for x in (a, b))
     if a.shape[1] != b.shape[1]:
         raise UserError(f'identities have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected as many of each row')
-    return (a[:, None] == b).any(-1)
+    found = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
+    for x, y in zip(a.T, b.T): found |= x[:, None] == y
+    return found
 
 # %% ../nbs/00_core.ipynb #7a5f362b
 def gather_rows(

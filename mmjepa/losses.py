@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .core import UserError, all_reduce_sum, global_mean
+from .core import UserError, global_mean, global_ratio
 
 # %% ../nbs/03_losses.ipynb #4e986a0c
 def _wide(x: Tensor) -> Tensor:
@@ -143,5 +143,4 @@ def lm_loss(
     with torch.autocast(hidden.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         loss = _LossSum.apply(hidden[counted].to(dtype), weight.to(dtype), y, chunk, learns)
-        loss, n = all_reduce_sum(torch.stack([loss, loss.new_tensor(len(y))]))
-        return loss / n.clamp(min=1)
+        return global_ratio(loss, len(y))

@@ -8,14 +8,16 @@ __all__ = ['partner_ranks', 'nearest_rows', 'recall_at', 'rank_table', 'recall_t
 
 # %% ../nbs/11_pair_scores.ipynb #09d76db8
 import math, re
+from collections.abc import Callable
+from itertools import chain, combinations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from .core import UserError, make_generator
+from .core import UserError, make_generator, share_id
 from .probes import linear_probe
 
 # %% ../nbs/11_pair_scores.ipynb #5f54419b
@@ -38,35 +40,115 @@ def _unit(x: Tensor, start: int, chunk: int) -> Float[Tensor, 'chunk d']:
     rows = normalize(x[start:start + chunk].float(), dim=1)
     return pad(rows, (0, 0, 0, chunk - len(rows)))
 
+
+# %% ../nbs/11_pair_scores.ipynb #9daf1149
+def _numbers(ids: Int[Tensor, ' n']) -> tuple[Tensor, Tensor]:
+    "The first row of each identity, ascending; and for each row which of these it is."
+    _, first, which = np.unique(ids.cpu().numpy(), return_index=True, return_inverse=True)
+    order = first.argsort()
+    return torch.from_numpy(first[order]), torch.from_numpy(order.argsort()[which])
+
+def _check_ids(ids: Tensor, n: int) -> Int[Tensor, 'n k']:
+    "Identities with a column each."
+    if ids.is_floating_point() or ids.ndim not in (1, 2) or len(ids) != n:
+        raise UserError(f'ids have shape {tuple(ids.shape)} and type {ids.dtype}; '
+                        f'expected integers ({n},) or ({n}, k), those of each row of b')
+    return ids[:, None] if ids.ndim == 1 else ids
+
+class _Picked:
+    "Some rows of a tensor, copied when they are looked at."
+    def __init__(self, x: Tensor, rows: Int[Tensor, ' m']): self.x, self.rows, self.device = x, rows, x.device
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, part: slice): return self.x[self.rows[part]]
+
+def _sides(a: Tensor, b: Tensor, ids: Tensor | None) -> tuple:
+    """Queries and candidates, each once; which tile of their combinations is right, None for the diagonal; and for each
+    row of `a` which query it is."""
+    each = torch.arange(len(a))
+    if ids is None: return a, b, None, each
+    ids = _check_ids(ids, len(b)).to(a.device)
+    if ids.shape[1] != 2: return a, b, lambda rows, columns: share_id(ids[:len(a)][rows], ids[columns]), each
+    (query, row), (candidate, column) = (_numbers(x) for x in ids.T)
+    query = query[query < len(a)]
+    asked = row < len(query) # the others have no query: b has more rows
+    right = _listed(row[asked], column[asked], (len(query), len(candidate)), device=a.device)
+    return _Picked(a, query), _Picked(b, candidate), right, row[:len(a)]
+
+def _listed(row: Tensor, column: Tensor, shape: tuple[int, int], *, device: torch.device) -> Callable:
+    "A function that marks those of the combinations (row, column) that are in a tile."
+    row, column = torch.stack([row, column], 1).unique(dim=0).T.contiguous() # in the order of the rows
+    def right(rows: slice, columns: slice) -> Bool[Tensor, 'chunk chunk']:
+        start, stop = torch.searchsorted(row, torch.tensor([rows.start, rows.stop])).tolist()
+        x, y = row[start:stop] - rows.start, column[start:stop] - columns.start
+        sides = [max(0, min(s.stop, n) - s.start) for s, n in zip((rows, columns), shape)]
+        here, found = (0 <= y) & (y < sides[1]), torch.zeros(sides, dtype=torch.bool)
+        found[x[here], y[here]] = True
+        return found.to(device)
+    return right
+
+# %% ../nbs/11_pair_scores.ipynb #2afacf43
+def _own(a: Tensor, b: Tensor, right: Callable | None, *, chunk: int) -> tuple[Tensor, Tensor]:
+    "Similarity of the partner, or of the nearest of several, for each row of `a` and of `b`."
+    n, m = len(a), len(b)
+    if right is None:
+        own = torch.cat([(_unit(a, i, chunk) @ _unit(b, i, chunk).T).diagonal()[:n - i] for i in range(0, n, chunk)])
+        return own, own
+    by_a, by_b = (torch.full((len(x),), -torch.inf, device=x.device) for x in (a, b))
+    for i in range(0, n, chunk):
+        for j in range(0, m, chunk):
+            rows, columns = slice(i, i + chunk), slice(j, j + chunk)
+            alike = right(rows, columns)
+            if not alike.any(): continue
+            tile = (_unit(a, i, chunk) @ _unit(b, j, chunk).T)[:n - i, :m - j].masked_fill(~alike, -torch.inf)
+            by_a[rows] = by_a[rows].maximum(tile.amax(1))
+            by_b[columns] = by_b[columns].maximum(tile.amax(0))
+    return by_a, by_b
+
 @torch.no_grad()
-def _counts(a: Tensor, b: Tensor, chunk: int, both: bool) -> tuple[Tensor, Tensor]:
-    "How many are nearer than the partner, and as near (itself included): (1, n) for queries `a`; also `b` if `both`."
+def _counts(a: Tensor, b: Tensor, right: Callable | None, *, chunk: int, both: bool) -> list[Int[Tensor, '3 n']]:
+    """How many are nearer than the partner (or the nearest of several), as near (itself included), and how many of
+    these are right: for queries `a`; and for `b` if `both`."""
     # the last columns of other widths may be multiplied by other code
     n, m, chunk = len(a), len(b), -(-chunk // 64) * 64
     with torch.autocast(a.device.type, enabled=False):
-        own = torch.cat([(_unit(a, i, chunk) @ _unit(b, i, chunk).T).diagonal()[:n - i] for i in range(0, n, chunk)])
-        larger, equal = torch.zeros(2, 1 + both, n, dtype=torch.int64, device=a.device)
+        own = _own(a, b, right, chunk=chunk)
+        counts = [torch.zeros(3, len(x), dtype=torch.int64, device=x.device) for x in (a, b)]
         for i in range(0, n, chunk):
             x, rows = _unit(a, i, chunk), slice(i, i + chunk)
             for j in range(0, m, chunk):
                 tile, columns = (x @ _unit(b, j, chunk).T)[:n - i, :m - j], slice(j, j + chunk)
-                for count, compare in ((larger, torch.gt), (equal, torch.eq)):
-                    # a comparison written as float32 is summed several times as fast as one of booleans
-                    hits = torch.empty_like(tile)
-                    count[0, rows] += compare(tile, own[rows, None], out=hits).sum(1).long()
-                    if both: count[1, columns] += compare(tile, own[columns], out=hits).sum(0).long()
-    return larger, equal
+                alike = None if right is None else right(rows, columns)
+                _count(tile, own[0][rows, None], counts[0][:, rows], dim=1, alike=alike)
+                if both: _count(tile, own[1][columns], counts[1][:, columns], dim=0, alike=alike)
+        if right is None:
+            for count in counts: count[2] = 1
+    return counts[:1 + both]
+
+def _count(tile: Tensor, own: Tensor, counts: Int[Tensor, '3 chunk'], *, dim: int, alike: Tensor | None):
+    "Add what a tile holds."
+    # a comparison written as float32 is summed several times as fast as one of booleans
+    hits = torch.empty_like(tile)
+    counts[0] += torch.gt(tile, own, out=hits).sum(dim).long()
+    counts[1] += torch.eq(tile, own, out=hits).sum(dim).long()
+    if alike is not None and alike.any(): counts[2] += hits.mul_(alike).sum(dim).long()
+
+def _mean_ranks(counts: Int[Tensor, '3 n']) -> Float[Tensor, ' n']:
+    "Expected place of the first right one, where those that are as near come in random order."
+    larger, equal, own = counts.double()
+    return larger + (equal + 1) / (own + 1)
 
 # %% ../nbs/11_pair_scores.ipynb #97aa5099
 def partner_ranks(
     a: Float[Tensor, 'n d'], # queries, of any length and floating type
     b: Float[Tensor, 'm d'], # gallery; b[i] is the partner of a[i], and there may be more
     chunk: int = 1024, # rows of both that are compared at once; rounded up to a multiple of 64
+    *,
+    ids: Int[Tensor, 'm k'] | Int[Tensor, ' m'] | None = None, # (m, 2): what a[i] and b[i] are; else their groups
 ) -> Float[Tensor, ' n']: # 1 (the nearest) to m; the mean where several are as near
-    "Rank by cosine of each query's partner in the gallery, computed in float32."
+    "Rank by cosine of each query's partner in the gallery, or of the nearest of several, computed in float32."
     _check_pairs(a, b, chunk, gallery=True)
-    larger, equal = _counts(a, b, chunk, both=False)
-    return (larger + (equal + 1) / 2)[0]
+    a, b, right, query = _sides(a, b, ids)
+    return _mean_ranks(_counts(a, b, right, chunk=chunk, both=False)[0]).float()[query.to(a.device)]
 
 # %% ../nbs/11_pair_scores.ipynb #18b7db13
 @torch.no_grad()
@@ -76,9 +158,11 @@ def nearest_rows(
     chunk: int = 1024, # rows of both that are compared at once; rounded up to a multiple of 64
     *,
     others: bool = False, # leave b[i] out for a[i]: its own partner
+    ids: Int[Tensor, 'm k'] | Int[Tensor, ' m'] | None = None, # with `others`: and all that share one with b[i]
 ) -> Int[Tensor, ' n']: # rows of the gallery; the first of several that are as near
     "Nearest row by cosine of the gallery for each query, computed in float32."
     _check_rows(a, b, chunk, wanted='(m, d), m above 0' if not others else '(m, d), m above 1', fits=len(b) > others)
+    ids = _others(a, b, others, ids=ids)
     chunk = -(-chunk // 64) * 64
     best, at = a.new_full((len(a),), -torch.inf, dtype=torch.float), torch.zeros_like(a[:, 0], dtype=torch.int64)
     with torch.autocast(a.device.type, enabled=False):
@@ -87,40 +171,89 @@ def nearest_rows(
             for j in range(0, len(b), chunk):
                 tile = x @ _unit(b, j, chunk).T
                 if others and i == j: tile.fill_diagonal_(-torch.inf)
-                value, where = tile[:len(a) - i, :len(b) - j].max(1)
+                tile, columns = tile[:len(a) - i, :len(b) - j], slice(j, j + chunk)
+                if ids is not None: tile = tile.masked_fill(share_id(ids[:len(a)][rows], ids[columns]), -torch.inf)
+                value, where = tile.max(1)
                 nearer = value > best[rows]
                 best[rows], at[rows] = torch.where(nearer, value, best[rows]), torch.where(nearer, where + j, at[rows])
+    if ids is not None and (alone := (best == -torch.inf).nonzero()).numel():
+        raise UserError(f'ids: all rows of b share one with row {int(alone[0])}; expected others')
     return at
 
-# %% ../nbs/11_pair_scores.ipynb #d0ded136
-def _recalls(larger: Tensor, equal: Tensor, ks) -> dict[int, float]:
+def _others(a: Tensor, b: Tensor, others: bool, *, ids: Tensor | None) -> Int[Tensor, 'm k'] | None:
+    "Identities of the rows that are left out."
+    if ids is None: return None
+    if not others: raise UserError('ids are given without others=True; expected both, or neither')
+    if len(a) > len(b): raise UserError(f'a has {len(a)} rows and b {len(b)}; expected as many or fewer, with ids')
+    return _check_ids(ids, len(b)).to(a.device)
+
+# %% ../nbs/11_pair_scores.ipynb #53a5cc25
+def _recalls(counts: Int[Tensor, '3 n'], ks) -> dict[int, float]:
     "Expected recall where ties are broken at random."
-    return {k: ((k - larger).clamp(min=0).double() / equal).clamp(max=1).mean().item() for k in ks}
+    return {k: _chances(counts.cpu(), k).mean().item() for k in ks}
+
+def _chances(counts: Int[Tensor, '3 n'], k: int) -> Float[Tensor, ' n']:
+    "Probability of each query that a right one is among the first `k`."
+    larger, equal, own = counts
+    draws = (k - larger).clamp(min=0).minimum(equal) # from those that are as near
+    if (own == 1).all(): return draws.double() / equal
+    missed = torch.ones_like(draws, dtype=torch.double)
+    for t in range(int(draws.max())):
+        missed = torch.where(t < draws, missed * (equal - own - t).clamp(min=0) / (equal - t), missed)
+    return 1 - missed
 
 def recall_at(
     similarity: Float[Tensor, 'q c'], # of queries and candidates
     partner: Int[Tensor, ' q'], # position of each query's partner among the candidates
-    ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
+    ks: tuple[int, ...] = (1, 5, 10), # how many are looked at, each 1 or more
+    *,
+    ids: Int[Tensor, 'c k'] | Int[Tensor, ' c'] | None = None, # of the candidates; any that shares one with it is right
 ) -> dict[int, float]: # share of queries, 0 to 1, for each k
     "R@k of a whole matrix of similarities; ties in expectation."
-    own = similarity.gather(1, partner[:, None])
-    return _recalls((similarity > own).sum(1), (similarity == own).sum(1), ks)
+    _check_similarity(similarity, partner, ks)
+    if ids is None:
+        own = similarity.gather(1, partner[:, None])
+        right = torch.ones_like(partner)
+    else:
+        ids = _check_ids(ids, similarity.shape[1])
+        alike = share_id(ids[partner], ids)
+        own = similarity.masked_fill(~alike, -torch.inf).amax(1, keepdim=True)
+        right = (alike & (similarity == own)).sum(1)
+    return _recalls(torch.stack([(similarity > own).sum(1), (similarity == own).sum(1), right]), ks)
 
+def _check_similarity(similarity: Tensor, partner: Tensor, ks):
+    "What a recall is made of."
+    if similarity.ndim != 2 or len(similarity) != len(partner) or not similarity.numel():
+        raise UserError(f'similarity has shape {tuple(similarity.shape)}, and there are {len(partner)} partners; '
+                        'expected (q, c) and q, 1 or more')
+    if bad := int(similarity.isnan().any(1).sum()):
+        raise UserError(f'similarity: NaN in {bad} of {len(similarity)} rows; expected numbers')
+    low, high = partner.min().item(), partner.max().item()
+    if low < 0 or high >= similarity.shape[1]:
+        raise UserError(f'partners are {low} to {high}; expected 0 to {similarity.shape[1] - 1}, the candidates')
+    _check_ks(ks)
+
+def _check_ks(ks):
+    if bad := [k for k in ks if k < 1]: raise UserError(f'ks are {tuple(ks)}; expected 1 or more, not {bad[0]}')
+
+# %% ../nbs/11_pair_scores.ipynb #6fdd04d0
 def rank_table(
     a: Float[Tensor, 'n d'], # embeddings of the first modality
     b: Float[Tensor, 'n d'], # those of their partners
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
     *,
-    ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
+    ks: tuple[int, ...] = (1, 5, 10), # how many are looked at, each 1 or more
     chunk: int = 1024, # rows of both that are compared at once
+    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # (n, 2): what a[i] and b[i] are; else their groups
 ) -> dict[str, float]: # `image_to_text_r1`, `image_to_text_mean_rank`, `image_to_text_median_rank`, `text_to_image_r1`
-    "Recall and ranks in both directions; ties in expectation."
+    "Recall and ranks in both directions, of the nearest of several partners; ties in expectation."
     _check_pairs(a, b, chunk)
-    larger, equal = (count.cpu() for count in _counts(a, b, chunk, both=True))
+    _check_ks(ks)
+    a, b, right, _ = _sides(a, b, ids)
     out = {}
-    for i, way in enumerate(_ways(names)):
-        ranks = (larger[i] + (equal[i].double() + 1) / 2).numpy()
-        out |= {f'{way}_r{k}': r for k, r in _recalls(larger[i], equal[i], ks).items()}
+    for way, counts in zip(_ways(names), _counts(a, b, right, chunk=chunk, both=True)):
+        ranks = _mean_ranks(counts.cpu()).numpy()
+        out |= {f'{way}_r{k}': r for k, r in _recalls(counts, ks).items()}
         out |= {f'{way}_mean_rank': float(ranks.mean()), f'{way}_median_rank': float(np.median(ranks))}
     return out
 
@@ -135,14 +268,34 @@ def recall_table(
     "Recall in both directions; ties in expectation."
     return {k: v for k, v in rank_table(a, b, names, **options).items() if not k.endswith('rank')}
 
+# %% ../nbs/11_pair_scores.ipynb #7acdcd00
+def _products(a: Tensor, b: Tensor, ids: Int[Tensor, 'n k']) -> tuple[Tensor, int]:
+    "Sum of the products of all rows that agree in all columns of `ids`, and how many there are."
+    _, group, size = ids.unique(dim=0, return_inverse=True, return_counts=True)
+    x, y = (z.new_zeros(len(size), z.shape[1], dtype=torch.double).index_add_(0, group, z.double()) for z in (a, b))
+    return (x * y).sum(), int(size.square().sum())
+
+def _products_of_alike(a: Tensor, b: Tensor, ids: Int[Tensor, 'n k']) -> tuple[Tensor, int]:
+    "The same of all rows that agree in some column: those in one or the other, less those in both."
+    total, count, columns = 0., 0, range(ids.shape[1])
+    for some in chain.from_iterable(combinations(columns, k + 1) for k in columns):
+        sign, (products, number) = (-1)**(len(some) + 1), _products(a, b, ids[:, list(some)])
+        total, count = total + sign * products, count + sign * number
+    return total, count
+
 def margin(
     a: Float[Tensor, 'n d'], # embeddings of the first modality
     b: Float[Tensor, 'n d'], # those of their partners
-) -> float: # -2 to 2; 0 if all embeddings are one vector
+    *,
+    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # rows that share one are not compared
+) -> float: # -2 to 2; 0 if all embeddings are one vector; NaN if there is nothing but pairs
     "Mean cosine of pairs minus that of all other combinations."
+    _check_pairs(a, b, 1)
     n, (a, b) = len(a), (normalize(x.float(), dim=-1) for x in (a, b))
-    pairs, combinations = (a * b).sum().double(), a.double().sum(0) @ b.double().sum(0)
-    return (pairs / n - (combinations - pairs) / max(1, n * (n - 1))).item()
+    pairs, everything = (a * b).sum().double(), a.double().sum(0) @ b.double().sum(0)
+    alike, count = (pairs, n) if ids is None else _products_of_alike(a, b, _check_ids(ids, n).to(a.device))
+    if count == n * n: return math.nan
+    return (pairs / n - (everything - alike) / (n * n - count)).item()
 
 # %% ../nbs/11_pair_scores.ipynb #9fcac7fc
 def matryoshka_table(
@@ -151,13 +304,14 @@ def matryoshka_table(
     dims: tuple[int, ...], # widths, 1 to d
     *,
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
-    ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
+    ks: tuple[int, ...] = (1, 5, 10), # how many are looked at, each 1 or more
     chunk: int = 1024, # rows of both that are compared at once
+    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # as in `rank_table`
 ) -> dict[str, float]: # `image_to_text_r1_d128`, ... and `text_to_image_r1_d128`, ... for each of `ks` and `dims`
     "Recall in both directions of the first numbers of the embeddings."
     if bad := [d for d in dims if not 1 <= d <= a.shape[-1]]:
         raise UserError(f'dims are {tuple(dims)}; expected widths from 1 to {a.shape[-1]}, not {bad[0]}')
-    tables = {d: recall_table(a[..., :d], b[..., :d], names, ks=ks, chunk=chunk) for d in dims}
+    tables = {d: recall_table(a[..., :d], b[..., :d], names, ks=ks, chunk=chunk, ids=ids) for d in dims}
     return {f'{key}_d{d}': value for d, table in tables.items() for key, value in table.items()}
 
 def plot_widths(

@@ -131,7 +131,7 @@ class Progress:
 
     def new_epoch(self):
         "Forget the means."
-        self.batch, self.samples, self.seconds, self.sums = 0, 0, 0., {}
+        self.batch, self.samples, self.seconds, self.sums, self.told = 0, 0, 0., {}, False
 
     def measure(self, logs: dict[str, float]):
         "Add the numbers of a step to the means; one may be missing in some steps."

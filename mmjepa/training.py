@@ -9,8 +9,9 @@ __all__ = ['EVENTS', 'TrainConfig', 'learning_rate', 'has_fast_bf16', 'choose_pr
 import math, os, re, signal, sys, time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import LostRank, UserError, alone, check_choice, get_device, is_main, make_generator, rank
-from .core import seed_everything, world_size
+from .core import LostRank, UserError, all_reduce_sum, alone, check_choice, counted, get_device, is_main
+from .core import make_generator, rank, seed_everything, start_ranks, world_size
 from .checkpoint import Checkpoint, drop_after, load_weights, prune_checkpoints, save_checkpoint, set_aside_after
-from .runs import Progress, RunLog, StopFlag, check_finite, open_run, shared, whole, write_table
+from .runs import Progress, RunLog, StopFlag, Stopped, check_finite, one_writer, open_run, shared, whole
+from .runs import write_table
 
 # %% ../nbs/09_training.ipynb #77f84cd7
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Trainer:
         self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
         _check_checkpointing(self.acc, model)
         self.objective = objective.to(self.device) if isinstance(objective, nn.Module) else objective
-        _check_objective(objective, model)
+        _check_objective(objective, model, cfg.accumulate)
         groups = parameter_groups(model, cfg.weight_decay)
         self.model, self.opt = self.acc.prepare(model, optimizer(groups) if optimizer else self.adamw(groups))
         self.plain, self.at = self.acc.unwrap_model(self.model, keep_torch_compile=False), Progress()
@@ -193,8 +195,17 @@ class Trainer:
     def restartable(self) -> bool: return hasattr(self.loader, 'state_dict') and hasattr(self.loader, 'load_state_dict')
 
 # %% ../nbs/09_training.ipynb #7e181028
-def _check_objective(objective, model: nn.Module):
-    "The optimizer has the weights of the model alone."
+def _attribute(objective: Callable, name: str):
+    "What an objective, or the function of a partial one, says of itself; None: nothing."
+    while isinstance(objective, partial) and not hasattr(objective, name): objective = objective.func
+    return getattr(objective, name, None)
+
+def _check_objective(objective, model: nn.Module, accumulate: int):
+    "The optimizer has the weights of the model alone; what compares all rows of a batch needs them at once."
+    compares = _attribute(objective, 'whole_batch')
+    if compares and accumulate > 1:
+        raise UserError(f'accumulate is {accumulate}, and the {compares} compares all rows of a step with each other; '
+                        'expected accumulate 1; gradient caching (encode in parts, compare at once) saves the memory')
     if not isinstance(objective, nn.Module): return
     known = {id(p) for p in model.parameters()}
     lost = [n for n, p in objective.named_parameters() if p.requires_grad and id(p) not in known]
@@ -258,45 +269,88 @@ def _scalar(name: str, value: Tensor | float) -> Tensor | float:
     if value.numel() == 1: return value.detach().reshape(())
     raise UserError(f'the log {name} has shape {tuple(value.shape)}; expected a single number')
 
-def _loss_and_logs(result) -> tuple[Tensor, dict]:
-    "What an objective returns: a loss, or a loss and logs."
+def _terms_and_logs(result) -> tuple[dict[str, Tensor], dict]:
+    "What an objective returns: a loss or a dict of its terms, alone or with logs."
     loss, logs = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    if isinstance(loss, Tensor) and loss.ndim == 0 and isinstance(logs, dict):
-        return loss, {k: _scalar(k, v) for k, v in logs.items()}
+    terms = loss if isinstance(loss, dict) else {'': loss}
+    scalars = all(isinstance(v, Tensor) and v.ndim == 0 for v in terms.values())
+    if terms and scalars and isinstance(logs, dict): return terms, {k: _scalar(k, v) for k, v in logs.items()}
     found = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'a {type(loss).__name__}'
     raise UserError(f'the objective returned {found}; expected a scalar loss, or (loss, dict of scalars)')
 
+@patch
+def shares(self: Trainer, batches: list[dict]) -> list[dict[str, Tensor | float]]:
+    "For each batch of a step and each term, the part of what counts in the step, over all ranks, that is in it."
+    weight = _attribute(self.objective, 'weight')
+    if len(batches) == 1 or weight is None: return [{'': 1 / len(batches)}] * len(batches)
+    counts = [c if isinstance(c, dict) else {'': c} for c in map(weight, batches)]
+    rows = [torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in c.values()])
+            for c in counts]
+    table = all_reduce_sum(torch.stack(rows))
+    return [dict(zip(counts[0], row)) for row in (table / table.sum(0)).nan_to_num(0.)]
+
+def _share(shares: dict, name: str, terms: Iterable[str]) -> Tensor | float:
+    "That of one term."
+    if '' in shares: return shares['']
+    if name in shares: return shares[name]
+    raise UserError(f'weight(batch) of the objective names {", ".join(shares)}, and its loss has '
+                    f'{", ".join(map(repr, terms))}; expected the same terms')
+
+def _check_counts(found: list[list[Tensor]]):
+    "Means over unequal numbers can't be averaged."
+    sizes = [[int(n) for n in counts] for counts in found]
+    odd = next((s for s in sizes if s != sizes[0]), None)
+    if odd is None: return
+    one, other = next((pair for pair in zip(sizes[0], odd) if pair[0] != pair[1]), (len(sizes[0]), len(odd)))
+    raise UserError(f'two batches of a step have means over {one} and {other} elements, and the mean of these means is '
+                    'not that of the step; expected a method weight(batch) of the objective, which counts what is '
+                    'averaged in a batch, or accumulate 1')
+
 # %% ../nbs/09_training.ipynb #d5ada3c7
 @patch
-def loss(self: Trainer, batch: dict) -> tuple[Tensor, dict]:
-    "Loss and logs of one batch."
+def loss(self: Trainer,
+    batch: dict, # transformed
+    shares: dict[str, Tensor | float], # of `Trainer.shares`
+) -> tuple[Tensor, dict]: # both are summed over the batches of a step
+    "What one batch adds to the loss of its step, and to its logs."
     with self.acc.autocast(): outputs = self.model(batch)
-    try: loss, logs = _loss_and_logs(self.objective(outputs, batch))
+    try: terms, logs = _terms_and_logs(self.objective(outputs, batch))
     except UserError as e:
         place = f'step {self.at.step + 1} of epoch {self.at.epoch}'
         raise UserError(f'{place}: {e}; if the loss diverged, try a smaller --lr') from e
     self.batch, self.outputs = batch, outputs # for callbacks
+    loss = sum(_share(shares, k, terms) * v for k, v in terms.items())
+    own = shares.get('', 1 / self.cfg.accumulate)
+    logs = {k: v * shares.get(k.removeprefix('loss_'), own) for k, v in logs.items()}
     return loss, {'loss_total': loss.detach(), **logs}
+
+@patch
+def ready(self: Trainer, batch, number: int) -> dict:
+    "A batch of a step by its names, on the device, transformed."
+    named = _named(batch, self.keys)
+    batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in named.items()}
+    if not self.transform: return batch
+    return self.transform(batch, make_generator('transform', self.cfg.seed, self.at.step, number, rank()))
 
 @patch
 def step(self: Trainer, batches: list):
     "One optimizer step over a group of batches."
-    at, seed, sums = self.at, self.cfg.seed, defaultdict(float)
+    at, sums, counts = self.at, defaultdict(float), []
     for g in self.opt.param_groups: g['lr'] = self.rate(at.step) * g.get('lr_scale', 1.)
-    torch.manual_seed(make_generator('step', seed, at.step, rank()).initial_seed())
+    torch.manual_seed(make_generator('step', self.cfg.seed, at.step, rank()).initial_seed())
     self.doing = at.step # callbacks after the step speak of it as well
     self.tell('before_step')
-    for i, batch in enumerate(batches):
-        batch = _named(batch, self.keys)
-        batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        if self.transform: batch = self.transform(batch, make_generator('transform', seed, at.step, i, rank()))
-        with self.acc.accumulate(self.model):
-            loss, logs = self.loss(batch)
-            self.acc.backward(loss)
-            for k, v in logs.items(): sums[k] = sums[k] + v / len(batches)
+    batches = [self.ready(batch, i) for i, batch in enumerate(batches)]
+    for batch, shares in zip(batches, self.shares(batches)):
+        with self.acc.accumulate(self.model), counted() as found:
+            loss, logs = self.loss(batch, shares)
+            counts.append(found)
+            self.acc.backward(loss * len(batches)) # accelerate divides by their number
+            for k, v in logs.items(): sums[k] = sums[k] + v
             if self.acc.sync_gradients: self.keep(sums)
             self.opt.step()
             self.opt.zero_grad()
+    if len(batches) > 1 and _attribute(self.objective, 'weight') is None: _check_counts(counts)
     at.step += 1
     self.tell('after_step')
 
@@ -400,15 +454,18 @@ def _train_epoch(t: Trainer, bar: tqdm, flag: StopFlag, settings: dict) -> bool:
     return True
 
 # %% ../nbs/09_training.ipynb #a8a8a946
-def _evaluate(t: Trainer, evaluate: Callable | None) -> dict:
-    last = t.at.step >= t.total
+def _evaluate(t: Trainer, evaluate: Callable | None, flag: StopFlag) -> dict | None:
+    "Scores, or None where a signal ended the evaluation."
+    last, stopped, scores = t.at.step >= t.total, False, {}
     if not evaluate or not (last or t.at.epoch % t.cfg.eval_every == 0): return {}
     t.model.eval()
-    scores = {}
-    if is_main() or t.sharded: # where weights are shared out, all ranks have to call the model
+    if is_main() or t.sharded: # where weights are sharded, all ranks have to call the model, and to its end
         without_grad = torch.no_grad() if t.sharded else torch.inference_mode()
-        with alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
-    t.acc.wait_for_everyone()
+        at_once = nullcontext() if t.sharded else flag.at_once()
+        try:
+            with at_once, alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
+        except Stopped: stopped = True
+    if all_reduce_sum(torch.tensor(float(stopped), device=t.device)): return None # the others have waited here
     return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
 
 def _line(row: dict, epochs: int) -> str:
@@ -422,11 +479,12 @@ def _line(row: dict, epochs: int) -> str:
     return ' | '.join([f'epoch {row["epoch"]}/{epochs}', *parts, end])
 
 # %% ../nbs/09_training.ipynb #0906edc8
-def _end_epoch(t: Trainer, evaluate, monitor: str, settings: dict, columns) -> dict:
-    "Evaluate, write checkpoint and table; the row of the epoch."
+def _end_epoch(t: Trainer, flag: StopFlag, evaluate, *, monitor: str, settings: dict, columns) -> dict | None:
+    "Evaluate, write checkpoint and table; the row of the epoch, or None if a signal came."
     t.read_logs()
-    t.tell('after_epoch')
-    scores = _evaluate(t, evaluate)
+    if not t.at.told: t.tell('after_epoch') # once, also where the evaluation is done again
+    t.at.told, scores = True, _evaluate(t, evaluate, flag)
+    if scores is None: return None
     t.at.scores = scores or t.at.scores
     if scores: t.tell('after_evaluation')
     t.read_logs()
@@ -454,17 +512,44 @@ def _peers(folder: Path):
 
 def _leave(t: Trainer, flag: StopFlag, settings: dict, log: RunLog):
     "Write a checkpoint between two steps and end the process."
-    t.checkpoint(settings)
+    if t.at.batch: t.checkpoint(settings) # else the end of the epoch has written it
     number = flag.signal or signal.SIGTERM # another rank may have been asked
     log(f'stopped by {signal.Signals(number).name} at step {t.at.step}; the checkpoint is in {t.folder/"checkpoints"}, '
         '--resume continues')
     if number == signal.SIGINT: raise KeyboardInterrupt
     sys.exit(128 + number)
 
+# %% ../nbs/09_training.ipynb #28790f4f
+@patch
+def run(self: Trainer,
+    evaluate: Callable | None, # see `fit`, as all of these
+    monitor: str,
+    log: RunLog,
+    *,
+    settings: dict,
+    columns: list[str],
+):
+    "All epochs that are left."
+    t, cfg = self, self.cfg
+    if cfg.tracker: t.acc.init_trackers(cfg.project, config=dict(vars(cfg)))
+    quiet = {} if is_main() else {'disable': True} # said for other ranks alone: `TQDM_DISABLE` decides on the first
+    quiet['mininterval'] = .5 if sys.stderr.isatty() else 10
+    with StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
+        while t.at.step < t.total or t.at.batch:
+            bar.set_description(f'epoch {t.at.epoch}/{cfg.epochs}')
+            if not _train_epoch(t, bar, flag, settings): _leave(t, flag, settings, log=log)
+            row = _end_epoch(t, flag, evaluate, monitor=monitor, settings=settings, columns=columns)
+            if row is None: _leave(t, flag, settings, log=log)
+            log(_line(row, cfg.epochs))
+            if cfg.tracker: t.acc.log({k: v for k, v in row.items() if k != 'epoch'}, step=t.at.step)
+        if flag.raised(t.device): _leave(t, flag, settings, log=log) # before what comes after the training
+    if cfg.tracker:
+        for tracker in t.acc.trackers: tracker.finish() # `end_training` would also end the process group
+
 # %% ../nbs/09_training.ipynb #508dfaf8
 def fit(
     model: nn.Module, # `model(batch)` returns a dict of tensors
-    objective: Callable, # `objective(outputs, batch)`: a loss, or (loss, dict of scalars); a module if it has state
+    objective: Callable, # `objective(outputs, batch)`: a loss or its terms by name, alone or with a dict of scalars
     loader: Iterable, # a `DataLoader`, or what has a length and yields batches of this rank; best with `state_dict`
     *,
     config: TrainConfig,
@@ -487,27 +572,18 @@ def fit(
     if config.tracker and not find_spec(config.tracker):
         raise UserError(f"tracker is {config.tracker}, which is not installed; expected "
                         f"pip install 'mmjepa[{config.tracker}]'")
-    ckpt = open_run(folder, settings, resume, say=log)
-    seed_everything(config.seed)
-    if config.precision == 'auto' and os.environ.get('ACCELERATE_MIXED_PRECISION') == 'fp16' != chosen:
-        log(f'float16 needs a GPU; the precision is {"fp32" if chosen == "no" else chosen}')
-    t = Trainer(model, objective, loader, cfg=config, folder=folder, transform=transform, rate=rate, assets=assets,
-                optimizer=optimizer, callbacks=callbacks, keys=keys)
-    if ckpt: t.restore(ckpt)
-    again = ', the beginning of an epoch: the loader has no state_dict' if ckpt and t.begin_epoch_again() else ''
-    if ckpt: log(f'resumed at step {t.at.step} of {t.total}{again}')
-    elif not t.restartable: log('the loader has no state_dict: --resume will begin an epoch again')
-    if config.tracker: t.acc.init_trackers(config.project, config=dict(vars(config)))
-    quiet = {} if is_main() else {'disable': True} # said for other ranks alone: `TQDM_DISABLE` decides on the first
-    quiet['mininterval'] = .5 if sys.stderr.isatty() else 10
-    with _peers(folder), StopFlag() as flag, tqdm(total=t.total, initial=t.at.step, unit='step', **quiet) as bar:
-        while t.at.step < t.total or t.at.batch:
-            bar.set_description(f'epoch {t.at.epoch}/{config.epochs}')
-            if not _train_epoch(t, bar, flag, settings): _leave(t, flag, settings, log=log)
-            row = _end_epoch(t, evaluate, monitor, settings=settings, columns=columns)
-            log(_line(row, config.epochs))
-            if config.tracker: t.acc.log({k: v for k, v in row.items() if k != 'epoch'}, step=t.at.step)
-    if config.tracker:
-        for tracker in t.acc.trackers: tracker.finish() # `end_training` would also end the process group
+    start_ranks()
+    with one_writer(folder), _peers(folder):
+        ckpt = open_run(folder, settings, resume, say=log)
+        seed_everything(config.seed)
+        if config.precision == 'auto' and os.environ.get('ACCELERATE_MIXED_PRECISION') == 'fp16' != chosen:
+            log(f'float16 needs a GPU; the precision is {"fp32" if chosen == "no" else chosen}')
+        t = Trainer(model, objective, loader, cfg=config, folder=folder, transform=transform, rate=rate, assets=assets,
+                    optimizer=optimizer, callbacks=callbacks, keys=keys)
+        if ckpt: t.restore(ckpt)
+        again = ', the beginning of an epoch: the loader has no state_dict' if ckpt and t.begin_epoch_again() else ''
+        if ckpt: log(f'resumed at step {t.at.step} of {t.total}{again}')
+        elif not t.restartable: log('the loader has no state_dict: --resume will begin an epoch again')
+        t.run(evaluate, monitor, log, settings=settings, columns=columns)
     t.acc.unwrap_model(t.model, keep_fp32_wrapper=False).eval()
     return write_table(folder/'metrics.csv', t.at.rows, columns) if is_main() else None

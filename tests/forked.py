@@ -35,6 +35,7 @@ def as_launched():
 def _main(out, env, module, runs):
     as_launched()
     os.environ.update(env)
+    if 'CWD' in env: os.chdir(env['CWD'])
     for number, name in enumerate(STREAMS, 1): os.dup2(os.open(out/name, os.O_WRONLY | os.O_APPEND), number)
     for args in runs:
         sys.argv[1:] = args
@@ -42,8 +43,8 @@ def _main(out, env, module, runs):
 
 
 def start(module, *runs, **env):
-    """A running process: `python -m module *args` for each list of `runs`, as long as none of them fails.
-    What it writes is in its folder `out`."""
+    """A running process: `python -m module *args` for each list of `runs`, as long as none of them fails, in the folder
+    `CWD`, if there is one. What it writes is in its folder `out`."""
     out = Path(tempfile.mkdtemp())
     for name in STREAMS: (out/name).touch()
     words = [[str(a) for a in args] for args in runs]

@@ -36,6 +36,7 @@ def data(masked):
     batch |= {name: torch.randn(ROWS, TOKENS, DIM, generator=g, dtype=torch.double) for name in ('patch', 'token')}
     batch['pixels'] = torch.randn(ROWS, TOKENS, 3, generator=g, dtype=torch.double)
     batch['ids'] = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=g)
+    batch['alike'] = torch.randint(4, (ROWS, 2), generator=g)  # on both ranks some of each
     batch['mask'] = torch.zeros(ROWS, TOKENS, dtype=torch.bool)
     batch['mask'][ROWS - masked:, 1] = True
     batch['mask'][ROWS - masked:ROWS - masked + 1, 4] = True
@@ -51,11 +52,24 @@ def siglip(chunk):
 def nested(chunk):
     def loss(out, _): return mrl_loss(out['image'], out['text'], (1, 2, 4), logit_scale=out['scale'], chunk=chunk)
     return ('image', 'text', 'scale'), 0, loss
+def clip_alike(chunk):
+    def loss(out, b): return clip_loss(out['image'], out['text'], out['scale'], chunk=chunk, ids=b['alike'])
+    return ('image', 'text', 'scale'), 0, loss
+def siglip_alike(chunk):
+    def loss(out, b):
+        return siglip_loss(out['image'], out['text'], out['scale'], logit_bias=-out['bias'], chunk=chunk,
+                           ids=b['alike'][:, 0])
+    return ('image', 'text', 'scale', 'bias'), 0, loss
+def nested_alike(chunk):
+    def loss(out, b):
+        return mrl_loss(out['image'], out['text'], (1, 2, 4), logit_scale=out['scale'], chunk=chunk, ids=b['alike'])
+    return ('image', 'text', 'scale'), 0, loss
 def patch(masked): return ('patch',), masked, lambda out, b: masked_patch_loss(out['patch'], b['pixels'], b['mask'])
 def token(masked): return ('token',), masked, lambda out, b: masked_token_loss(out['token'], b['ids'], b['mask'])
 
 
-CASES = {f'{f.__name__} {n}': f(n) for f in (clip, siglip, nested) for n in (None, 1, 5)}
+CASES = {f'{f.__name__} {n}': f(n) for f in (clip, siglip, nested, clip_alike, siglip_alike, nested_alike)
+         for n in (None, 1, 5)}
 CASES |= {f'{f.__name__} {n}': f(n) for f in (patch, token) for n in (12, 4, 0)}
 
 
@@ -114,6 +128,11 @@ def test_two_ranks_equal_one_process(ranks):
         for place, values in found.items():
             expected = value_and_gradients(*CASES[place.split(',')[0]])
             assert_close(values, expected, rtol=1e-9, atol=1e-11, msg=f'{place}, rank {rank}: {{}}'.format)
+
+
+@pytest.mark.parametrize('name', ['clip', 'siglip', 'nested'])
+def test_rows_that_are_alike_make_a_difference(name):
+    assert value_and_gradients(*CASES[f'{name} 5'])[0] > value_and_gradients(*CASES[f'{name}_alike 5'])[0] + .01
 
 
 @pytest.mark.parametrize('name', CASES)

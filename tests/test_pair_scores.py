@@ -41,6 +41,20 @@ a = b[:2000] + 8 * torch.randn(2000, 512, generator=g)
 measure(a, b)
 measure(a[:200].half(), b.half())
 '''
+IDS = MEMORY.split('def measure')[0] + '''
+from mmjepa.pair_scores import rank_table
+g = torch.Generator().manual_seed(0)
+image = torch.randn(2000, 128, generator=g)[torch.arange(10_000) // 5]
+text = image + 4 * torch.randn(10_000, 128, generator=g)
+pair, single = torch.arange(10_000), torch.arange(10_000) // 5
+rank_table(image[:9], text[:9], ids=single[:9])
+Path('/proc/self/clear_refs').write_text('5')
+before = megabytes('VmRSS')
+groups = rank_table(image, text, ids=single)                 # all at once, the similarities would be 400 MB
+found = rank_table(image, text, ids=torch.stack([single, pair], 1))
+own = rank_table(image[::5], text[::5])
+print(megabytes('VmHWM') - before, *(t[f'text_to_image_r{k}'] for k in (1, 5) for t in (groups, found, own)))
+'''
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='reads the peak of memory from /proc of Linux')
@@ -53,6 +67,19 @@ def test_a_gallery_of_100_000_needs_little_memory():
         # MB; a row of similarities of all queries alone would be 800
         assert peak < 200, done.stdout
         assert wrong <= 1 and 100 < mean < 10_000 and far < 1e-6, done.stdout    # by rounding of two cosines
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='reads the peak of memory from /proc of Linux')
+def test_five_captions_an_image_need_no_more():
+    """10,000 captions of 2,000 images. Captions that search images meet each of them once: as many are found as by one
+    caption an image, at R@1 by groups as well; at R@5 copies of one wrong image take all places of the groups."""
+    done = subprocess.run([sys.executable, '-c', IDS], capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr
+    peak, r1_groups, r1, r1_own, r5_groups, r5, r5_own = map(float, done.stdout.split())
+    print(done.stdout)
+    assert peak < 60, done.stdout
+    assert abs(r1 - r1_groups) < .001 and abs(r1 - r1_own) < .02 and abs(r5 - r5_own) < .02
+    assert r5 > r1 + .02 and abs(r5_groups - r1_groups) < .001
 
 
 def test_ties_are_ties_at_any_size():
