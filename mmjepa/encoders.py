@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from timm.layers import PatchEmbed, trunc_normal_
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from .checkpoint import HubModel
 from .core import UserError, all_reduce_sum, first_line, world_size
@@ -51,6 +52,7 @@ class EncoderConfig:
         for part, whole in (('patch_size', 'image_size'), ('num_heads', 'emb_dim')):
             n, of = getattr(self, part), getattr(self, whole)
             if of % n: raise UserError(f'{part} {n} does not divide {whole} {of}; expected one of {_divisors(of)}')
+        if not self.mlp_ratio > 0: raise UserError(f'mlp_ratio is {self.mlp_ratio}; expected more than 0')
         if not 0 <= self.drop_path < 1: raise UserError(f'drop_path is {self.drop_path}; expected 0 to less than 1')
 
     @property
@@ -59,6 +61,32 @@ class EncoderConfig:
 def _divisors(n: int) -> list[int]: return [i for i in range(1, n + 1) if n % i == 0]
 
 # %% ../nbs/02_encoders.ipynb #120d6a6c
+def _images(x: Tensor, stem: PatchEmbed) -> Float[Tensor, 'b c h w']:
+    "A batch that fits, in the type of the weights; a single image is one row."
+    x = x[None] if x.ndim == 3 else x
+    c, (h, w) = stem.proj.in_channels, stem.img_size or (0, 0)
+    free = not stem.strict_img_size # timm's dynamic_img_size
+    if x.ndim != 4 or x.shape[1] != c or not (free or x.shape[2:] == (h, w)):
+        raise UserError(f'image has shape {tuple(x.shape)}; expected (b, {c}, {h}, {w}), that of this encoder')
+    if not x.is_floating_point():
+        raise UserError(f'image has type {x.dtype}; expected floating-point numbers, as to_float makes them of bytes')
+    return x.to(stem.proj.weight.dtype)
+
+def _indices(ids: Tensor, table: nn.Embedding, name: str, *, ndim: int) -> Tensor:
+    "Rows of a table, (b,) or (b, t), checked on a CPU; a single one is one row."
+    ids = ids[None] if ids.ndim == ndim - 1 else ids
+    if ids.ndim != ndim or ids.is_floating_point():
+        raise UserError(f'{name} has shape {tuple(ids.shape)} and type {ids.dtype}; '
+                        f'expected integers in {ndim} dimensions')
+    unseen = ids.device.type != 'cpu' or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if unseen or not ids.numel(): return ids.long()
+    low, high = (int(x) for x in ids.aminmax())
+    if low < 0 or high >= len(table.weight):
+        raise UserError(f'{name} holds {low if low < 0 else high}; expected 0 to {len(table.weight) - 1}, the rows of '
+                        "the encoder's table")
+    return ids.long()
+
+# %% ../nbs/02_encoders.ipynb #271e5dd0
 class ImageEmbedder(nn.Module):
     "Patches of an image as tokens: `(b, c, h, w)` to `(b, n, d)`."
     prefix = 0 # tokens before the patches
@@ -71,7 +99,7 @@ class ImageEmbedder(nn.Module):
         nn.init.zeros_(self.patches.proj.bias)
 
     def forward(self, x: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n d']:
-        return self.patches(x) + self.position
+        return self.patches(_images(x, self.patches)) + self.position
 
 class LabelEmbedder(nn.Module):
     "A class label as one token: `(b,)` to `(b, 1, d)`."
@@ -82,7 +110,7 @@ class LabelEmbedder(nn.Module):
         for w in (self.table.weight, self.position): trunc_normal_(w, std=.2)
 
     def forward(self, y: Int[Tensor, ' b']) -> Float[Tensor, 'b 1 d']:
-        return self.table(y)[:, None] + self.position
+        return self.table(_indices(y, self.table, 'label', ndim=1))[:, None] + self.position
 
 class TextEmbedder(nn.Module):
     "Token ids of a text as tokens: `(b, t)` to `(b, t, d)`; t may be shorter than the context."
@@ -94,6 +122,7 @@ class TextEmbedder(nn.Module):
         trunc_normal_(self.position, std=.2)
 
     def forward(self, ids: Int[Tensor, 'b t']) -> Float[Tensor, 'b t d']:
+        ids = _indices(ids, self.table, 'text', ndim=2)
         t, context = ids.shape[1], self.position.shape[1]
         if t > context: raise UserError(f'a text has {t} tokens; expected at most {context}, the context')
         return self.table(ids) + self.position[:, :t]
@@ -130,7 +159,7 @@ class TimmImageEmbedder(nn.Module):
         self.vit._modules = {k: m for k, m in vit._modules.items() if k in kept}
 
     def forward(self, x: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n d']:
-        x = self.vit._pos_embed(self.vit.patch_embed(x))
+        x = self.vit._pos_embed(self.vit.patch_embed(_images(x, self.vit.patch_embed)))
         return self.vit.norm_pre(self.vit.patch_drop(x))
 
 def _create(name: str, **options) -> nn.Module:
@@ -231,9 +260,7 @@ class MultimodalEncoder(nn.Module, HubModel, **_HUB):
 
     def _save_pretrained(self, save_directory: Path):
         "Refuse to write what could not be read: parts that `cfg` does not describe."
-        if not self.complete:
-            raise UserError('this encoder has embedders or a backbone that its configuration does not describe: it '
-                            'could not be loaded again; expected those of EncoderConfig, or save state_dict() yourself')
+        self.check_described()
         super()._save_pretrained(save_directory)
 
     def tokens(self, **inputs: Tensor) -> tuple[Float[Tensor, 'b n d'], Bool[Tensor, 'b n'] | None, dict[str, int]]:
@@ -243,17 +270,27 @@ class MultimodalEncoder(nn.Module, HubModel, **_HUB):
             raise UserError(f'unknown modality {sorted(unknown)}; this encoder has {[*self.embedders]}')
         if not inputs: raise UserError(f'nothing to encode; expected one or more of {[*self.embedders]}')
         parts = {k: e(inputs[k]) for k, e in self.embedders.items() if k in inputs}
+        sizes, rows = {k: t.shape[1] for k, t in parts.items()}, {k: len(t) for k, t in parts.items()}
+        if len({*rows.values()}) > 1: raise UserError(f'rows of the inputs are {rows}; expected as many of each')
         x = torch.cat([*parts.values()], 1)
-        sizes = {k: t.shape[1] for k, t in parts.items()}
-        if not masks: return x, None, sizes
-        real = [masks[k] if k in masks else t.new_ones(t.shape[:2], dtype=torch.bool) for k, t in parts.items()]
-        return x, torch.cat(real, 1), sizes
+        return x, _real(parts, masks) if masks else None, sizes
 
     def forward(self,
         **inputs: Tensor, # `image` (b, c, h, w), `label` (b,), ... and `<modality>_mask` (b, t)
     ) -> Float[Tensor, 'b n d']: # one state a token: patches first, then the label, then the text
         "States of all tokens after attending to each other."
         return self.transform(*self.tokens(**inputs))
+
+def _real(parts: dict[str, Tensor], masks: dict[str, Tensor]) -> Bool[Tensor, 'b n']:
+    "Which tokens are real, where some modalities have a mask."
+    found = []
+    for k, t in parts.items():
+        real = masks.get(k, t.new_ones(t.shape[:2], dtype=torch.bool))
+        real = real[None] if real.ndim == 1 else real
+        if real.shape != t.shape[:2]:
+            raise UserError(f'{k}_mask has shape {tuple(real.shape)}; expected {tuple(t.shape[:2])}, as its tokens')
+        found.append(real.bool())
+    return torch.cat(found, 1)
 
 # %% ../nbs/02_encoders.ipynb #d027eaf0
 @patch
@@ -265,7 +302,10 @@ def transform(
 ) -> Float[Tensor, 'b n d']:
     "States after the last block and the norm."
     zero = x.new_zeros(())
-    bias = None if real is None else torch.where(real, zero, zero - torch.inf)[:, None, None]
+    if self.cfg.multiway and sizes is None: raise UserError('sizes are None; a multiway encoder expects them')
+    # a row without a real token looks at all of its padding: a softmax over nothing would be NaN
+    seen = None if real is None else real | ~real.any(1, keepdim=True)
+    bias = None if real is None else torch.where(seen, zero, zero - torch.inf)[:, None, None]
     for block in self.blocks: x = _multiway(block, x, sizes, bias) if self.cfg.multiway else block(x, attn_mask=bias)
     return self.norm(x)
 
@@ -274,9 +314,9 @@ def masked_mean(
     x: Float[Tensor, 'b n d'], # states of tokens
     real: Bool[Tensor, 'b n'] | None, # True where a token stands; None: all
 ) -> Float[Tensor, 'b d']:
-    "Mean over the real tokens of each row."
+    "Mean over the real tokens of each row, 0 where there is none."
     if real is None: return x.mean(1)
-    return (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    return x.where(real[..., None], 0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
 @patch
 def encode(self: MultimodalEncoder, **inputs: Tensor) -> Float[Tensor, 'b d']:
@@ -301,6 +341,24 @@ def encode_multimodal(self: MultimodalEncoder,
 ) -> Float[Tensor, 'b d']:
     "Embedding of images and labels that attend to each other."
     return self.encode(image=x, label=y)
+
+# %% ../nbs/02_encoders.ipynb #bfb8b83c
+def _as_described(part: nn.Module, twin: nn.Module) -> bool:
+    "The same code and the same shapes; FSDP makes a class of its own around it."
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (part, twin)]
+    return type(part).forward is type(twin).forward and shapes[0] == shapes[1]
+
+@patch
+def check_described(self: MultimodalEncoder):
+    "Raise a `UserError` that names what the configuration does not describe, and what could not be loaded again."
+    with torch.device('meta'): twin = MultimodalEncoder(self.cfg)
+    known = twin.embedders
+    odd = [f'embedder {k}' for k, e in self.embedders.items() if k not in known or not _as_described(e, known[k])]
+    odd += [f'embedder {k} that is missing' for k in known if k not in self.embedders]
+    if odd or not self.complete:
+        what = ', '.join(odd) or 'a backbone'
+        raise UserError(f'this encoder has {what}, which its configuration does not describe: '
+                        'it could not be loaded again; expected those of EncoderConfig, or save state_dict() yourself')
 
 # %% ../nbs/02_encoders.ipynb #4baa156b
 def _timm_config(vit: nn.Module, backbone: str, **options) -> EncoderConfig:
@@ -385,21 +443,38 @@ class TokenHead(nn.Module):
 
 # %% ../nbs/02_encoders.ipynb #2792f59e
 class GlobalBatchNorm(nn.BatchNorm1d):
-    "Batch norm over the rows of all ranks, in float32 under any autocast."
-    def forward(self, x: Float[Tensor, 'n d']) -> Float[Tensor, 'n d']:
-        with torch.autocast(x.device.type, enabled=False):
-            return self._normalize(x.float())
+    "Batch norm over the rows of all ranks, in float32 or float64, whatever the type or autocast."
+    def _apply(self, fn, recurse: bool = True):
+        "What `to` and `half` call: running means of half precision would stop running."
+        super()._apply(fn, recurse)
+        for name in ('running_mean', 'running_var'):
+            kept = getattr(self, name)
+            setattr(self, name, kept.to(torch.promote_types(kept.dtype, torch.float32)))
+        return self
 
-    def _normalize(self, x):
-        if not self.training or world_size() == 1: return super().forward(x)
+    def forward(self, x: Float[Tensor, 'n d']) -> Float[Tensor, 'n d']: # in the type of the weights
+        if self.training and world_size() == 1 and len(x) < 2:
+            raise UserError(f'batch norm of {len(x)} rows in training; expected 2 or more')
+        with torch.autocast(x.device.type, enabled=False):
+            wide = self.running_mean.dtype
+            return self._normalize(x.to(wide), *(p.to(wide) for p in (self.weight, self.bias))).to(self.weight.dtype)
+
+    def _normalize(self, x, weight, bias):
+        if not self.training or world_size() == 1: return self._of_one(x, weight, bias)
         n = all_reduce_sum(x.new_tensor([len(x)]))
         mean = all_reduce_sum(x.sum(0)) / n
         var = all_reduce_sum((x - mean).square().sum(0)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
-        return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
+            self.running_var.lerp_(var * n / (n - 1).clamp(min=1), self.momentum)
+        return (x - mean) * (var + self.eps).rsqrt() * weight + bias
+
+    def _of_one(self, x, weight, bias):
+        "In a single process, or in evaluation: PyTorch's own."
+        if self.training: self.num_batches_tracked += 1
+        return batch_norm(x, self.running_mean, self.running_var, weight, bias, training=self.training,
+                          momentum=self.momentum, eps=self.eps)
 
 class Projector(nn.Sequential):
     "Two hidden layers with batch norm and GELU, then a linear map: `(n, d)` to `(n, p)`."

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .core import UserError, atomic_path, command
+from .core import UserError, atomic_path, command, share_id
 from .probes import pair_similarities, rank_me, spread
 
 # %% ../nbs/12_plots.ipynb #d8ff3751
@@ -41,6 +41,13 @@ def save_figure(
 
 # %% ../nbs/12_plots.ipynb #9bc997bb
 _COLOURS = sns.color_palette('colorblind')
+
+def _finite(x: Tensor, name: str) -> Tensor:
+    "What can be drawn: `x` in float64 on the CPU."
+    x = x.detach().cpu().double()
+    if bad := int((~x.isfinite()).sum()):
+        raise UserError(f'{name}: NaN or infinity in {bad} of {x.numel()} numbers; expected finite numbers')
+    return x
 
 def _line(df: pd.DataFrame, column: str, ax: Axes, i: int = 0, **style) -> bool:
     "Draw `column` over the epochs that have it, in colour `i`; False if there are none."
@@ -78,6 +85,7 @@ _SCORES = {'linear_probe_acc': 'Linear probe', 'retrieval_m1_acc': 'M1', 'retrie
 _PROJECTED = {'retrieval_m1_proj_acc': 'M1, projection', 'retrieval_m2_proj_acc': 'M2, projection'}
 
 def _chance(ax: Axes, chance: float | None):
+    if chance is not None and not 0 <= chance < 1: raise UserError(f'chance is {chance}; expected 0 to 1, or None')
     if chance: ax.axhline(chance, color='black', ls=':', lw=1.2, label=f'chance ({chance:.3g})')
     ax.set_ylim(0, 1.02)
 
@@ -185,9 +193,12 @@ def plot_confusion(
     title: str = 'Confusion', # above the axes
 ) -> Axes: # the same ax
     "Heat map of the shares of each true class; counts in the cells up to 12 classes."
-    counts, k = torch.as_tensor(matrix).cpu().numpy(), len(classes)
+    counts, k = torch.as_tensor(matrix).cpu(), len(classes)
     if counts.shape != (k, k):
-        raise UserError(f'matrix has shape {counts.shape} and there are {k} classes; expected ({k}, {k})')
+        raise UserError(f'matrix has shape {tuple(counts.shape)} and there are {k} classes; expected ({k}, {k})')
+    if not ((counts >= 0) & (counts == counts.round())).all(): # NaN is neither
+        raise UserError('matrix holds something else than counts; expected whole numbers, 0 or larger')
+    counts = counts.long().numpy()
     box = ax.get_window_extent()
     room = .78 * min(box.width, box.height) * 72 / ax.figure.dpi # points that are left beside the colour bar
     font = min(10, room / k / (.75 * len(str(counts.max()))))
@@ -205,7 +216,7 @@ def plot_spread(
     ax: Axes, # what to draw on
 ) -> Axes: # the same ax
     "Deviations from the largest to the smallest."
-    s = std.detach().float().cpu().sort(descending=True).values.numpy()
+    s = _finite(std, 'std').sort(descending=True).values.numpy()
     ax.stairs(s, np.arange(len(s) + 1) + .5, fill=True, color=_COLOURS[0])
     ax.set(title=f'Spread: mean {s.mean():.3g}, least {s.min():.2g}', xlabel='dimension, sorted',
            ylabel='standard deviation', ylim=(0, s.max() * 1.05 or 1))
@@ -232,7 +243,7 @@ def plot_similarities(
 ) -> Axes: # the same ax
     "Two histograms over the whole range of cosines."
     for values, label, c in ((same, 'same class', _COLOURS[0]), (other, 'other class', _COLOURS[1])):
-        ax.hist(values.detach().float().cpu().clamp(-1, 1).numpy(), bins=60, range=(-1, 1), histtype='stepfilled',
+        ax.hist(_finite(values, label).clamp(-1, 1).numpy(), bins=60, range=(-1, 1), histtype='stepfilled',
                 alpha=.6, color=c, label=label)
     ax.set(title=f'Cosines: mean {same.mean():.2f} and {other.mean():.2f}', xlabel='cosine', ylabel='pairs')
     ax.legend(fontsize=8, loc='upper left')
@@ -241,7 +252,7 @@ def plot_similarities(
 # %% ../nbs/12_plots.ipynb #796d2dca
 def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
     "Coordinates (n, 2) along the two directions of largest variance, and their shares of it."
-    z = z.detach().cpu().double()
+    z = _finite(z, 'z')
     z = z - z.mean(0)
     if z.shape[1] == 1: z = torch.cat([z, torch.zeros_like(z)], 1)
     values, vectors = torch.linalg.eigh(z.T @ z)
@@ -259,7 +270,9 @@ def plot_principal(
 ) -> Axes: # the same ax
     "Rows in the plane of their largest variance; up to 26 short names stand at the means, 12 long ones in a legend."
     (xy, share), (present, code) = _principal(z), y.cpu().unique(return_inverse=True)
-    names = [_short(classes[k], 14) if classes else str(k) for k in present.tolist()]
+    if classes is not None and not 0 <= present[0] <= present[-1] < len(classes):
+        raise UserError(f'y goes from {present[0]} to {present[-1]}; expected 0 to {len(classes) - 1}, the classes')
+    names = [str(k) if classes is None else _short(classes[k], 14) for k in present.tolist()]
     palette = np.array(_COLOURS if len(names) <= 10 else sns.color_palette('husl', len(names)))
     ax.scatter(*xy.T, s=5, alpha=.6, c=palette[code], lw=0)
     if len(names) <= 26 and max(map(len, names)) <= 2:
@@ -294,8 +307,8 @@ def _picture(image: Tensor) -> np.ndarray:
     "(c, h, w), bytes or in [-1, 1], as (h, w, 3) in [0, 1]."
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UserError(f'image has shape {tuple(image.shape)}; expected (1, h, w) or (3, h, w)')
-    x = image.detach().cpu()
-    x = x.float() * .5 + .5 if x.is_floating_point() else x.float() / 255
+    x = _finite(image, 'image').float()
+    x = x * .5 + .5 if image.is_floating_point() else x / 255
     return x.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 def plot_image(
@@ -351,17 +364,25 @@ def found_figure(
     image: Callable[[int], Tensor], # row -> its image (c, h, w), as of `image_grid`; all of one size
     *,
     text: Callable[[int], str], # row -> its text
-    queries: int = 6, # texts that are shown, spread evenly
-    k: int = 5, # images that each finds
+    queries: int = 6, # texts that are shown, spread evenly; 1 or more
+    k: int = 5, # images that each finds, 1 or more
+    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # (n, 2): what image and text are; else groups of rows
 ) -> Figure: # a row a text
     "The image of each text, under its words, then the images that the text finds, best first."
+    if queries < 1 or k < 1: raise UserError(f'queries and k are {queries} and {k}; expected both 1 or more')
+    for name, x in (('image_emb', image_emb), ('text_emb', text_emb)): _finite(x, name)
+    own = torch.arange(len(text_emb)) if ids is None else ids.cpu()
+    rows = torch.arange(len(image_emb))
+    if own.ndim == 2 and own.shape[1] == 2: # the same image is shown once
+        rows = torch.from_numpy(np.sort(np.unique(own[:, 0].numpy(), return_index=True)[1]))
     chosen = torch.linspace(0, len(text_emb) - 1, min(queries, len(text_emb))).long()
-    cosines = normalize(text_emb[chosen], dim=-1) @ normalize(image_emb, dim=-1).T
-    order = cosines.topk(min(k, len(image_emb))).indices
+    cosines = normalize(text_emb[chosen], dim=-1) @ normalize(image_emb[rows], dim=-1).T
+    order = rows[cosines.topk(min(k, len(rows))).indices.cpu()]
     pictures, titles = [], []
     for i, found in zip(chosen.tolist(), order.tolist()):
         pictures += [image(i), *map(image, found)]
-        places = [f'{n}, its own' if j == i else str(n) for n, j in enumerate(found, 1)]
+        right = share_id(own[[i]], own[found])[0].tolist()
+        places = [f'{n}, its own' if good else str(n) for n, good in enumerate(right, 1)]
         titles += [textwrap.shorten(text(i), 22, placeholder='…'), *places]
     return image_grid(torch.stack(pictures), titles, columns=1 + order.shape[1])
 
@@ -410,9 +431,10 @@ def read_metrics(
     for c in ('epoch', *_LOSSES, *_SCORES, *_PROJECTED):
         if c not in df: continue
         numbers = pd.to_numeric(df[c], errors='coerce')
-        if (odd := df[c][numbers.isna() & df[c].notna()]).size:
-            raise UserError(f'{path}: column {c} holds {odd.iloc[0]!r}; expected numbers')
+        if (odd := df[c][numbers.isna() & df[c].notna() | (df[c].dtype == bool)]).size:
+            raise UserError(f'{path}: column {c} holds {odd.tolist()[0]!r}; expected numbers')
         df[c] = numbers
+    if df.epoch.isna().any(): raise UserError(f'{path}: a row has no epoch; expected its number in each')
     return df
 
 def _read_runs(files: str) -> dict[str, pd.DataFrame]:

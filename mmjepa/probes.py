@@ -21,11 +21,17 @@ def _check(z: Tensor, y: Tensor | None = None, name: str = 'z', least: int = 1) 
     "`z` detached, in float32 or float64."
     if z.ndim != 2 or not z.shape[1]: raise UserError(f'{name} has shape {tuple(z.shape)}; expected (rows, dimensions)')
     if len(z) < least: raise UserError(f'{name} has {len(z)} rows; expected {least} or more')
-    if y is not None and len(y) != len(z):
-        raise UserError(f'{name} has {len(z)} rows, but {len(y)} labels; expected as many')
+    if y is not None: _check_labels(y, len(z), name)
     if bad := int((~z.isfinite()).any(1).sum()):
         raise UserError(f'{name}: NaN or infinity in {bad} of {len(z)} rows; expected finite numbers')
     return z.detach() if z.dtype == torch.float64 else z.detach().float()
+
+def _check_labels(y: Tensor, n: int, name: str):
+    if y.ndim != 1: raise UserError(f'labels of {name} have shape {tuple(y.shape)}; expected ({n},), a class each row')
+    if len(y) != n: raise UserError(f'{name} has {n} rows, but {len(y)} labels; expected as many')
+    if not y.is_floating_point(): return
+    if bad := int((~y.isfinite() | (y != y.round())).sum()):
+        raise UserError(f'labels of {name}: {bad} of {n} are no class, such as NaN; expected whole numbers')
 
 def _check_split(train_z, train_y, test_z, test_y) -> tuple[Tensor, Tensor]:
     train_z, test_z = _check(train_z, train_y, 'train_z'), _check(test_z, test_y, 'test_z')
@@ -41,7 +47,7 @@ def linear_probe(
     *,
     test_y: Int[Tensor, ' m'], # their classes
     C: float = .1, # weight of the data against the penalty, above 0
-    max_iter: int = 100, # ceiling of L-BFGS steps
+    max_iter: int = 100, # ceiling of L-BFGS steps, 1 or more
 ) -> float: # 0..1
     "Accuracy on the test set of a logistic regression fitted to the standardized training set."
     from warnings import catch_warnings, simplefilter
@@ -50,6 +56,8 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     train_z, test_z = _check_split(train_z, train_y, test_z, test_y=test_y)
+    if not (C > 0 and max_iter > 0):
+        raise UserError(f'C and max_iter are {C} and {max_iter}; expected both above 0')
     if len(train_y.unique()) < 2:
         raise UserError(f'train_y holds only class {int(train_y[0])}; a probe expects 2 or more classes')
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
@@ -70,6 +78,7 @@ def knn_accuracy(
 ) -> float: # 0..1
     "Accuracy on the test set of a majority vote of the nearest training rows by cosine."
     train_z, test_z = _check_split(train_z, train_y, test_z, test_y=test_y)
+    if chunk < 1: raise UserError(f'chunk is {chunk}; expected 1 or more')
     if not 1 <= k <= len(train_z): raise UserError(f'k is {k}; expected 1 to {len(train_z)}, the rows of train_z')
     classes, codes = train_y.to(train_z.device).unique(return_inverse=True)
     bank, right = normalize(train_z, dim=1).T, 0
@@ -136,13 +145,14 @@ class OnlineProbe:
     "A callback after each step: accuracy of a linear classifier on detached embeddings, trained beside the model."
     def __init__(self,
         dim: int, # width of the embeddings
-        num_classes: int, # labels 0..k-1
+        num_classes: int, # k, 2 or more: labels are 0..k-1
         *,
         features: Callable[[dict], Tensor] | None = None, # outputs to (b, d); None for `outputs['embedding']`
         lr: float = 1e-3, # of AdamW
         label: str = 'label', # key of the batch
         name: str = 'online_probe_acc', # column of `metrics.csv`
     ):
+        if num_classes < 2: raise UserError(f'num_classes is {num_classes}; expected 2 or more')
         self.features, self.label, self.name = features or (lambda outputs: outputs['embedding']), label, name
         line = nn.Linear(dim, num_classes)
         for p in line.parameters(): nn.init.zeros_(p)
@@ -151,16 +161,29 @@ class OnlineProbe:
 
     @torch.enable_grad()
     def __call__(self, t: Trainer):
-        z, y = self.features(t.outputs).detach().float(), t.batch[self.label]
+        z = self.features(t.outputs).detach().float()
+        y = self._classes(t.batch, len(z)).to(z.device)
         if next(self.probe.parameters()).device != z.device:
             self.probe.to(z.device)
             self.opt.load_state_dict(self.opt.state_dict()) # brings the moments along
         logits = self.probe(z)
-        t.log(self.name, (logits.argmax(1) == y).float().mean().detach())
+        right = (logits.argmax(1) == y).float().mean().detach()
+        t.log(self.name, torch.where(logits.isfinite().all(), right, torch.nan)) # of NaN the largest is no class
         cross_entropy(logits, y).backward()
         for p in self.probe.parameters(): p.grad = all_reduce_sum(p.grad) / world_size()
         self.opt.step()
         self.opt.zero_grad()
+
+    def _classes(self, batch: dict, n: int) -> Int[Tensor, ' n']:
+        "Labels of a batch; their range is looked at on a CPU alone: nothing waits for the device."
+        if self.label not in batch:
+            raise UserError(f'the batch has no {self.label}; expected one of {", ".join(batch)}')
+        y, k = batch[self.label], self.probe[1].out_features
+        if y.shape != (n,) or y.is_floating_point():
+            raise UserError(f'{self.label} has shape {tuple(y.shape)} and type {y.dtype}; expected integers ({n},)')
+        if y.device.type == 'cpu' and n and not (0 <= y.min() and y.max() < k):
+            raise UserError(f'{self.label} goes from {y.min()} to {y.max()}; expected 0 to {k - 1}, the classes')
+        return y.long()
 
     def state_dict(self) -> dict:
         "Weights and moments."

@@ -278,6 +278,7 @@ def _terms_and_logs(result) -> tuple[dict[str, Tensor], dict]:
     found = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'a {type(loss).__name__}'
     raise UserError(f'the objective returned {found}; expected a scalar loss, or (loss, dict of scalars)')
 
+# %% ../nbs/09_training.ipynb #0f3c17ef
 @patch
 def shares(self: Trainer, batches: list[dict]) -> list[dict[str, Tensor | float]]:
     "For each batch of a step and each term, the part of what counts in the step, over all ranks, that is in it."
@@ -324,6 +325,7 @@ def loss(self: Trainer,
     logs = {k: v * shares.get(k.removeprefix('loss_'), own) for k, v in logs.items()}
     return loss, {'loss_total': loss.detach(), **logs}
 
+# %% ../nbs/09_training.ipynb #9897b001
 @patch
 def ready(self: Trainer, batch, number: int) -> dict:
     "A batch of a step by its names, on the device, transformed."

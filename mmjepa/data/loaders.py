@@ -8,8 +8,8 @@ __all__ = ['EpochSampler', 'quiet_torchdata', 'image_loader', 'RecordTransform',
 
 # %% ../../nbs/data/24_loaders.ipynb #a30ccc88
 import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from collections.abc import Callable, Iterator
 
@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ..core import UserError, check_choice, make_generator, rank, world_size
+from ..core import UserError, check_choice, content_id, first_line, make_generator, rank, world_size
 from .images import ImageSet
-from .records import EmptySource, JsonRecords, record_image, record_text, split_rows
-from .text import ByteTokenizer, Tokenizer
+from .records import EmptySource, JsonRecords, decode_image, explained, image_name, record_bytes
+from .records import record_text, record_texts, split_records
+from .text import Tokenizer, as_tokenizer
 
 # %% ../../nbs/data/24_loaders.ipynb #cec856a8
 class EpochSampler(Sampler):
@@ -89,38 +90,52 @@ def image_loader(
 class RecordTransform:
     "A record as a sample of tensors: what `mode` names, in one size, or a `UserError` that names the record's place."
     mode: str = 'pair' # 'image', 'text' or 'pair'
-    tokenizer: Tokenizer = field(default_factory=ByteTokenizer) # of texts
+    tokenizer: Tokenizer | None = None # of texts, as for `as_tokenizer`; None for bytes
     image_size: int = 64 # side of images, pixels
     context: int = 64 # tokens of a text, begin and end included; a longer text is cut
     root: str | Path | None = None # folder of image paths; None if images are bytes
+    follow_links: bool = False # whether these may leave the folder by a link
 
     def __post_init__(self):
         check_choice('mode', self.mode, ('image', 'text', 'pair'))
         if self.image_size < 1: raise UserError(f'image_size is {self.image_size}; expected 1 or more pixels')
         if self.context < 3: raise UserError(f'context is {self.context}; expected 3 or more: begin, a token, end')
+        object.__setattr__(self, 'tokenizer', as_tokenizer(self.tokenizer))
 
-    def __call__(self, record: dict) -> dict:
-        """A sample: the `index` of the record, and what `mode` names.
+    def __call__(self, record: dict) -> dict | list[dict]:
+        """A sample: the `index` of the record, what `mode` names, and the `ids` of image and text by their content.
 
-        `image` is (3,s,s); `text` a list of t ids, `tokens` how many of them are real, `truncated` 0 or 1."""
-        sample = {'index': record.get('index', -1)}
-        if self.mode != 'text': sample['image'] = record_image(record, self.image_size, self.root)
-        if self.mode != 'image':
-            ids = self.tokenizer.encode(record_text(record))
-            if not ids:
-                raise UserError(f"{record.get('place', 'record')}: 'text' is {record['text']!r:.60}, "
-                                f'which has no token in {self.tokenizer.name}')
-            sample['text'], sample['tokens'], sample['truncated'] = self.tokenizer.row(ids, self.context)
-        return sample
+        `image` is (3,s,s); `text` a list of t ids, `tokens` how many of them are real, `truncated` 0 or 1. Of a list of
+        captions: a sample for each. A half that is missing has an id that no other record has."""
+        place, index = record.get('place', 'record'), record.get('index', -1)
+        sample = {'index': index, 'ids': [content_id(f'{place} {index} {half}') for half in ('image', 'text')]}
+        with explained(place):
+            if self.mode != 'text':
+                data = record_bytes(record, self.root, follow_links=self.follow_links)
+                sample['image'] = decode_image(data, self.image_size, image_name(record))
+                sample['ids'][0] = content_id(data)
+            if self.mode == 'image': return sample
+            samples = [{**sample, **self._text(text, sample['ids'][0])} for text in record_texts(record)]
+        return samples if isinstance(record['text'], list) else samples[0]
 
+    def _text(self, text: str, image_id: int) -> dict:
+        try: ids = self.tokenizer.encode(text)
+        except Exception as e:
+            why = first_line(e)
+            raise UserError(f"'text' is {text!r:.60}, which {self.tokenizer.name} can't encode ({why})") from e
+        if not ids: raise UserError(f"'text' is {text!r:.60}, which has no token in {self.tokenizer.name}")
+        row, tokens, cut = self.tokenizer.row(ids, self.context)
+        return {'text': row, 'tokens': tokens, 'truncated': cut, 'ids': [image_id, content_id(text.strip())]}
+
+# %% ../../nbs/data/24_loaders.ipynb #cf8a3d1d
 def _column(samples: list[dict], key: str) -> Int[Tensor, ' b ...']:
     return torch.from_numpy(np.array([s[key] for s in samples], np.int64))
 
 def collate_records(
     samples: list[dict], # as `RecordTransform` returns them; b of them
 ) -> dict[str, Tensor]: # image uint8 (b,3,s,s), text int64 (b,t), text_mask bool (b,t), truncated and index int64 (b,)
-    "Samples as one batch."
-    batch = {'index': _column(samples, 'index')}
+    "Samples as one batch; `ids` int64 (b,2) are the identities of images and texts."
+    batch = {key: _column(samples, key) for key in ('index', 'ids') if key in samples[0]}
     if 'image' in samples[0]: batch['image'] = torch.stack([s['image'] for s in samples])
     if 'text' in samples[0]:
         batch['text'], batch['truncated'] = _column(samples, 'text'), _column(samples, 'truncated')
@@ -137,11 +152,13 @@ class RecordSamples(Dataset):
         *,
         on_error: str = 'raise', # or 'skip'
         refill: bool = False, # put the next good row in the place of a bad one, so that batches keep their size
+        draw=None, # with `seed` and `epoch`, such as the sampler: of several captions one is drawn. None: all of them
     ):
         self.records, self.rows, self.transform, self.on_error, self.refill = records, rows, transform, on_error, refill
+        self.draw = draw
 
     def __len__(self): return len(self.rows)
-    def __getitem__(self, p: int) -> dict: return self.transform(self._record(p))
+    def __getitem__(self, p: int) -> dict | list[dict]: return self.transform(self._record(p))
 
     def __getitems__(self, positions: list[int]) -> dict:
         skipped = {}
@@ -155,29 +172,37 @@ class RecordSamples(Dataset):
         tried = set(positions)
         records = [self._try(self._record, p, p, skipped=skipped) for p in positions] # all reading first: it is faster
         for p, record in zip(positions, records):
-            sample = record and self._try(self.transform, record, p, skipped=skipped)
-            while sample is None and self.refill:
+            found = record and self._try(self.transform, record, p, skipped=skipped)
+            while found is None and self.refill:
                 p = self._next(p, tried)
                 if p is None:
                     raise UserError(f'{next(iter(skipped.values()))}; and so many others of {len(self):,} records are '
                                     f'bad that no batch of {len(positions)} is left')
                 tried.add(p)
-                sample = self._try(self.__getitem__, p, p, skipped=skipped)
-            yield sample
+                found = self._try(self.__getitem__, p, p, skipped=skipped)
+            yield from found if isinstance(found, list) else [found]
 
     def _next(self, p: int, tried: set[int]) -> int | None:
         "The first position after `p`, in a circle, that has not been `tried`."
         n = len(self)
         return next((q % n for q in range(p + 1, p + n) if q % n not in tried), None)
 
-    def _record(self, p: int) -> dict: return self.records[int(self.rows[p])]
+    def _record(self, p: int) -> dict:
+        "The record of row `p`, with one of its captions where they are drawn."
+        record = self.records[int(self.rows[p])]
+        if self.draw is None or not isinstance(record.get('text'), list): return record
+        with suppress(UserError): # a bad list matters to a transform of texts alone
+            record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch))}
+        return record
 
     def _try(self, step: Callable, value, p: int, skipped: dict[str, str]):
         "`step(value)` for the record of row `p`, or None."
-        try: return step(value)
+        place = self.records.place(int(self.rows[p]))
+        try:
+            with explained(place): return step(value)
         except UserError as e:
             if self.on_error == 'raise': raise
-            skipped[self.records.place(int(self.rows[p]))] = str(e)
+            skipped[place] = str(e)
 
 # %% ../../nbs/data/24_loaders.ipynb #e3878a33
 class RecordLoader(StatefulDataLoader):
@@ -186,11 +211,13 @@ class RecordLoader(StatefulDataLoader):
         dataset: Dataset, # yields whole batches: dicts of tensors with `skipped` (dict) or `error` (str)
         name: str, # what the line at the end of an epoch begins with
         say: Callable[[str], None] = print, # gets this line
+        *,
+        note: str = '', # what this line says once, such as how many records sit out
         **kwargs, # of `StatefulDataLoader`
     ):
         with quiet_torchdata(): # an own generator: the global one is not touched
             super().__init__(dataset, collate_fn=_same, generator=torch.Generator(), **kwargs)
-        self.name, self.say, self._kept = name, say, None
+        self.name, self.say, self.note, self._kept, self._told = name, say, note, None, False
         self.skipped, self.truncated, self.records, self.context = {}, 0, 0, 0
 
     def __iter__(self):
@@ -213,11 +240,14 @@ class RecordLoader(StatefulDataLoader):
         finally: self.report()
 
     def report(self):
-        "Say what was skipped and cut so far in this epoch, if anything was."
+        "Say what was skipped so far in this epoch; once also how many records sit out and how many texts are cut."
         parts, where = [], f', rank {rank()}' if world_size() > 1 else ''
         if self.skipped:
             parts.append(f'{len(self.skipped):,} bad records skipped, such as {next(iter(self.skipped.values()))}')
-        if self.truncated: parts.append(f'{self.truncated:,} of {self.records:,} texts cut to {self.context} tokens')
+        if self.note: parts.append(self.note)
+        if self.truncated and not self._told:
+            parts.append(f'{self.truncated:,} of {self.records:,} texts cut to {self.context} tokens')
+        self.note, self._told = '', self._told or bool(self.truncated)
         if parts: self.say(f'{self.name}{where}: {"; ".join(parts)}')
 
 # %% ../../nbs/data/24_loaders.ipynb #dd2d93f4
@@ -238,7 +268,8 @@ def load_state_dict(
     StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k != 'counts'})
 
 # %% ../../nbs/data/24_loaders.ipynb #961ac9cd
-def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0) -> RecordLoader:
+def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0,
+            note='') -> RecordLoader:
     "A loader of some rows: shuffled and in full batches for training, else in order."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     if num_workers < 0: raise UserError(f'num_workers is {num_workers}; expected 0 or more')
@@ -246,32 +277,48 @@ def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, 
     if train and len(sampler) < batch_size:
         raise EmptySource(f'batch_size is {batch_size}, but each of {shard[1]} ranks has {len(sampler)} '
                           f'training records of {records.path}; expected no more than these')
-    samples = RecordSamples(records, rows, transform, on_error=records.on_error, refill=train)
-    return RecordLoader(samples, name, say, batch_size=batch_size, sampler=sampler, drop_last=train,
+    samples = RecordSamples(records, rows, transform, on_error=records.on_error, refill=train,
+                            draw=sampler if train else None)
+    return RecordLoader(samples, name, say, note=note, batch_size=batch_size, sampler=sampler, drop_last=train,
                         num_workers=num_workers)
 
+def _usable(records: JsonRecords, mode: str, *parts: Int[np.ndarray, ' n']) -> Iterator[tuple[np.ndarray, str]]:
+    "Of each part the rows that `mode` reads, and a word about those that sit out."
+    reads = np.zeros(len(records), bool)
+    reads[records.rows_for(mode)] = True
+    if not reads.any():
+        raise EmptySource(f'{records.path}: none of its {len(records):,} records has a field {mode!r}; expected some')
+    for rows in parts:
+        kept = rows[reads[rows]]
+        out = len(rows) - len(kept)
+        yield kept, f'{out:,} of {len(rows):,} records have no {mode} and sit out' if out else ''
+
+# %% ../../nbs/data/24_loaders.ipynb #e78e4f67
 def get_json_loaders(
-    path: str | Path, # JSON lines with `image` (a path relative to the file) and `text`
+    path: str | Path, # JSON lines or an array with `image` (a path relative to the file) and `text`
     mode: str, # 'image', 'text' or 'pair'
     batch_size: int = 64, # samples a batch on each rank
     *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one
-    tokenizer: Tokenizer | None = None, # of texts; None for bytes
-    val_split: float = .1, # share of records held out for validation
+    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
+    val_split: float = .1, # share of records held out for validation; no image and no text is on both sides
     seed: int = 0, # of the split and of the order
     image_size: int = 64, # side of images, pixels
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' and count it
+    follow_links: bool = False, # whether images may leave the file's folder by a link
     shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     say: Callable[[str], None] = print, # gets the line about skipped records and cut texts
 ) -> tuple[RecordLoader, RecordLoader]: # call `loader.sampler.set_epoch(epoch)` before each epoch
     "Loaders of the training and of the held-out records; a training epoch has full batches, equally many on each rank."
-    records, shard = JsonRecords(path, on_error), shard or (rank(), world_size())
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context, root=records.folder)
-    train, val = split_rows(len(records), val_split, seed)
+    records, shard = JsonRecords(path, on_error, follow_links), shard or (rank(), world_size())
+    transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
+                                follow_links=follow_links)
+    parts = _usable(records, mode, *split_records(records, val_split, seed, say=say))
     common = dict(batch_size=batch_size, shard=shard, num_workers=num_workers, say=say, seed=seed)
-    return (_loader(records, train, transform, train=True, name=f'{path}, training', **common),
-            _loader(records, val, transform, train=False, name=f'{path}, validation', **common))
+    (train, train_note), (val, val_note) = parts
+    return (_loader(records, train, transform, train=True, name=f'{path}, training', note=train_note, **common),
+            _loader(records, val, transform, train=False, name=f'{path}, validation', note=val_note, **common))
 
 # %% ../../nbs/data/24_loaders.ipynb #79af9c8e
 def get_ordered_loader(
@@ -281,15 +328,19 @@ def get_ordered_loader(
     *,
     batch_size: int = 64, # samples a batch; the last one may be smaller
     num_workers: int = 0, # processes that read; 0 reads in this one
-    tokenizer: Tokenizer | None = None, # of texts; None for bytes
+    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
     image_size: int = 64, # side of images, pixels
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' (left out, counted)
+    follow_links: bool = False, # whether images may leave the file's folder by a link
     say: Callable[[str], None] = print, # gets the line about skipped records and cut texts
 ) -> RecordLoader: # the same on every rank
-    "A loader of chosen records in a fixed order, for evaluation and embedding; not shared out over ranks."
-    records = JsonRecords(path, on_error)
-    transform = RecordTransform(mode, tokenizer or ByteTokenizer(), image_size, context=context, root=records.folder)
+    """A loader of chosen records in a fixed order, for evaluation and embedding; not shared out over ranks.
+
+    A record with several captions is as many samples, with the same `index`."""
+    records = JsonRecords(path, on_error, follow_links)
+    transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
+                                follow_links=follow_links)
     rows = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
     return _loader(records, rows, transform, train=False, name=str(path), batch_size=batch_size, shard=(0, 1),
                    num_workers=num_workers, say=say)

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['main', 'Tokenizer', 'ByteTokenizer', 'SentencePieceTokenizer', 'TransformersTokenizer', 'load_tokenizer',
-           'train_vocabulary', 'train_tokenizer']
+           'as_tokenizer', 'train_vocabulary', 'train_tokenizer']
 
 # %% ../../nbs/data/23_text.ipynb #0ed8c959
-import hashlib, os, re
+import hashlib, os, re, sys
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections import Counter
+from copy import deepcopy
+from functools import cached_property, partial
 from io import BytesIO
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,8 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..core import UserError, atomic_path, command
-from .records import JsonRecords, record_text
+from ..core import UserError, atomic_path, check_output, command, first_line
+from .records import JsonRecords, record_texts
 
 # %% ../../nbs/data/23_text.ipynb #7d0b7fb1
 class Tokenizer:
@@ -68,6 +70,9 @@ def row(
 ) -> tuple[list[int], int, bool]: # ids; how many of them, from the first, are real tokens; whether the text was cut
     "Begin, tokens, end, padding: one row of a batch."
     if context < 3: raise UserError(f'context is {context}; expected 3 or more: begin, a token, end')
+    if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+        raise UserError(f'tokenizer {self.name} gives ids from {min(ids)} to {max(ids)}; '
+                        f'expected 0 to {self.vocab_size - 1}, for it says that it has {self.vocab_size:,}')
     used = min(len(ids), context - 2)
     return [self.begin_id, *ids[:used], self.end_id] + [self.pad_id] * (context - 2 - used), used + 2, used < len(ids)
 
@@ -96,21 +101,27 @@ class ByteTokenizer(Tokenizer):
         (folder/'bytes.txt').write_text('The vocabulary is the 256 bytes; there is nothing to store.\n')
 
 # %% ../../nbs/data/23_text.ipynb #a9c2976c
+def _sentencepiece(path: str | Path):
+    "The processor of a file, or a `UserError`."
+    from sentencepiece import SentencePieceProcessor
+    if not Path(path).is_file(): raise UserError(f'tokenizer {path}: no such file; expected a SentencePiece model')
+    try: return SentencePieceProcessor(model_proto=Path(path).read_bytes())
+    except (RuntimeError, OSError) as e:
+        raise UserError(f'tokenizer {path}: not a SentencePiece model ({first_line(e)})') from e
+
 class SentencePieceTokenizer(Tokenizer):
     "The pieces of a SentencePiece file."
     def __init__(self,
-        path: str | Path, # the file
+        path, # of the file, or a `SentencePieceProcessor`
     ):
-        from sentencepiece import SentencePieceProcessor
-        if not Path(path).is_file(): raise UserError(f'tokenizer {path}: no such file; expected a SentencePiece model')
-        try: m = self.model = SentencePieceProcessor(model_proto=Path(path).read_bytes())
-        except RuntimeError as e: raise UserError(f'tokenizer {path}: not a SentencePiece model ({e})') from e
+        m = self.model = _sentencepiece(path) if isinstance(path, (str, Path)) else path
         size, ids = m.get_piece_size(), {'pad': m.pad_id(), 'begin': m.bos_id(), 'end': m.eos_id()}
         special = {k: i for k, i in ids.items() if i >= 0}
         for i in range(size):
             if m.is_control(i) and m.id_to_piece(i) in ('<mask>', '[MASK]'): special['mask'] = i
         silent = {i for i in range(size) if m.is_unknown(i) or m.is_control(i)}
-        super().__init__(Path(path).name, size, special, others=silent)
+        name = Path(path).name if isinstance(path, (str, Path)) else 'SentencePiece'
+        super().__init__(name, size, special, others=silent)
 
     def encode(self,
         text: str, # any
@@ -126,11 +137,9 @@ def _from_hub(name: str):
     "The tokenizer of transformers, or a `UserError`."
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false') # its threads would not survive the fork of workers
     from transformers import AutoTokenizer
-    options = dict(split_special_tokens=True, trust_remote_code=False) # '[MASK]' in a text is text
-    try: return AutoTokenizer.from_pretrained(name, **options)
+    try: return AutoTokenizer.from_pretrained(name, split_special_tokens=True, trust_remote_code=False)
     except Exception as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(f"tokenizer is '{name}', which transformers can't load ({reason}); "
+        raise UserError(f"tokenizer is '{name}', which transformers can't load ({first_line(e)}); "
                         'expected bytes, a SentencePiece file (*.spm, *.model), or a folder or model name') from e
 
 def _first(*ids: int | None) -> int | None: return next((i for i in ids if i is not None), None)
@@ -138,12 +147,15 @@ def _first(*ids: int | None) -> int | None: return next((i for i in ids if i is 
 class TransformersTokenizer(Tokenizer):
     "A tokenizer of transformers; missing special ids are added behind its vocabulary."
     def __init__(self,
-        name: str | Path, # folder, or name on the hub
+        name, # folder, or name on the hub; or a tokenizer of transformers, which is copied
     ):
-        self.model = t = _from_hub(str(name))
+        if isinstance(name, (str, Path)): t = _from_hub(str(name))
+        else: t, name = deepcopy(name), name.name_or_path or type(name).__name__
+        self.model, t.split_special_tokens = t, True # '[MASK]' in a text is text
         special = {'pad': t.pad_token_id, 'begin': _first(t.cls_token_id, t.bos_token_id),
                    'end': _first(t.sep_token_id, t.eos_token_id), 'mask': t.mask_token_id}
-        super().__init__(Path(name).name, max(t.get_vocab().values()) + 1, special, others=set(t.all_special_ids))
+        size = max([-1, *t.get_vocab().values(), *t.all_special_ids]) + 1
+        super().__init__(Path(name).name, size, special, others=set(t.all_special_ids))
 
     def encode(self,
         text: str, # any
@@ -166,6 +178,24 @@ def load_tokenizer(
     if (path/'tokenizer.spm').is_file(): return SentencePieceTokenizer(path/'tokenizer.spm')
     if path.suffix in ('.spm', '.model') and not path.is_dir(): return SentencePieceTokenizer(path)
     return TransformersTokenizer(path if path.is_dir() else name)
+
+# %% ../../nbs/data/23_text.ipynb #5c4e383a
+def as_tokenizer(
+    tokenizer=None, # of mmjepa, transformers, tokenizers or SentencePiece; a name for `load_tokenizer`; None: bytes
+) -> Tokenizer:
+    "A `Tokenizer` of whatever kind is given."
+    if tokenizer is None: return ByteTokenizer()
+    if isinstance(tokenizer, (str, Path)): return load_tokenizer(tokenizer)
+    if all(hasattr(tokenizer, part) for part in ('encode', 'row', 'special_ids')): return tokenizer
+    def comes_from(library, name): # whoever has one has imported its library
+        return library in sys.modules and isinstance(tokenizer, getattr(sys.modules[library], name))
+    if comes_from('tokenizers', 'Tokenizer'):
+        from transformers import PreTrainedTokenizerFast
+        return TransformersTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    if comes_from('transformers', 'PreTrainedTokenizerBase'): return TransformersTokenizer(tokenizer)
+    if comes_from('sentencepiece', 'SentencePieceProcessor'): return SentencePieceTokenizer(tokenizer)
+    raise UserError(f'tokenizer is a {type(tokenizer).__name__}; expected one of mmjepa, transformers, tokenizers or '
+                    'SentencePiece, or a name')
 
 # %% ../../nbs/data/23_text.ipynb #e4e3ec09
 _LIMITS = { # what SentencePiece says -> what that means
@@ -209,6 +239,13 @@ def train_vocabulary(
     return out.getvalue()
 
 # %% ../../nbs/data/23_text.ipynb #f811e64a
+def _texts(used: Counter, record: dict) -> list[str]:
+    "The texts of a record, counted; none of a record that has an image only."
+    alone = record.get('text') is None and record.get('image') is not None
+    texts = [] if alone else record_texts(record)
+    used.update(alone=int(alone), texts=len(texts))
+    return texts
+
 def train_tokenizer(
     data: str | Path, # JSON lines with a field text
     output: str | Path = 'tokenizer.spm', # SentencePiece file to write, whole or not at all
@@ -222,13 +259,16 @@ def train_tokenizer(
     if max_texts < 1: raise UserError(f'max_texts is {max_texts}; expected 1 or more')
     if Path(output).suffix not in ('.spm', '.model'):
         raise UserError(f'output is {output}; expected a name that ends in .spm or .model')
+    check_output(output, data)
     records = JsonRecords(data, on_error)
     rows = np.linspace(0, len(records) - 1, min(len(records), max_texts)).astype(np.int64)
-    content = train_vocabulary(records.each(record_text, rows), vocab_size, code)
+    used = Counter()
+    content = train_vocabulary(chain.from_iterable(records.each(partial(_texts, used), rows)), vocab_size, code)
     with atomic_path(output) as temp: temp.write_bytes(content)
     skipped = records.skipped
     if skipped: print(f'{data}: {len(skipped):,} bad records skipped, such as {next(iter(skipped.values()))}')
-    print(f'{output}: {vocab_size:,} ids from {len(rows) - len(skipped):,} of {len(records):,} texts of {data}')
+    if used['alone']: print(f"{data}: {used['alone']:,} records have an image and no text, and sit out")
+    print(f"{output}: {vocab_size:,} ids from {used['texts']:,} of {len(records):,} texts of {data}")
     return SentencePieceTokenizer(output)
 
 # %% ../../nbs/data/23_text.ipynb #cb37cea6
