@@ -7,7 +7,7 @@ __all__ = ['CHART_STATUSES', 'pass_at_k', 'CodeProblem', 'parses', 'read_humanev
            'python_tokens', 'token_edit_similarity', 'exact_match', 'code_table', 'ChartResult', 'draws_same']
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #aa1fb504
-import ast, gzip, json, re, warnings
+import ast, re, warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +20,7 @@ import numpy as np
 
 from ..core import UserError, data_dir
 from ..data.images import open_image, square_pixels
+from ..data.records import JsonRecords
 from .checks import run_checked
 from .programs import run_many, run_program
 
@@ -61,20 +62,6 @@ def parses(
         except (SyntaxError, ValueError, RecursionError, MemoryError): return False # the last two: nested too deeply
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #ca94deda
-def _file_rows(path: Path) -> Iterator[tuple[str, object]]:
-    "Place and object of each line of a file, packed by gzip or not."
-    read = gzip.open if path.suffix == '.gz' else open
-    try:
-        with read(path, 'rt', encoding='utf-8') as f:
-            for i, line in enumerate(f, 1):
-                if not line.strip(): continue
-                try: yield f'{path}:{i}', json.loads(line)
-                except (ValueError, RecursionError) as e:
-                    raise UserError(f'{path}:{i}: broken JSON ({e}); expected one object a line') from e
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        what = 'expected JSON lines, packed by gzip if the name ends with .gz'
-        raise UserError(f'{path}: cannot be read ({e}); {what}') from e
-
 def _is_row(value) -> bool:
     if isinstance(value, Mapping): return any(isinstance(v, str) for v in value.values())
     return isinstance(value, CodeProblem)
@@ -83,7 +70,9 @@ def _rows(
     source, # file; rows, or one of them; a dict of rows by task_id, or of rows by split
 ) -> Iterator[tuple[str, object]]: # place, and row
     "The rows of whatever holds some."
-    if isinstance(source, (str, Path)): yield from _file_rows(Path(source).expanduser())
+    if isinstance(source, (str, Path)):
+        records = JsonRecords(source)
+        for i in range(len(records)): yield records.place(i), records.fields(i)
     elif _is_row(source): yield from _rows([source])
     elif isinstance(source, Mapping):
         for name, value in source.items():

@@ -223,7 +223,7 @@ def score_pairs(
 def score_problems(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
-    problems, # what `read_humaneval` gives, or reads
+    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
     *,
     folder: Path, # gets `completions.jsonl`
     config: EvaluationConfig = EvaluationConfig(),
@@ -368,7 +368,7 @@ def evaluate_model(
     *,
     records: list[EvalRecord], # for perplexity and embeddings; may be empty
     pairs: list[EvalRecord], # for pictures; those without one are left out; may be empty
-    problems=None, # what `read_humaneval` gives, or reads
+    problems: dict | list | str | Path | None = None, # what `read_humaneval` gives, or reads
     about: dict | None = None, # lines for the report on what these are
     config: EvaluationConfig = EvaluationConfig(),
 ) -> dict: # all scores
@@ -395,11 +395,11 @@ def _about_completions(completions: dict[str, list[str]]) -> str:
     texts = [(task, text) for task, found in completions.items() for text in found]
     odd = {'empty': sum(not text.strip() for _, text in texts),
            'the same as another one of their problem': len(texts) - len(set(texts))}
-    return ', '.join([f'{len(texts):,} of {len(completions):,} problems', *(f'{n:,} {k}' for k, n in odd.items() if n)])
+    return ', '.join([f'{len(texts):,} for {len(completions):,} problems', *(f'{n:,} {k}' for k, n in odd.items() if n)])
 
 def evaluate_completions(
-    problems, # what `read_humaneval` gives, or reads
-    completions, # what `read_completions` gives, or reads; several of a problem give pass@10 and pass@100 as well
+    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
+    completions: dict | list | str | Path, # what `read_completions` gives, or reads; 10 of each give pass@10 as well
     output: str | Path, # folder without an evaluation
     *,
     allow_code_execution: bool = False, # must be True for anything to run
@@ -453,7 +453,9 @@ def read_evaluation_data(
         if not path: return []
         records, total = read_eval_records(path, source.held_out, source.limit, fields=fields)
         held_out = ', those held out from training' if source.held_out else ''
-        about[name] = f'{len(records):,} of {total:,} records of {Path(path).name}{held_out}'
+        chosen = min(total, source.limit or total)
+        captions = f' ({len(records):,} texts)' if len(records) > chosen else ''
+        about[name] = f'{chosen:,} of {total:,} records{captions} of {Path(path).name}{held_out}'
         return records
     records = read(source.data or source.pairs, 'texts')
     pairs = read(source.pairs, 'pairs') if source.pairs else [r for r in records if r.image is not None]

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import UserError, content_id, make_generator, write_text
-from ..data.records import JsonRecords, record_bytes, record_text, split_rows
+from ..data.records import JsonRecords, record_bytes, record_texts, split_rows
 from ..data.text import Tokenizer
 from ..losses import lm_loss
 from ..pair_scores import rank_table
@@ -49,14 +49,14 @@ class EvalRecord:
         first = [tokenizer.begin_id, *tokenizer.encode(self.prompt)]
         return [*first, *tokenizer.encode(self.text), tokenizer.end_id], len(first)
 
-def _record(r: dict, folder: Path, names: dict[str, str]) -> EvalRecord:
-    "What a file's record says; `names` are its own names of fields, by ours."
+def _of_record(r: dict, folder: Path, names: dict[str, str]) -> list[EvalRecord]:
+    "What a file's record says, each of several captions by itself; `names` are its own names of fields, by ours."
     r = {**r, **{ours: r[name] for ours, name in names.items() if name in r}}
     words = {k: r[k] for k in ('prompt', 'domain') if r.get(k) is not None}
     for name, value in words.items():
         if not isinstance(value, str): raise UserError(f"{r['place']}: {name!r} is {value!r:.60}; expected a text")
     image = None if r.get('image') is None else record_bytes(r, folder)
-    return EvalRecord(record_text(r), image, place=r['place'], **words)
+    return [EvalRecord(text, image, place=r['place'], **words) for text in record_texts(r)]
 
 def random_rows(
     n: int, # how many there are
@@ -73,12 +73,13 @@ def read_eval_records(
     limit: int = 0, # most records, drawn by `random_rows`; 0 for all
     *,
     fields: dict[str, str] | None = None, # what the file calls `text`, `image`, `prompt` or `domain`
-) -> tuple[list[EvalRecord], int]: # and how many there were before `limit`
-    "The records of a file."
+) -> tuple[list[EvalRecord], int]: # and how many records there were before `limit`
+    "The records of a file; one with several captions is as many."
     records = JsonRecords(path)
     rows = split_rows(len(records), HELD_OUT, 0)[1] if held_out else np.arange(len(records))
     chosen = rows[random_rows(len(rows), limit)].tolist()
-    return [_record(records[i], records.folder, fields or {}) for i in chosen], len(rows)
+    found = [r for i in chosen for r in _of_record(records[i], records.folder, fields or {})]
+    return found, len(rows)
 
 # %% ../../nbs/vl/87_evaluation.ipynb #b979e065
 def eval_windows(
@@ -294,7 +295,7 @@ def _last_lines(text: str, tokenizer: Tokenizer, most: int) -> str:
 def write_completions(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # that it was trained with
-    problems, # what `read_humaneval` gives, or reads
+    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
     *,
     path: str | Path, # JSON lines to write, with `task_id` and `completion`
     n: int = 1, # completions of each problem

@@ -107,7 +107,7 @@ def test_completions_that_exist(material, tmp_path, capsys):
     run_command(main.__wrapped__, list(map(str, [*typed, '--allow_code_execution'])))
     found = json.loads((folder/'scores.json').read_text())
     assert capsys.readouterr().out.strip() == str(folder/'report.md')
-    assert found['about'] == {'completions': 'samples.jsonl.gz: 24 of 2 problems, '
+    assert found['about'] == {'completions': 'samples.jsonl.gz: 24 for 2 problems, '
                                              '20 the same as another one of their problem'}
     scores, report = found['scores']['humaneval'], (folder/'report.md').read_text()
     assert (scores['pass@1'], scores['statuses']) == (.5, {'passed': 12, 'failed': 12})
