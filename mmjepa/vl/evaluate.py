@@ -395,7 +395,8 @@ def _about_completions(completions: dict[str, list[str]]) -> str:
     texts = [(task, text) for task, found in completions.items() for text in found]
     odd = {'empty': sum(not text.strip() for _, text in texts),
            'the same as another one of their problem': len(texts) - len(set(texts))}
-    return ', '.join([f'{len(texts):,} for {len(completions):,} problems', *(f'{n:,} {k}' for k, n in odd.items() if n)])
+    notes = [f'{n:,} {what}' for what, n in odd.items() if n]
+    return ', '.join([f'{len(texts):,} for {len(completions):,} problems', *notes])
 
 def evaluate_completions(
     problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
