@@ -1,4 +1,4 @@
-"""A step of captions may be cut anyhow; alignment compares all pairs of a step, and two ranks, sharded or not, are one."""
+"""A step of captions may be cut anyhow; that of alignment compares all pairs; two ranks, sharded or not, are one."""
 import os
 
 import pandas as pd
