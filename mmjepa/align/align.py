@@ -192,7 +192,10 @@ def open_records(
     if source.json_data:
         dataset = ImageTextDataset(source.json_data, source.on_error, follow_links=source.follow_links)
         return dataset, hold_out(dataset, source.val_split, seed)
-    with main_first(): train, test = load_images(source.images, source.data_dir or None)
+    try:
+        with main_first(): train, test = load_images(source.images, source.data_dir or None)
+    except UserError as e: # which speaks of flags that other commands have
+        raise UserError(str(e).replace('--data ', '--images ').replace(', or --image_size', '')) from e
     pairs = labelled_pairs(train, source.template) + labelled_pairs(test, source.template)
     dataset = ImageTextDataset(pairs, source.on_error)
     dataset.name = train.name

@@ -7,11 +7,13 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from torch.testing import assert_close
 
 from mmjepa.align.align import PairSource, open_records, run_alignment
-from mmjepa.align.aligner import AlignmentConfig, VisionTextAligner, modality_of, retrieve, train_alignment, zero_shot
+from mmjepa.align.aligner import (AlignmentConfig, VisionTextAligner, load_aligner, modality_of, retrieve, save_aligner,
+                                  train_alignment, zero_shot)
 from mmjepa.align.captioner import LLMConfig, MultimodalLLM, train_captioning
 from mmjepa.align.features import cached_features
 from mmjepa.align.inputs import ImageTextDataset, create_dataloader, hold_out
@@ -320,3 +322,14 @@ def test_the_reference_s_quick_start(models, tmp_path):
     assert len(output) == 1
     cfg.device = 'no such device'
     with pytest.raises(UserError, match='device is'): VisionTextAligner(cfg)
+
+
+def test_an_aligner_has_exactly_its_tensors(models, tmp_path):
+    save_aligner(VisionTextAligner(towers(models, 'clip', 'bert')), tmp_path/'a')
+    file = tmp_path/'a/adapters.safetensors'
+    whole = load_file(file)
+    name = sorted(whole)[0]
+    for odd in ({k: v for k, v in whole.items() if k != name}, whole | {name + '2': whole[name].clone()},
+                whole | {name: whole[name][:-1].contiguous()}):
+        save_file(odd, file)
+        with pytest.raises(UserError, match=name): load_aligner(tmp_path/'a')
