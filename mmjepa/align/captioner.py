@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from collections.abc import Callable, Iterator
 
-import numpy as np, torch
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
