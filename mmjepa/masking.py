@@ -30,9 +30,10 @@ def _tokens(b, n, generator, padding):
     return padding.cpu(), padding.device
 
 def _count(ratio: float, real: Bool[Tensor, 'b n']) -> Int[Tensor, ' b']:
-    "How many tokens of each row to hide."
+    "How many tokens of each row to hide: at least one of each row that has one, unless the ratio is 0."
     if not 0 <= ratio <= 1: raise UserError(f'ratio is {ratio}; expected 0 to 1')
-    return (ratio * real.sum(1).double()).round().long()
+    n = real.sum(1)
+    return (ratio * n.double()).round().long().clamp(min=int(ratio > 0)).minimum(n)
 
 def _subset(eligible: Bool[Tensor, 'b n'], count: Int[Tensor, ' b'], generator) -> Bool[Tensor, 'b n']:
     "`count` of each row's eligible tokens, all subsets equally likely."
@@ -49,7 +50,7 @@ def _subset(eligible: Bool[Tensor, 'b n'], count: Int[Tensor, ' b'], generator) 
 def random_mask(
     b: int, # rows
     n: int, # tokens of a row, padding included
-    ratio: float, # share of the real tokens that is hidden, 0 to 1
+    ratio: float, # share of the real tokens that is hidden, 0 to 1; above 0 at least one
     *,
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
     padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
@@ -62,7 +63,7 @@ def random_mask(
 def span_mask(
     b: int, # rows
     n: int, # tokens of a row, padding included
-    ratio: float, # share of the real tokens that is hidden, 0 to 1
+    ratio: float, # share of the real tokens that is hidden, 0 to 1; above 0 at least one
     *,
     span: int = 32, # tokens of a span, 1 or more; one span of a row is shorter where the count asks for it
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
@@ -153,7 +154,7 @@ def _check_grid(grid, **ranges):
 def block_mask(
     b: int, # rows
     grid: tuple[int, int], # height and width of the image in patches; token i is cell (i // width, i % width)
-    ratio: float, # share of the real tokens that is hidden, 0 to 1
+    ratio: float, # share of the real tokens that is hidden, 0 to 1; above 0 at least one
     *,
     generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
     padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
@@ -246,7 +247,7 @@ def multiblock_mask(
 @dataclass(frozen=True)
 class JEPAMasking:
     "Masks by kind of input: blocks for images, single tokens for texts, spans for both in one sequence."
-    mask_ratio: float = .15 # share of the real tokens that is hidden, 0 to 1
+    mask_ratio: float = .15 # share of the real tokens that is hidden, 0 to 1; above 0 at least one
     span: int = 32 # tokens of a span, 1 or more
     min_size: int = 16 # area of the smallest rectangle, patches
 
@@ -285,7 +286,7 @@ class TokenCorruption:
     mask_id: int # token that stands for a hidden one
     vocab_size: int # random tokens come from 0..vocab_size-1
     special_ids: tuple[int, ...] = () # never hidden, never drawn
-    ratio: float = .15 # share of each text's tokens that is chosen, 0 to 1
+    ratio: float = .15 # share of each text's tokens that is chosen, 0 to 1; above 0 at least one
 
     def __post_init__(self):
         if not 0 <= self.ratio <= 1: raise UserError(f'the ratio of hidden tokens is {self.ratio}; expected 0 to 1')

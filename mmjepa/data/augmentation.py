@@ -90,11 +90,13 @@ def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Gen
     return torch.Generator(device).manual_seed(seed)
 
 def augment(
-    images: Float[Tensor, 'b c h w'], # [-1, 1], on any device
+    images: Float[Tensor, 'b c h w'], # [-1, 1], on any device; or one image (c,h,w)
     cfg: AugmentConfig, # strengths
     generator: torch.Generator, # source of all randomness, on the CPU or on the device of the images
-) -> Float[Tensor, 'b c h w']: # [-1, 1]
+) -> Float[Tensor, 'b c h w']: # [-1, 1], of the shape of `images`
     "Images, each varied by its own draw on their device; as they are where all strengths are 0."
+    if images.ndim == 3: return augment(images[None], cfg, generator)[0]
+    if images.ndim != 4: raise UserError(f'images have shape {tuple(images.shape)}; expected (b, c, h, w) or (c, h, w)')
     draw = dict(generator=_generator_on(images.device, generator), device=images.device)
     u = (torch.rand(len(images), 8, **draw) * 2 - 1).to(images.dtype) # (b, 8) in [-1, 1)
     angle, zoom, shift, light, contrast, sigma, blurred = u.split([1, 1, 2, 1, 1, 1, 1], 1)
@@ -112,12 +114,13 @@ def augment(
 
 # %% ../../nbs/data/21_augmentation.ipynb #35a4663b
 def make_views(
-    images: UInt8[Tensor, 'b c h w'], # 0..255
+    images: UInt8[Tensor, 'b c h w'], # 0..255; or one image (c,h,w), a batch of one
     views: int, # views of each image
     cfg: AugmentConfig, # strengths
     *,
     generator: torch.Generator, # source of all randomness, on the CPU or on the device of the images
 ) -> Float[Tensor, 'b v c h w']: # [-1, 1]
     "`views` augmented versions of every image."
+    if images.ndim == 3: images = images[None]
     x = to_float(images).repeat_interleave(views, 0)
     return augment(x, cfg, generator).unflatten(0, (len(images), views))

@@ -21,19 +21,20 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import UserError, is_main, storage_error, sync
+from ..core import UserError, first_line, is_main, storage_error, sync
 from ..core import data_dir as find_data_dir
 
 # %% ../../nbs/data/20_images.ipynb #94226036
 @dataclass(frozen=True, eq=False)
 class ImageSet(Dataset):
     "Images of one size in memory; a map-style dataset that fetches a batch by one index operation."
-    images: UInt8[Tensor, 'n c h w'] # grey (c = 1) or RGB (c = 3), 0..255
+    images: UInt8[Tensor, 'n c h w'] # grey (c = 1) or RGB (c = 3), 0..255; one image (c,h,w) is a set of one
     labels: Int[Tensor, ' n'] | None = None # class of each image, 0..k-1; None for a set without labels
     classes: list[str] = field(default_factory=list) # names of the k classes
     name: str = 'images' # what logs and titles call the set
 
     def __post_init__(self):
+        if self.images.ndim == 3: object.__setattr__(self, 'images', self.images[None])
         assert self.images.dtype == torch.uint8 and self.images.ndim == 4, 'images are uint8 (n, c, h, w)'
         if self.labels is None: return
         assert self.labels.dtype == torch.int64 and len(self.labels) == len(self.images), 'one int64 label an image'
@@ -159,32 +160,36 @@ def _visible(
     folder: Path, # folder to list
     root: Path, # resolved folder that links must not leave
     ignored: list[Path], # gets the hidden entries
+    *,
+    follow_links: bool, # whether they may leave it
 ) -> list[Path]: # sorted by name
     "Entries of `folder` that are not hidden."
     entries = sorted(folder.iterdir())
     ignored += filter(_hidden, entries)
     for p in entries:
-        if not p.resolve().is_relative_to(root):
-            raise UserError(f'{p}: leads to {p.resolve()}; expected only files inside {root}')
+        if not follow_links and not p.resolve().is_relative_to(root):
+            raise UserError(f'{p}: leads to {p.resolve()}; expected only files inside {root}, or --follow_links')
     return [p for p in entries if not _hidden(p)]
 
 def _scan(
     root: Path, # resolved folder that holds train/ and test/
     split: str, # 'train' or 'test'
     ignored: list[Path], # gets the hidden entries
+    *,
+    follow_links: bool, # whether links may lead out of `root`
 ) -> dict[str, list[Path]]: # class name -> its files
     "The files of every class of one split."
     if not (root/split).is_dir():
         raise UserError(f'{root}: has no folder {split}; expected train/<class>/* and test/<class>/*')
     tree = {}
-    for folder in _visible(root/split, root, ignored):
+    for folder in _visible(root/split, root, ignored, follow_links=follow_links):
         if not folder.is_dir(): raise UserError(f'{folder}: is a file; expected class folders only, {split}/<class>/*')
-        found = tree[folder.name] = _visible(folder, root, ignored)
+        found = tree[folder.name] = _visible(folder, root, ignored, follow_links=follow_links)
         if len(found) < 2: raise UserError(f'{folder}: holds {len(found)} images; expected 2 or more')
     return tree
 
 # %% ../../nbs/data/20_images.ipynb #6b26cee9
-_GREY = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N') # Pillow's modes without colour
+_GREY = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'F') # Pillow's modes without colour
 
 @contextmanager
 def open_image(
@@ -195,26 +200,62 @@ def open_image(
     from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(source) as image: yield image
+    except UserError: raise
     except Exception as e:
-        why = 'unknown format' if isinstance(e, UnidentifiedImageError) else e
+        why = 'unknown format' if isinstance(e, UnidentifiedImageError) else first_line(e)
         raise UserError(f'{name or source}: not an image that can be read ({why}); '
                         'expected PNG, JPEG or another format of Pillow') from e
 
+# %% ../../nbs/data/20_images.ipynb #4fdd5a12
+def _grey_pixels(image) -> UInt8[np.ndarray, 'h w']:
+    "The pixels of an image of more than 8 bits a pixel, those of its transparent value white."
+    x, clear = np.asarray(image), image.info.get('transparency')
+    low, high = (x.min().item(), x.max().item())
+    bits = 16 if image.mode.startswith('I;16') or image.mode == 'I' and high > 255 else 8
+    if not 0 <= low <= high < 2**bits or (image.mode == 'F' and 0 < high <= 1):
+        kind = 'floating-point numbers' if image.mode == 'F' else 'whole numbers'
+        raise ValueError(f'pixels are {kind} from {low:g} to {high:g}, expected 0 to 255' +
+                         (', or 16 bits' if image.mode == 'I' else ''))
+    pixels = (x // 256 if bits == 16 else np.rint(x)).astype(np.uint8)
+    if isinstance(clear, int): pixels[x == clear] = 255
+    return pixels
+
+def _orientation(image) -> int:
+    "How an image is stored, 1 to 8, as EXIF says; 1 (upright) where that can't be read."
+    try: found = image.getexif().get(0x0112, 1)
+    except Exception: return 1 # of Pillow, for whatever is damaged
+    return found if isinstance(found, int) else 1
+
+# %% ../../nbs/data/20_images.ipynb #9bdc657b
 def flat_image(
     image, # Pillow image
     mode: str, # 'L' or 'RGB'
 ): # Pillow image of that mode
     "An image the right way up, transparent parts on white; its pixels are in memory, so that it outlives its file."
-    from PIL import Image, ImageOps
+    from PIL import Image
+    if 0 in image.size: raise ValueError(f'it has no pixel: {image.width}x{image.height}')
     image.load() # Pillow decodes some formats (JPEG, BMP, TIFF, PPM, TGA, JPEG 2000) only when asked for a pixel
-    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image) # it copies even what stands upright
-    if image.mode == 'F': raise ValueError('pixels are floating-point numbers of unknown range')
-    if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-        front = image if image.mode == 'RGBA' else image.convert('RGBA')
-        image = Image.new('RGB', image.size, 'white')
-        image.paste(front, mask=front)
+    turns = Image.Transpose
+    upright = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+               6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}.get(_orientation(image))
+    if image.mode[0] in 'IF': image = Image.fromarray(_grey_pixels(image))
+    if upright is not None: image = image.transpose(upright)
+    image = _opaque(image)
     return image if image.mode == mode else image.convert(mode)
+
+def _opaque(image):
+    "Transparent parts on white."
+    from PIL import Image
+    clear = image.info.get('transparency')
+    if isinstance(clear, tuple) and max(clear) > 255: # of 16 bits a channel, of which Pillow keeps the upper 8
+        image = image.copy()
+        image.info['transparency'] = tuple(v >> 8 for v in clear)
+    if image.mode in ('RGBa', 'La'): image = image.convert(image.mode[:-1] + 'A')
+    if image.mode not in ('RGBA', 'LA', 'PA') and clear is None: return image
+    front = image if image.mode == 'RGBA' else image.convert('RGBA')
+    image = Image.new('RGB', image.size, 'white')
+    image.paste(front, mask=front)
+    return image
 
 def square_pixels(
     image, # Pillow image
@@ -252,10 +293,11 @@ def _headers(
 def _folder(
     root: Path, # resolved folder that holds train/ and test/
     image_size: int | None, # side to resize to; None if all are squares of one size
+    follow_links: bool = False, # whether links may lead out of it
 ) -> tuple[ImageSet, ImageSet]:
     "Train and test set of a folder of pictures."
     ignored, parts = [], []
-    trees = [_scan(root, split, ignored) for split in ('train', 'test')]
+    trees = [_scan(root, split, ignored, follow_links=follow_links) for split in ('train', 'test')]
     if odd := sorted(trees[0].keys() ^ trees[1].keys()):
         raise UserError(f"{root}: class '{odd[0]}' is not in both train and test; expected the same classes")
     if len(trees[0]) < 2: raise UserError(f'{root}: has {len(trees[0])} class folders; expected 2 or more')
@@ -298,6 +340,7 @@ def load_images(
     image_size: int | None = None, # side to resize to, pixels; None keeps the set's own
     *,
     seed: int = 0, # of the split of digits; not the seed of a run, so that all runs share one test set
+    follow_links: bool = False, # whether links in a folder of pictures may lead out of it
 ) -> tuple[ImageSet, ImageSet]: # train, test
     "Train and test set of labelled images."
     if image_size is not None and image_size < 1:
@@ -306,7 +349,7 @@ def load_images(
     if data == 'auto': sets = _auto(root, seed)
     elif data == 'digits': sets = _digits(seed)
     elif data in _TORCHVISION: sets = _torchvision(data, root)
-    elif path.is_dir(): return _folder(path, image_size)
+    elif path.is_dir(): return _folder(path, image_size, follow_links)
     else: raise UserError(f"data is '{data}', which is no folder; "
                           f"expected auto, digits, {', '.join(_TORCHVISION)} or a folder with train and test")
     if image_size is None: return sets
@@ -323,15 +366,23 @@ def to_float(
 
 # %% ../../nbs/data/20_images.ipynb #10d775f9
 def _array_image(x: np.ndarray):
-    "Pillow's image of an array (c, h, w), (h, w, c) or (h, w) of bytes."
+    "Pillow's image of an array (h, w), (h, w, c) or (c, h, w) of whole numbers 0..255."
     from PIL import Image
-    if x.dtype != np.uint8 or x.ndim not in (2, 3):
-        raise UserError(f'image is an array of {x.dtype} with shape {x.shape}; '
-                        'expected bytes (c, h, w), (h, w, c) or (h, w)')
-    channels = (1, 3, 4)
-    if x.ndim == 3 and x.shape[0] in channels and x.shape[2] not in channels: x = x.transpose(1, 2, 0)
+    if x.dtype == bool: x = x * np.uint8(255)
+    channels, found = (1, 2, 3, 4), f'image is an array of {x.dtype} with shape {x.shape}'
+    if x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] not in (1, 3, 4): x = x.transpose(1, 2, 0)
+    if x.dtype.kind not in 'ui' or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] not in channels):
+        raise UserError(f'{found}; expected bytes (c, h, w), (h, w, c) or (h, w), with 1, 3 or 4 channels')
+    if not x.size: raise UserError(f'{found}, which has no pixel; expected one or more')
+    if not 0 <= x.min() <= x.max() <= 255:
+        raise UserError(f'{found} and values from {x.min()} to {x.max()}; expected 0 to 255')
     if x.ndim == 3 and x.shape[2] == 1: x = x.squeeze(-1)
-    return Image.fromarray(np.ascontiguousarray(x))
+    return Image.fromarray(np.ascontiguousarray(x, np.uint8))
+
+def _numbers(x: Tensor | np.ndarray) -> np.ndarray:
+    "An array, wherever the tensor lies."
+    if isinstance(x, np.ndarray): return x
+    return x.detach().cpu().float().numpy() if x.is_floating_point() else x.cpu().numpy()
 
 def read_image(
     item, # Pillow image; array or tensor of bytes (c, h, w), (h, w, c) or (h, w); path; or the bytes of a file
@@ -339,13 +390,13 @@ def read_image(
     "Any image, the right way up, on white."
     from PIL import Image
     if isinstance(item, (str, Path)):
-        with open_image(Path(item)) as image: return flat_image(image, 'RGB')
-    if isinstance(item, bytes):
+        with open_image(Path(item).expanduser()) as image: return flat_image(image, 'RGB')
+    if isinstance(item, (bytes, bytearray, memoryview)):
         with open_image(BytesIO(item), 'image') as image: return flat_image(image, 'RGB')
     if isinstance(item, Image.Image):
         try: return flat_image(item, 'RGB')
-        except (ValueError, OSError) as e:
-            raise UserError(f'image of mode {item.mode}: {e}; expected bytes a channel') from e
-    if isinstance(item, (Tensor, np.ndarray)): return flat_image(_array_image(np.asarray(item)), 'RGB')
+        except Exception as e: # of Pillow, which may have a file behind it
+            raise UserError(f'image of mode {item.mode}: {first_line(e)}; expected one that Pillow can show') from e
+    if isinstance(item, (Tensor, np.ndarray)): return flat_image(_array_image(_numbers(item)), 'RGB')
     raise UserError(f'image is a {type(item).__name__}; '
                     'expected a Pillow image, an array of bytes, a path or the bytes of a file')

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from fastcore.basics import patch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -187,22 +187,25 @@ class RecordSamples(Dataset):
         n = len(self)
         return next((q % n for q in range(p + 1, p + n) if q % n not in tried), None)
 
-    def _record(self, p: int) -> dict:
-        "The record of row `p`, with one of its captions where they are drawn."
-        record = self.records[int(self.rows[p])]
-        if self.draw is None or not isinstance(record.get('text'), list): return record
-        with suppress(UserError): # a bad list matters to a transform of texts alone
-            record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch))}
-        return record
+# %% ../../nbs/data/24_loaders.ipynb #5f9d7238
+@patch
+def _record(self: RecordSamples, p: int) -> dict:
+    "The record of row `p`, with one of its captions where they are drawn."
+    record = self.records[int(self.rows[p])]
+    if self.draw is None or not isinstance(record.get('text'), list): return record
+    with suppress(UserError): # a bad list matters to a transform of texts alone
+        record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch))}
+    return record
 
-    def _try(self, step: Callable, value, p: int, skipped: dict[str, str]):
-        "`step(value)` for the record of row `p`, or None."
-        place = self.records.place(int(self.rows[p]))
-        try:
-            with explained(place): return step(value)
-        except UserError as e:
-            if self.on_error == 'raise': raise
-            skipped[place] = str(e)
+@patch
+def _try(self: RecordSamples, step: Callable, value, p: int, skipped: dict[str, str]):
+    "`step(value)` for the record of row `p`, or None."
+    place = self.records.place(int(self.rows[p]))
+    try:
+        with explained(place): return step(value)
+    except UserError as e:
+        if self.on_error == 'raise': raise
+        skipped[place] = str(e)
 
 # %% ../../nbs/data/24_loaders.ipynb #e3878a33
 class RecordLoader(StatefulDataLoader):
@@ -213,11 +216,12 @@ class RecordLoader(StatefulDataLoader):
         say: Callable[[str], None] = print, # gets this line
         *,
         note: str = '', # what this line says once, such as how many records sit out
+        plan: dict | None = None, # what decides which records come when, by name: numbers and texts
         **kwargs, # of `StatefulDataLoader`
     ):
         with quiet_torchdata(): # an own generator: the global one is not touched
             super().__init__(dataset, collate_fn=_same, generator=torch.Generator(), **kwargs)
-        self.name, self.say, self.note, self._kept, self._told = name, say, note, None, False
+        self.name, self.say, self.note, self.plan, self._kept, self._told = name, say, note, plan or {}, None, False
         self.skipped, self.truncated, self.records, self.context = {}, 0, 0, 0
 
     def __iter__(self):
@@ -255,17 +259,23 @@ def _same(batch): return batch
 
 @patch
 def state_dict(self: RecordLoader) -> dict:
-    "Where the epoch stands, with its counts."
-    return {**StatefulDataLoader.state_dict(self), 'counts': (dict(self.skipped), self.truncated, self.records)}
+    "Where the epoch stands, with its counts and its plan."
+    own = {'counts': (dict(self.skipped), self.truncated, self.records), 'plan': dict(self.plan)}
+    return {**StatefulDataLoader.state_dict(self), **own}
 
 @patch
 def load_state_dict(
     self: RecordLoader,
     state: dict, # of `state_dict`
 ):
-    "Continue there."
+    "Continue there; a `UserError` if the state belongs to another plan."
+    was = state.get('plan') or self.plan
+    changed = [f'{k} (was {was.get(k)}, is {value})' for k, value in self.plan.items() if was.get(k) != value]
+    if changed:
+        raise UserError(f'{self.name}: cannot go on in the middle of an epoch with other {", ".join(changed)}; '
+                        'expected the same, or a checkpoint from the end of an epoch')
     self._kept = state.get('counts')
-    StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k != 'counts'})
+    StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k not in ('counts', 'plan')})
 
 # %% ../../nbs/data/24_loaders.ipynb #961ac9cd
 def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0,
@@ -279,19 +289,22 @@ def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, 
                           f'training records of {records.path}; expected no more than these')
     samples = RecordSamples(records, rows, transform, on_error=records.on_error, refill=train,
                             draw=sampler if train else None)
-    return RecordLoader(samples, name, say, note=note, batch_size=batch_size, sampler=sampler, drop_last=train,
-                        num_workers=num_workers)
+    plan = {'records': f'{len(rows)} of {records.path.stat().st_size} bytes', 'seed': seed, 'num_workers': num_workers,
+            'batch_size': batch_size, 'ranks': shard[1]}
+    return RecordLoader(samples, name, say, note=note, plan=plan, batch_size=batch_size, sampler=sampler,
+                        drop_last=train, num_workers=num_workers)
 
-def _usable(records: JsonRecords, mode: str, *parts: Int[np.ndarray, ' n']) -> Iterator[tuple[np.ndarray, str]]:
-    "Of each part the rows that `mode` reads, and a word about those that sit out."
-    reads = np.zeros(len(records), bool)
-    reads[records.rows_for(mode)] = True
-    if not reads.any():
+def _reads(records: JsonRecords, mode: str) -> Bool[np.ndarray, ' n']:
+    "Which records `mode` reads; at least one."
+    rows = records.rows_for(mode)
+    if not len(rows):
         raise EmptySource(f'{records.path}: none of its {len(records):,} records has a field {mode!r}; expected some')
-    for rows in parts:
-        kept = rows[reads[rows]]
-        out = len(rows) - len(kept)
-        yield kept, f'{out:,} of {len(rows):,} records have no {mode} and sit out' if out else ''
+    return np.bincount(rows, minlength=len(records)).astype(bool)
+
+def _sit_out(rows: Int[np.ndarray, ' n'], reads: Bool[np.ndarray, ' m'], mode: str) -> str:
+    "A word about the rows that `mode` does not read, if there are any."
+    out = int((~reads[rows]).sum())
+    return f'{out:,} of {len(rows):,} records have no {mode} and sit out' if out else ''
 
 # %% ../../nbs/data/24_loaders.ipynb #e78e4f67
 def get_json_loaders(
@@ -314,11 +327,13 @@ def get_json_loaders(
     records, shard = JsonRecords(path, on_error, follow_links), shard or (rank(), world_size())
     transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
                                 follow_links=follow_links)
-    parts = _usable(records, mode, *split_records(records, val_split, seed, say=say))
+    reads = _reads(records, mode)
+    train, val = split_records(records, val_split, seed, say=say)
     common = dict(batch_size=batch_size, shard=shard, num_workers=num_workers, say=say, seed=seed)
-    (train, train_note), (val, val_note) = parts
-    return (_loader(records, train, transform, train=True, name=f'{path}, training', note=train_note, **common),
-            _loader(records, val, transform, train=False, name=f'{path}, validation', note=val_note, **common))
+    return (_loader(records, train[reads[train]], transform, train=True, name=f'{path}, training',
+                    note=_sit_out(train, reads, mode), **common),
+            _loader(records, val[reads[val]], transform, train=False, name=f'{path}, validation',
+                    note=_sit_out(val, reads, mode), **common))
 
 # %% ../../nbs/data/24_loaders.ipynb #79af9c8e
 def get_ordered_loader(

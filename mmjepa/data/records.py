@@ -399,6 +399,14 @@ def record_text(
     return texts[torch.randint(len(texts), (), generator=make_generator('caption', *draw, record.get('index', 0)))]
 
 # %% ../../nbs/data/22_records.ipynb #3bfac4f2
+def _about(record: dict, root: str, follow_links: bool) -> os.stat_result:
+    "What the disk says about a record's image file."
+    head, tail = os.path.split(f'{root}{os.sep}{record["image"]}')
+    head = _real(head)
+    about = os.lstat(f'{head}{os.sep}{tail}')
+    if stat.S_ISREG(about.st_mode) and f'{head}{os.sep}'.startswith(root.rstrip(os.sep) + os.sep): return about
+    return os.stat(record_file(record, root, follow_links=follow_links)) # a link, or something is wrong
+
 def _ends(record: dict, root: str, follow_links: bool) -> bytes:
     "The first and the last bytes of a record's image file."
     fd = _open_inside(record, root, 'image', follow_links=follow_links)
@@ -411,7 +419,7 @@ def _file_ids(
     follow_links: bool, # whether they may leave it by a link
 ) -> Int[np.ndarray, ' k']: # -1 where there is no such file
     "Numbers that are equal where files have the same bytes."
-    def size(name): return b'%d' % os.stat(f'{root}{os.sep}{name}').st_size
+    def size(name): return b'%d' % _about({'image': name}, root, follow_links).st_size
     def ends(name): return _ends({'image': name}, root, follow_links)
     def whole(name): return record_bytes({'image': name}, root, follow_links=follow_links)
     kind, lost = np.zeros(len(names), np.int64), np.zeros(len(names), bool)

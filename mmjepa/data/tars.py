@@ -101,6 +101,7 @@ def _open_tar(url: str):
         if why: raise tarfile.ReadError('; '.join(why))
 
 # %% ../../nbs/data/25_tars.ipynb #a3dcf7d1
+_NO_FILES = tarfile.DIRTYPE, b'V', b'D' # folders; GNU's label and list of an archive
 _LARGEST = 1 << 30 # bytes of a member with holes, which a few bytes of a file can claim
 
 def _data(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -118,8 +119,9 @@ def _members(tar: tarfile.TarFile, left: Counter) -> Iterator[tuple[int, str, st
         tar.members.clear() # else all headers stay in memory
         folder, slash, name = _printable(info.name).rpartition('/')
         name, dot, kind = name.partition('.')
-        if name and kind and not info.isdir(): yield tar.ended, folder + slash + name, kind.lower(), info
-        elif not info.isdir(): left['without an extension' if name else 'hidden'] += 1
+        if info.type in _NO_FILES: continue
+        if name and kind: yield tar.ended, folder + slash + name, kind.lower(), info
+        else: left['without an extension' if name else 'hidden'] += 1
 
 def _sample(tar: tarfile.TarFile, group: Iterable, read: bool) -> dict[str, bytes | None] | str:
     "The members of one key by their extensions, or why they can't be used."
@@ -270,6 +272,7 @@ def read_index(
         return shard_address(url, path.parent.resolve() if path else '')
     try:
         with open(path, 'rb') if path else gopen(str(where)) as f: entries = json.loads(f.read())['shardlist']
+        if any(int(e['nsamples']) < 0 for e in entries): raise ValueError('a shard of less than 0 samples')
         return {address(e['url']): {**e, 'nsamples': int(e['nsamples'])} for e in entries}
     except Exception as e:
         if not needed: return None

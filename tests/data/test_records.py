@@ -23,7 +23,7 @@ def peak(): return int(next(line for line in open('/proc/self/status') if line.s
 path, what = sys.argv[1:]
 before = peak()
 if what == 'records': kept = JsonRecords(path)
-if what == 'loaders': kept = [next(iter(x)) for x in get_json_loaders(path, 'text')]
+if what == 'loaders': kept = [next(iter(x)) for x in get_json_loaders(path, 'text', val_split=0)[:1]]
 if what == 'lines': kept = open(path, 'rb').readlines()
 print(peak() - before)
 '''

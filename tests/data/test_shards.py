@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from mmjepa.core import UserError
-from mmjepa.data.loaders import get_ordered_loader
+from mmjepa.data.loaders import get_json_loaders, get_ordered_loader
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import get_shard_loader, read_shards, write_shards
 from mmjepa.data.tars import ShardRecords, tar_samples
@@ -435,3 +436,17 @@ def test_a_state_holds_for_its_shards_ranks_and_workers(tmp_path):
     for other in (opened('b'), opened(num_workers=1), opened(shard=(0, 2)), opened(seed=1)):
         with pytest.raises(UserError, match='cannot go on in the middle of an epoch with other'):
             other.load_state_dict(first.state_dict())
+
+
+def test_a_state_of_lines_holds_for_its_file_ranks_and_workers(tmp_path):
+    pairs = digit_pairs(tmp_path, 64)
+    def opened(batch=8, **options):
+        return get_json_loaders(pairs, 'text', batch, val_split=0, context=8, say=lambda line: None, **options)[0]
+    first = opened()
+    next(iter(first))
+    others = {'batch_size (was 8, is 4)': opened(4), 'num_workers (was 0, is 2)': opened(num_workers=2),
+              'seed (was 0, is 1)': opened(seed=1), 'ranks (was 1, is 2)': opened(shard=(0, 2))}
+    with open(pairs, 'a') as f: f.write('{"text": "one more"}\n')
+    others['records (was 64 of'] = opened()
+    for words, other in others.items():
+        with pytest.raises(UserError, match=re.escape(words)): other.load_state_dict(first.state_dict())
