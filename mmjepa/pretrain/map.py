@@ -192,6 +192,7 @@ def _legend_text(name: str) -> str:
     text = name if len(name) <= 40 else f'{name[:39]}…'
     return f' {text}'.replace('$', r'\$') if text.startswith('_') else text.replace('$', r'\$') or '(none)'
 
+# %% ../../nbs/pretrain/43_map.ipynb #223ae8d3
 def map_figure(
     xy: Float[np.ndarray, 'n 2'], # positions
     panels: dict[str, list], # title of a panel -> group of each row
@@ -369,6 +370,7 @@ def thumbnails(
         except UserError as e: missing[i] = str(e)
     return found, missing
 
+# %% ../../nbs/pretrain/43_map.ipynb #125bd9ad
 def _text(record: dict, i: int) -> str:
     "What the page says of a row: its text, or all its captions."
     text = record.get('text')
