@@ -300,6 +300,19 @@ def read_json(
     if isinstance(found, kind): return found
     raise UserError(f'{path}: holds a {type(found).__name__}; expected a {kind.__name__}')
 
+_KINDS = {'captioning': 'a captioner', 'alignment': 'an aligner', 'prediction_steps': 'a vision-language model',
+          'proj_hidden': 'a label model', 'decoder_depth': 'a model of contrastive pretraining', 'cfg': 'an encoder',
+          'patch_size': 'an encoder'} # a field of config.json that only this kind has
+
+def _content(folder: Path) -> str:
+    "Which kind of model a folder holds, or the folder of its run."
+    for place in ('', 'model', 'captioner', 'aligner', 'encoder'):
+        file = folder/place/'config.json'
+        about = read_json(file, object) if file.is_file() else None
+        kind = next((v for k, v in _KINDS.items() if isinstance(about, dict) and k in about), None)
+        if kind: return kind
+    return 'something else'
+
 def model_folder(
     path: str | Path, # folder of a run or of a model, or a name on the hub
     place: str = 'model', # where a run keeps it: model, encoder, aligner or captioner
@@ -312,4 +325,5 @@ def model_folder(
     if not fields or not (folder/'config.json').is_file(): return folder
     about = read_json(folder/'config.json', object)
     if isinstance(about, dict) and any(f in about for f in fields): return folder
-    raise UserError(f'{path}: holds something else; expected a model with {" or ".join(fields)} in its config.json')
+    raise UserError(f'{path}: holds {_content(folder)}; expected {_KINDS.get(fields[0], "a model")} '
+                    f'({" or ".join(fields)} in its config.json)')

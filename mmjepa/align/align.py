@@ -19,9 +19,8 @@ from torch import Tensor
 
 from .aligner import AlignmentConfig, AlignmentEvaluation, VisionTextAligner, train_alignment
 from ..core import UserError, command, get_device, main_first, seed_everything, start_ranks, write_text
-from ..data.records import split_rows
 from .features import FeatureSet
-from .inputs import MODALITIES, ImageTextDataset, create_dataloader, labelled_pairs
+from .inputs import MODALITIES, ImageTextDataset, create_dataloader, hold_out, labelled_pairs
 from ..data.augmentation import AugmentConfig
 from ..data.images import load_images
 from ..pair_scores import nearest_rows, plot_widths, rank_table
@@ -44,7 +43,7 @@ def alignment_curves(
     "Losses, recall, the gap over epochs; recall at the last one against the width."
     import matplotlib.pyplot as plt
     from mmjepa.plots import plot_curves
-    kinds = [(a, b) for a, b in combinations(modalities, 2) if f'{a}_to_{b}_r1' in table]
+    kinds = [(a, b) for a, b in combinations(modalities, 2) if measured(table, [f'{a}_to_{b}_r1'])]
     panels = 3 + len(kinds)
     fig, axs = plt.subplots(1, panels, figsize=(3.6 * panels, 3.1), layout='constrained')
     recalls = measured(table, [f'{x}_to_{y}_r1' for kind in kinds for x, y in permutations(kind)])
@@ -52,7 +51,6 @@ def alignment_curves(
     plot_curves(table, measured(table, ['loss_mrl', 'loss_clip']), axs[0]).set(title='losses (nats)', ylabel='')
     plot_curves(table, recalls, axs[1]).set(title=f'R@1 of {pairs:,} held-out pairs', ylabel='', ylim=(0, None))
     if gaps: plot_curves(table, gaps, axs[2]).set(title='distance of the means', ylabel='', ylim=(0, None))
-    if not pairs: return fig
     for ax, kind in zip(axs[3:], kinds):
         plot_widths(table.iloc[-1].to_dict(), ax, kind, pairs=pairs).set(title='R@1 at each width')
     return fig
@@ -60,7 +58,6 @@ def alignment_curves(
 # %% ../../nbs/align/56_align.ipynb #b69bc081
 def found_pictures(
     outputs: dict[str, Tensor], # of `AlignmentEvaluation.embed`
-    rows: Tensor, # of the dataset, as in `outputs`
     dataset: ImageTextDataset,
     *,
     queries: int = 6, # texts that are shown, spread evenly
@@ -70,11 +67,12 @@ def found_pictures(
     from mmjepa.plots import found_figure
     if 'image' not in outputs or 'text' not in outputs: return None
     both = (outputs['image_there'] & outputs['text_there']).nonzero()[:, 0]
-    a, b, rows = (x[both] for x in (outputs['image'], outputs['text'], rows))
-    def text(i): return dataset.fields(int(rows[i]))['text']
+    a, b, rows, which = (outputs[k][both] for k in ('image', 'text', 'row', 'caption'))
+    def text(i): return dataset.texts(dataset.fields(int(rows[i])))[int(which[i])]
     def image(i):
         picture = read_image(dataset.item(dataset.fields(int(rows[i])), 'image')).resize((72, 72))
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if not len(rows): return None
     return found_figure(a, b, image, text=text, queries=queries, k=k)
 
 # %% ../../nbs/align/56_align.ipynb #0255c580
@@ -83,13 +81,16 @@ def neighbour_baseline(
     train: dict[str, Tensor], # vectors of the frozen towers for n training pairs: two modalities, (n, ...) each
     held: dict[str, Tensor], # of m held-out pairs, same modalities
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
+    *,
+    ids: Int[Tensor, 'm 2'] | None = None, # what each held-out item is, in the order of `held`; equal ones count
 ) -> dict[str, float]: # `image_to_text_r1`, ..., both ways
     "Recall of held-out partners through the nearest training pair, without training."
     train, held = ({m: x.flatten(1) for m, x in part.items()} for part in (train, held))
-    out = {}
+    out, names = {}, [*held]
     for x, y in permutations(train, 2):
         lent = train[y][nearest_rows(held[x], train[x])]
-        found = rank_table(lent, held[y], (x, y), ks=ks)
+        known = None if ids is None else ids[:, [names.index(x), names.index(y)]]
+        found = rank_table(lent, held[y], (x, y), ks=ks, ids=known)
         out |= {f'{x}_to_{y}_r{k}': found[f'{x}_to_{y}_r{k}'] for k in ks}
     return out
 
@@ -108,12 +109,15 @@ def _baselines(names: list[str], train, held: FeatureSet) -> dict[str, float]:
     out = {}
     if not isinstance(train, FeatureSet): return out
     for kind in combinations(names, 2):
-        parts = []
-        for part in (train, held):
-            rows = part.rows[part.features[kind[0]].there[part.rows] & part.features[kind[1]].there[part.rows]]
-            parts.append({m: part.features[m][rows] for m in kind})
-        if all(len(part[kind[0]]) for part in parts): out |= neighbour_baseline(*parts)
+        (known, _), (asked, ids) = (_both(part, kind) for part in (train, held))
+        if len(known[kind[0]]) and len(asked[kind[0]]): out |= neighbour_baseline(known, asked, ids=ids)
     return out
+
+def _both(part: FeatureSet, kind: tuple[str, str]) -> tuple[dict[str, Tensor], Tensor]:
+    "Vectors of all pairs of two modalities, and what they are, (n, 2)."
+    batch = part.batch(*part.entries)
+    rows = batch[f'{kind[0]}_there'] & batch[f'{kind[1]}_there']
+    return {m: batch[f'{m}_features'][rows] for m in kind}, torch.stack([batch[f'{m}_ids'][rows] for m in kind], 1)
 
 def _recall_rows(last, base: dict[str, float], held: int) -> list[tuple]:
     "Rows of the report: a recall, the same of the baseline, and by chance."
@@ -124,7 +128,7 @@ def _recall_rows(last, base: dict[str, float], held: int) -> list[tuple]:
 def write_alignment_report(
     model: VisionTextAligner, # trained
     dataset: ImageTextDataset,
-    parts: tuple, # training and held-out records as of `open_pairs`
+    parts: tuple, # training and held-out records, of `open_pairs`
     *,
     table, # DataFrame of epochs
     folder: Path, # of the run
@@ -139,10 +143,10 @@ def write_alignment_report(
              f'{len(table)} epochs, seed {model.config.seed}. Towers: {towers}.', '']
     if len(held):
         outputs = AlignmentEvaluation(held, model.config.mrl_dims).embed(model)
-        fig = found_pictures(outputs, held.rows, dataset)
+        fig = found_pictures(outputs, dataset)
         if fig: pictures.append(save_figure(fig, folder/'found.png').name)
         rows = _recall_rows(last, _baselines(names, train, held), len(held))
-        lines += markdown_table(['measure', 'aligned', 'nearest neighbours', 'chance'], rows)
+        if rows: lines += markdown_table(['measure', 'aligned', 'nearest neighbours', 'chance'], rows)
     aside = ('epoch', 'images_per_s', 'seconds', 'grad_norm', 'lr')
     scores = [c for c in table.columns if c not in aside and last[c] == last[c]]
     lines += markdown_table(['measure', 'last epoch'], [(c, float(last[c])) for c in scores])
@@ -157,8 +161,9 @@ class PairSource:
     images: str = '' # or a labelled set: auto, digits, mnist, fashion, cifar10, a folder with {train,test}/<class>/*
     template: str = 'a handwritten {}' # of captions of labelled images
     data_dir: str = '' # where named sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
-    val_split: float = .1 # share of JSON lines that is held out
+    val_split: float = .1 # share of JSON lines that is held out; records with an image or text in common stay together
     on_error: str = 'raise' # at a bad record: raise or skip
+    follow_links: bool = False # follow links in the records' folder that lead out of it
 
 def open_records(
     source: PairSource,
@@ -168,8 +173,8 @@ def open_records(
     if bool(source.json_data) == bool(source.images):
         raise UserError('expected a file of JSON lines (--json_data), or a set of labelled images (--images)')
     if source.json_data:
-        dataset = ImageTextDataset(source.json_data, source.on_error)
-        return dataset, torch.from_numpy(split_rows(len(dataset), source.val_split, seed)[1])
+        dataset = ImageTextDataset(source.json_data, source.on_error, follow_links=source.follow_links)
+        return dataset, hold_out(dataset, source.val_split, seed)
     with main_first(): train, test = load_images(source.images, source.data_dir or None)
     pairs = labelled_pairs(train, source.template) + labelled_pairs(test, source.template)
     dataset = ImageTextDataset(pairs, source.on_error)
@@ -191,8 +196,8 @@ def run_alignment(
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)
-    def report(parts, table):
-        path = write_alignment_report(model, dataset, parts, table=table, folder=run.folder)
+    def report(trained, parts, table):
+        path = write_alignment_report(trained, dataset, parts, table=table, folder=run.folder)
         RunLog(run.folder/'training.log')(f'report and pictures: {path}')
     return train_alignment(model, loader, output_dir=run.folder, resume=run.resume, val_rows=held, finish=report,
                            augmentation=augmentation, **(run.follow() | options))

@@ -22,10 +22,9 @@ from .captioner import (CaptionEvaluation, LLMConfig, MultimodalLLM, caption_obj
 from .inputs import ImageTextDataset
 from .tiny_models import quiet_transformers, tiny_tokenizer
 from ..core import (UserError, atomic_path, command, get_device, is_main, main_first, seed_everything, start_ranks,
-                         write_text)
+                         world_size, write_text)
 from ..data.images import read_image
 from ..data.loaders import image_loader
-from ..data.records import record_text
 from ..runs import RunConfig, RunLog
 from ..training import TrainConfig, fit
 
@@ -99,9 +98,10 @@ def small_language_model(
     resume: bool = False, # continue the run in `folder`
 ) -> Path: # folder that transformers reads
     "A Qwen2 with a tokenizer of its own, trained on captions alone."
+    if not texts: raise UserError('no captions to train a small language model on; expected one or more')
     tokenizer, folder = tiny_tokenizer([*texts[:20_000], prompt], 1000), Path(folder)
     ids, real, _ = caption_rows(tokenizer, texts, 256)
-    while len(ids) < 64: ids, real = torch.cat([ids, ids]), torch.cat([real, real])
+    while len(ids) < 64 * world_size(): ids, real = torch.cat([ids, ids]), torch.cat([real, real])
     shape = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=4,
                  num_key_value_heads=2, max_position_embeddings=512)
     seed_everything(seed)
@@ -120,7 +120,7 @@ def small_language_model(
 def caption_figure(
     images: list, # raw images
     written: list[str], # what was said of them
-    true: list[str], # what should have been
+    true: list[list[str]], # what should have been, for each image; any of them is right
     *,
     columns: int = 6, # images a row
 ): # figure
@@ -133,19 +133,19 @@ def caption_figure(
     for ax in axs.flat[len(images):]: ax.remove()
     def wrap(text): return textwrap.fill(textwrap.shorten(text, 60, placeholder='…'), 22)
     for ax, image, said, should in zip(axs.flat, images, written, true):
-        right, said_here = said == should.strip(), wrap(said or '(nothing)')
+        right, said_here = said in map(str.strip, should), wrap(said or '(nothing)')
         ax.imshow(read_image(image))
         ax.set_title(said_here if right else f'✗ {said_here}', fontsize=8, color='black' if right else '#b2182b')
-        if not right: ax.set_xlabel(f'true: {wrap(should)}', fontsize=8)
+        if not right: ax.set_xlabel(f'true: {wrap(should[0])}', fontsize=8)
     return fig
 
 def examples(
     written: list[str], # by the model
-    true: list[str], # as many
+    true: list[list[str]], # as many lists; any of a list is right
     n: int = 12, # of each kind at most
 ) -> list[int]: # positions, right ones first
     "Right and wrong captions, each spread evenly over the set."
-    right = torch.tensor([a == b.strip() for a, b in zip(written, true)], dtype=torch.bool)
+    right = torch.tensor([a in map(str.strip, b) for a, b in zip(written, true)], dtype=torch.bool)
     chosen = []
     for rows in (right.nonzero()[:, 0], (~right).nonzero()[:, 0]):
         if len(rows): chosen += rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).long()].tolist()
@@ -184,7 +184,7 @@ def write_caption_report(
         images = [dataset.item(dataset.fields(rows[i]), 'image') for i in chosen]
         fig = caption_figure(images, [written[i] for i in chosen], [true[i] for i in chosen])
         pictures.append(save_figure(fig, folder/'captions.png'))
-        try: scores |= caption_scores(written, [[t] for t in true])
+        try: scores |= caption_scores(written, true)
         except UserError as e: note = f'BLEU and CIDEr were left out: {e}.'
     trained = ('frozen' if config.freeze_llm else 'trained') + (' with LoRA' if config.lora else '')
     lines = ['# Captions', '', f'{dataset.name}: {len(rows):,} held-out captions written, {len(table)} epochs; '
@@ -195,6 +195,17 @@ def write_caption_report(
     return folder/'report.md'
 
 # %% ../../nbs/align/58_caption.ipynb #3fed7dd0
+def _training_texts(dataset: ImageTextDataset, held) -> list[str]:
+    "All captions of the records that are not held out."
+    texts = []
+    for i in other_rows(len(dataset), held).tolist():
+        try:
+            fields = dataset.fields(i)
+            if fields.get('text') is not None: texts += dataset.texts(fields)
+        except UserError: # counted where features are made
+            if dataset.on_error == 'raise': raise
+    return texts
+
 def run_captioning(
     records: tuple, # dataset, and which rows are held out, as of `mmjepa.align.align.open_records`
     aligner: VisionTextAligner, # with a vision tower
@@ -210,8 +221,9 @@ def run_captioning(
     options = vars(train) | run.follow()
     captioning_config(folder, resume, batch_size, **options) # a mistake costs no training of a small model
     if config.model_name == 'small':
-        known = map(dataset.fields, other_rows(len(dataset), held).tolist())
-        texts = [record_text(f) for f in known if f.get('text') is not None]
+        texts = _training_texts(dataset, held)
+        RunLog(folder/'training.log')(f'model_name is small: a language model of its own is trained first, on '
+                                      f'{len(texts):,} captions ({folder/"language_model"})')
         small = small_language_model(texts, folder/'language_model', config.prompt, seed=train.seed, resume=resume)
         config = replace(config, model_name=str(small))
     seed_everything(train.seed)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CAPTION_COLUMNS', 'LLMConfig', 'split_prompt', 'caption_rows', 'PrefixProjector', 'MultimodalLLM',
-           'caption_objective', 'CaptionSet', 'CaptionEvaluation', 'captioning_config', 'train_captioning',
-           'fingerprint', 'save_captioner', 'load_captioner']
+           'caption_objective', 'CaptionSet', 'draw_caption', 'CaptionEvaluation', 'captioning_config',
+           'train_captioning', 'fingerprint', 'save_captioner', 'load_captioner']
 
 # %% ../../nbs/align/57_captioner.ipynb #b8c9e9b1
-import json, math, warnings
+import inspect, json, math, os, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from collections.abc import Callable, Iterator
@@ -21,16 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .aligner import (VisionTextAligner, load_aligner, other_rows, read_saved, save_aligner,
-                                  training_config)
+from .aligner import (VisionTextAligner, as_items, load_aligner, other_rows, read_items, read_saved,
+                                  save_aligner, training_config)
 from .features import Features, FeatureSet, cached_features
-from .inputs import ImageTextDataset
+from .inputs import ImageTextDataset, hold_out
 from .towers import load_whole, load_words, weights_digest, words_digest
 from ..checkpoint import keep_trained, load_weights
-from ..core import UserError, atomic_path, global_mean, is_main, world_size
+from ..core import UserError, atomic_path, first_line, global_mean, is_main, world_size
 from ..data.loaders import image_loader
-from ..data.records import record_text, split_rows
-from ..runs import RunLog, new_folder
+from ..runs import RunLog, new_folder, progress
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/57_captioner.ipynb #5944594a
@@ -50,7 +49,7 @@ def _lora_fields(lora) -> dict:
 @dataclass(frozen=True)
 class LLMConfig:
     "Language model, projector, and what of them trains."
-    model_name: str = 'Qwen/Qwen2.5-1.5B-Instruct' # folder or name in transformers; small: mmjepa_caption trains one
+    model_name: str = 'Qwen/Qwen2.5-1.5B-Instruct' # folder or name in transformers; small: mmjepa_caption makes its own
     prefix_from: str = 'embedding' # embedding: `n_prefix` tokens of the aligned one; patches: a token for each patch
     n_prefix: int = 8 # tokens of an image, for embedding
     freeze_llm: bool = True # if not, the language model trains as a whole
@@ -62,6 +61,7 @@ class LLMConfig:
         if self.prefix_from not in ('embedding', 'patches'):
             raise UserError(f'prefix_from is {self.prefix_from!r}; expected embedding or patches')
         for name in ('n_prefix', 'max_text'):
+            object.__setattr__(self, name, int(getattr(self, name))) # of NumPy, too
             if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
         if self.lora is None: return
         if not self.freeze_llm:
@@ -80,10 +80,20 @@ def split_prompt(
     text, start = prompt if n else f'<image>\n{prompt}', []
     if tokenizer.chat_template:
         turn = [{'role': 'user', 'content': text}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try: text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except Exception as e: # of whatever kind: the template is somebody else's program
+            raise UserError(f'prompt {prompt!r:.60}: the chat template of the tokenizer fails ({first_line(e)})') from e
+        if text.count('<image>') != 1:
+            raise UserError(f'prompt {prompt!r:.60}: the chat template of the tokenizer says it '
+                            f'{text.count("<image>")} times; expected once')
     elif tokenizer.bos_token_id is not None: start = [tokenizer.bos_token_id]
     before, after = (tokenizer(part, add_special_tokens=False)['input_ids'] for part in text.split('<image>'))
     return start + before, after
+
+def _tokens(tokenizer, text: str) -> list[int]:
+    try: return tokenizer(text, add_special_tokens=False)['input_ids']
+    except Exception as e: # of whatever kind: the tokenizer is somebody else's code
+        raise UserError(f'text {text!r:.60}: the tokenizer of the language model fails ({first_line(e)})') from e
 
 def caption_rows(
     tokenizer, # of transformers, with an end-of-text token
@@ -92,11 +102,11 @@ def caption_rows(
 ) -> tuple[Int[Tensor, 'n t'], Bool[Tensor, 'n t'], int]: # ids, True where a real one stands, how many texts were cut
     "Captions with their end, in rows of one length."
     lead, end = '' if tokenizer.chat_template else ' ', tokenizer.eos_token_id # a continuation begins with a space
-    known = {t: tokenizer(lead + t, add_special_tokens=False)['input_ids'] for t in dict.fromkeys(texts)}
+    known = {t: _tokens(tokenizer, lead + t) for t in dict.fromkeys(texts)}
     rows = [(known[t] + [end])[:longest] for t in texts] # a caption that is cut has no end to learn
-    lengths = torch.tensor([len(r) for r in rows])
-    width = int(lengths.max())
-    ids = torch.tensor([r + [end] * (width - len(r)) for r in rows])
+    lengths = torch.tensor([len(r) for r in rows], dtype=torch.long)
+    width = max(map(len, rows), default=1)
+    ids = torch.tensor([r + [end] * (width - len(r)) for r in rows], dtype=torch.long).reshape(-1, width)
     return ids, torch.arange(width) < lengths[:, None], sum(len(known[t]) >= longest for t in texts)
 
 # %% ../../nbs/align/57_captioner.ipynb #d21c26a2
@@ -139,6 +149,21 @@ def _language_model(config: LLMConfig):
     llm = load_whole(config.model_name, 'AutoModelForCausalLM').requires_grad_(not config.freeze_llm)
     return llm if config.lora is None else _with_lora(llm, config), tokenizer
 
+def _plain(llm: nn.Module) -> nn.Module:
+    "The model of transformers behind its adapters, if it has some."
+    return llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
+
+def _check_room(llm: nn.Module, config: LLMConfig, ids: list[int], *, image: int):
+    "Prompt and caption have to fit into the tables of words and of positions."
+    rows, room = llm.get_input_embeddings().weight.shape[0], _plain(llm).config.get_text_config()
+    if max(ids) >= rows:
+        raise UserError(f"model '{config.model_name}': its tokenizer has the id {max(ids)}, but its table of words has "
+                        f'{rows} rows; expected the tokenizer that belongs to it')
+    room, used = getattr(room, 'max_position_embeddings', None) or 0, len(ids) + image + config.max_text
+    if 0 < room < used:
+        raise UserError(f"model '{config.model_name}': the prompt, {image} image tokens and max_text {config.max_text} "
+                        f'are {used} tokens; expected {room} or fewer, all that it has room for')
+
 # %% ../../nbs/align/57_captioner.ipynb #1c1d73d1
 def _frozen_copy(aligner: VisionTextAligner) -> VisionTextAligner:
     "The same towers with adapters of their own: the caller's can go on training."
@@ -148,11 +173,19 @@ def _frozen_copy(aligner: VisionTextAligner) -> VisionTextAligner:
     copy.load_state_dict(aligner.state_dict())
     return copy.to(aligner.device).requires_grad_(False)
 
-def _image_width(aligner: VisionTextAligner, patches: bool) -> int:
-    "Width of what the projector gets: a state of the vision tower, or an aligned embedding."
-    if not patches: return aligner.config.d_align
+def _image_shape(aligner: VisionTextAligner, patches: bool) -> tuple[int, int]:
+    "How many vectors the projector gets of an image, and their width: states of the tower, or an aligned embedding."
+    if not patches: return 1, aligner.config.d_align
     tower = aligner.towers['image']
-    return tower.states(**tower.prepare([np.zeros((32, 32), np.uint8)]))[0].shape[-1]
+    return tuple(tower.states(**tower.prepare([tower.blank]))[0].shape[1:])
+
+@torch.no_grad()
+def _word_scale(llm: nn.Module) -> float:
+    "Standard deviation of word embeddings as the model reads them: Gemma's layer multiplies what its table holds."
+    layer = llm.get_input_embeddings()
+    table = layer.weight.detach()
+    some = torch.linspace(0, len(table) - 1, min(1000, len(table)), device=table.device).long()
+    return table.float().std().item() * (layer(some).float().std() / table[some].float().std()).item()
 
 # %% ../../nbs/align/57_captioner.ipynb #43c77bd8
 class MultimodalLLM(nn.Module):
@@ -165,10 +198,13 @@ class MultimodalLLM(nn.Module):
         self.config, self.aligner = config, _frozen_copy(aligner)
         self.llm, self.tokenizer = _language_model(config)
         self.words = words_digest(self.tokenizer)
-        table, patches = self.llm.get_input_embeddings().weight.detach(), config.prefix_from == 'patches'
-        d, n = _image_width(aligner, patches), 1 if patches else config.n_prefix
-        self.projector = PrefixProjector(d, table.shape[1], n, scale=table.float().std().item())
+        patches = config.prefix_from == 'patches'
+        (vectors, d), n = _image_shape(aligner, patches), 1 if patches else config.n_prefix
         self.prompt = split_prompt(self.tokenizer, config.prompt)
+        ids = [*self.prompt[0], *self.prompt[1], self.tokenizer.eos_token_id]
+        _check_room(self.llm, config, ids, image=vectors * n)
+        width = self.llm.get_input_embeddings().weight.shape[1]
+        self.projector = PrefixProjector(d, width, n, scale=_word_scale(self.llm))
         keep_trained(self).train().to(aligner.device)
 
     def train(self, mode: bool = True):
@@ -192,7 +228,7 @@ class MultimodalLLM(nn.Module):
 # %% ../../nbs/align/57_captioner.ipynb #ab428007
 @patch
 def embed(self: MultimodalLLM, ids: list | Tensor) -> Float[Tensor, '... e']:
-    "Word embeddings of token ids."
+    "Word embeddings of token ids, as the model reads them."
     return self.llm.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
 @patch
@@ -207,8 +243,13 @@ def forward(
     parts = [before, prefix, after, self.embed(batch['caption'])]
     x = torch.cat([part.to(prefix.dtype) for part in parts], 1)
     mask = torch.cat([real.new_ones(b, x.shape[1] - t), real], 1).long()
-    out = self.llm(inputs_embeds=x, attention_mask=mask, use_cache=False, logits_to_keep=t + 1)
-    return {'logits': out.logits[:, :-1]}
+    known = inspect.signature(_plain(self.llm).forward).parameters
+    few = {'logits_to_keep': t + 1} if 'logits_to_keep' in known else {}
+    try: logits = self.llm(inputs_embeds=x, attention_mask=mask, use_cache=False, **few).logits
+    except Exception as e: # of whatever kind: the model is somebody else's code
+        raise UserError(f"model '{self.config.model_name}' can't take {x.shape[1]} vectors of width {x.shape[2]} for "
+                        f'{b} captions ({first_line(e)})') from e
+    return {'logits': logits[:, -t - 1:-1]}
 
 # %% ../../nbs/align/57_captioner.ipynb #abfac95c
 def caption_objective(
@@ -216,10 +257,14 @@ def caption_objective(
     batch: dict[str, Tensor], # with `caption` and `caption_mask`
 ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss in nats a token, and logs `loss_caption`, `token_acc`
     "Cross entropy of the captions' tokens, their ends included, over all ranks."
-    real = batch['caption_mask']
+    real = batch['caption_mask'] # (b, t)
     logits, ids = outputs['logits'][real].float(), batch['caption'][real]
     loss = global_mean(F.cross_entropy(logits, ids, reduction='none'))
     return loss, {'loss_caption': loss.detach(), 'token_acc': global_mean((logits.detach().argmax(1) == ids).float())}
+
+def _caption_tokens(batch: dict[str, Tensor]) -> Tensor: return batch['caption_mask'].sum()
+
+caption_objective.weight = _caption_tokens # what counts in a batch: a step may be cut anyhow
 
 # %% ../../nbs/align/57_captioner.ipynb #807c8789
 def _left_padded(rows: list[Float[Tensor, 'n e']]) -> tuple[Float[Tensor, 'b n e'], Int[Tensor, 'b n']]:
@@ -249,15 +294,14 @@ def _start(self: MultimodalLLM, features: Tensor, prompts: list[str], options: d
 def _ask(self: MultimodalLLM, arguments: dict) -> Tensor:
     "Token ids that transformers' `generate` makes; what is wrong with its options as a `UserError`."
     try: return self.llm.generate(**arguments)
-    except (ValueError, TypeError) as e:
-        why = (str(e).splitlines() or ['unknown'])[0]
-        raise UserError(f"generate: {why:.300}; expected options of transformers' generate") from e
+    except Exception as e: # of whatever kind: options and model are somebody else's
+        raise UserError(f"generate: {first_line(e)}; expected options of transformers' generate") from e
 
 @patch
-def see(self: MultimodalLLM, images: list) -> Tensor:
-    "What the vision tower makes of raw images: one vector each, or one a patch."
+def see(self: MultimodalLLM, images, first: int = 0) -> Tensor:
+    "What the vision tower makes of raw images, or of one: one vector each, or one a patch; errors count from `first`."
     tower = self.aligner.towers['image']
-    inputs = tower.prepare(images)
+    inputs = read_items(tower, as_items(images, 'image'), first)
     return tower.states(**inputs)[0] if self.config.prefix_from == 'patches' else tower(**inputs)
 
 @patch
@@ -281,7 +325,7 @@ _OURS = ('inputs_embeds', 'input_ids', 'attention_mask', 'streamer', 'return_dic
 @patch
 def generate(
     self: MultimodalLLM,
-    images: list, # of any mode and size
+    images, # of any mode and size, or one
     prompt: str | list[str] | None = None, # one for all, or one an image; None for the prompt of training
     batch_size: int = 32, # images at once
     *,
@@ -289,8 +333,7 @@ def generate(
     **options, # of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`, `num_beams`
 ) -> list[str] | Iterator[str]: # as many strings as images
     "What the language model says of each image; greedy unless options say otherwise."
-    if not isinstance(images, (list, tuple)):
-        raise UserError(f'images is a {type(images).__name__}; expected a list of images')
+    images = as_items(images, 'image')
     if prompt is None: prompt = self.config.prompt
     prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
     for name in _OURS:
@@ -306,7 +349,7 @@ def generate(
     texts = []
     for at in range(0, len(images), batch_size):
         part = slice(at, at + batch_size)
-        texts += self.write(self.see(images[part]), prompts[part], **options)
+        texts += self.write(self.see(images[part], at), prompts[part], **options)
     return texts
 
 @patch
@@ -334,14 +377,14 @@ class CaptionSet(Dataset):
     "Features of images with the tokens of their captions, fetched a batch at a time."
     def __init__(self,
         features: Features, # of the vision tower
-        caption: Int[Tensor, 'n t'], # token ids
-        caption_mask: Bool[Tensor, 'n t'], # True where a real one stands
+        caption: Int[Tensor, 'n t'] | Int[Tensor, 'n k t'], # token ids, of k captions a row if some have several
+        caption_mask: Bool[Tensor, 'n t'] | Bool[Tensor, 'n k t'], # True where a real one stands
         *,
         rows: Int[Tensor, ' m'], # of the dataset
         name: str = 'captions', # what errors call it
     ):
         self.features, self.caption, self.caption_mask, self.name = features, caption, caption_mask, name
-        self.rows = rows[features.there[rows] & caption_mask[rows].any(1)]
+        self.rows = rows[features.there[rows] & caption_mask[rows].flatten(1).any(1)]
 
     def __len__(self): return len(self.rows)
     def __getitems__(self, positions): return self.batch(self.rows[torch.as_tensor(positions)])
@@ -349,14 +392,39 @@ class CaptionSet(Dataset):
         "`index`, `image_features`, `caption`, `caption_mask` of some rows."
         return {'index': rows, 'image_features': self.features[rows], 'caption': self.caption[rows],
                 'caption_mask': self.caption_mask[rows]}
+
+    def pieces(self, size: int = 256) -> Iterator[dict[str, Tensor]]:
+        "Batches of all rows, those with several captions once for each."
+        for rows in self.rows.split(size):
+            batch = self.batch(rows)
+            if batch['caption'].ndim == 2:
+                yield batch
+                continue
+            for k in range(batch['caption'].shape[1]):
+                there = batch['caption_mask'][:, k].any(1)
+                if not there.any(): continue
+                one = {name: batch[name][there, k] for name in ('caption', 'caption_mask')}
+                yield {'index': rows[there], 'image_features': batch['image_features'][there], **one}
+
     collate = staticmethod(FeatureSet.collate)
+
+def draw_caption(
+    batch: dict[str, Tensor], # of `CaptionSet`
+    generator: torch.Generator, # decides
+) -> dict[str, Tensor]: # `caption` and `caption_mask` are (b, t)
+    "One of several captions of each row, a new one each step; other batches as they are."
+    if batch['caption'].ndim == 2: return batch
+    there = batch['caption_mask'].any(2).float()
+    drawn = there.to(generator.device).multinomial(1, generator=generator)[:, 0].to(there.device)
+    rows = torch.arange(len(drawn), device=there.device)
+    return {**batch, **{k: batch[k][rows, drawn] for k in ('caption', 'caption_mask')}}
 
 # %% ../../nbs/align/57_captioner.ipynb #5b899c8c
 class CaptionEvaluation:
     "Scores on held-out pairs, as columns of `metrics.csv`; the texts of the last call are kept."
     def __init__(self,
         held: CaptionSet, # held-out pairs
-        texts: list[str], # captions of the whole dataset, by row
+        texts: list[list[str]], # captions of the whole dataset, by row; any of them is right
         limit: int = 256, # how many captions are written before the last epoch
     ):
         self.held, self.texts, self.limit = held, texts, limit
@@ -369,17 +437,17 @@ class CaptionEvaluation:
         few = torch.linspace(0, len(self.held) - 1, min(self.limit, len(self.held))).long()
         self.rows = self.held.rows if last else self.held.rows[few]
         self.written = []
-        for part in self.rows.split(256):
+        for part in progress(self.rows.split(256), 'captions'):
             self.written += model.write(self.held.features[part], [model.config.prompt] * len(part))
-        right = sum(said == self.texts[i].strip() for said, i in zip(self.written, self.rows.tolist()))
+        right = sum(said in map(str.strip, self.texts[i]) for said, i in zip(self.written, self.rows.tolist()))
         return {'val_loss_caption': loss, 'val_token_acc': accuracy, 'perplexity': math.exp(min(loss, 700)),
                 'exact_match': right / len(self.rows), 'written': len(self.rows)}
 
     def _token_scores(self, model: MultimodalLLM) -> tuple[float, float]:
         "Loss in nats and accuracy of the next token, means over all tokens."
         sums = torch.zeros(3, dtype=torch.float64)
-        for rows in self.held.rows.split(256):
-            batch = {k: v.to(model.device) for k, v in self.held.batch(rows).items()}
+        for part in progress(self.held.pieces(), 'held-out captions', -(-len(self.held) // 256)):
+            batch = {k: v.to(model.device) for k, v in part.items()}
             loss, logs = caption_objective(model(batch), batch)
             n = batch['caption_mask'].sum().item()
             sums += torch.tensor([loss.item() * n, logs['token_acc'].item() * n, n], dtype=torch.float64)
@@ -397,21 +465,45 @@ def captioning_config(
 ) -> TrainConfig: # three epochs at 1e-3 unless options say otherwise
     "Settings of training; what is wrong with them or the folder is said before any feature is computed."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
+    if world_size() > 1 and os.environ.get('ACCELERATE_USE_FSDP') == 'true':
+        raise UserError('weights are shared out over processes (FSDP), and captions are written by whole models; '
+                        'expected distributed_type MULTI_GPU or MULTI_CPU in the settings of accelerate')
     return training_config(folder, resume, **(dict(epochs=3, lr=1e-3) | options))
 
+def _texts(dataset: ImageTextDataset, i: int) -> list[str]:
+    "Captions of row `i`; none if it lacks them."
+    fields = dataset.fields(i)
+    return [] if fields.get('text') is None else dataset.texts(fields)
+
 def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *, say: Callable) -> tuple:
-    "Captions by row, '' where there is none or no image; their tokens, and True where a real one stands."
-    texts, longest = [], model.config.max_text
+    "Captions by row, none where there is no image; their tokens, True where a real one stands, and how many lack."
+    texts, longest, reasons = [], model.config.max_text, []
+    rows, table = [], model.llm.get_input_embeddings().weight.shape[0]
     for i, image in enumerate(there.tolist()):
-        fields = dataset.fields(i) if image else {}
-        texts.append('' if fields.get('text') is None else record_text(fields))
-    missing = torch.tensor([not t for t in texts])
-    lonely = int(missing.sum())
-    if lonely: say(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
-    ids, real, cut = caption_rows(model.tokenizer, texts, longest)
-    if cut: say(f'{dataset.name}: {cut:,} of {len(texts):,} captions cut to {longest} tokens')
-    real[missing] = False
-    return texts, ids, real
+        try: texts.append([_checked(model, t, table, dataset.place(i)) for t in _texts(dataset, i)] if image else [])
+        except UserError as e:
+            if dataset.on_error == 'raise': raise
+            reasons.append(str(e))
+            texts.append([])
+        rows += [i] * len(texts[-1])
+    lonely = sum(not t for t in texts)
+    if lonely and is_main(): say(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
+    if reasons and is_main(): say(f'{dataset.name}: {len(reasons):,} captions can not be used, such as {reasons[0]}')
+    flat, mask, cut = caption_rows(model.tokenizer, [t for own in texts for t in own], longest)
+    if cut and is_main(): say(f'{dataset.name}: {cut:,} of {len(flat):,} captions cut to {longest} tokens')
+    most = max(map(len, texts))
+    ids, real = (x.new_zeros(len(texts), max(1, most), x.shape[1]) for x in (flat, mask))
+    places = torch.tensor([k for own in texts for k in range(len(own))], dtype=torch.long)
+    ids[rows, places], real[rows, places] = flat, mask
+    return (texts, ids[:, 0], real[:, 0]) if most < 2 else (texts, ids, real)
+
+def _checked(model: MultimodalLLM, text: str, table: int, place: str) -> str:
+    "The text, if the language model has tokens and word embeddings for it."
+    ids = _tokens(model.tokenizer, text)
+    if not ids: raise UserError(f'{place}: text {text!r:.60} has no token for the language model; expected one or more')
+    if max(ids) < table: return text
+    raise UserError(f'{place}: text {text!r:.60} has the token id {max(ids)}, but the table of the language model has '
+                    f'{table} rows; expected the tokenizer that belongs to it')
 
 # %% ../../nbs/align/57_captioner.ipynb #dba05dfa
 def train_captioning(
@@ -433,9 +525,10 @@ def train_captioning(
     kind = 'states' if cfg.prefix_from == 'patches' else 'pooled'
     features = cached_features(towers['image'], dataset, cache_dir, kind=kind, say=log)
     texts, ids, real = _captions(model, dataset, features.there, say=log)
-    if val_rows is None: val_rows = torch.from_numpy(split_rows(len(dataset), val_split, config.seed)[1])
+    if val_rows is None: val_rows = hold_out(dataset, val_split, config.seed)
     train = CaptionSet(features, ids, real, rows=other_rows(len(dataset), val_rows), name=dataset.name)
     evaluation = CaptionEvaluation(CaptionSet(features, ids, real, rows=val_rows), texts)
+    lost = len(dataset) - len(train) - len(evaluation.held)
     if len(train) < world_size():
         raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records have an image and a caption '
                         'and are not held out; expected one or more on each process')
@@ -446,11 +539,13 @@ def train_captioning(
                 'processes': world_size(), 'llm': fingerprint(model),
                 'towers': {m: t.fingerprint for m, t in towers.items()}}
     table = fit(model, caption_objective, loader, config=config, output_dir=folder, evaluate=evaluation,
-                monitor='exact_match', resume=resume, settings=settings, columns=CAPTION_COLUMNS)
+                transform=draw_caption, monitor='exact_match', resume=resume, settings=settings,
+                columns=CAPTION_COLUMNS)
     if not is_main(): return None, evaluation
     if not evaluation.written: evaluation(model) # a finished run that was resumed
     save_captioner(model, folder/'captioner')
-    log(f'captioner: {folder/"captioner"}')
+    left_out = f'; {lost:,} of {len(dataset):,} records left out: bad, or without an image or a caption' if lost else ''
+    log(f'captioner: {folder/"captioner"}{left_out}')
     return table, evaluation
 
 # %% ../../nbs/align/57_captioner.ipynb #5ebe85e4

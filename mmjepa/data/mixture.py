@@ -240,6 +240,17 @@ def _any_good(
     if is_main(): print(f'{data}: all held-out records are bad, such as {why}; nothing of it is held out')
     return False
 
+def _held_rows(
+    data: str, # held-out JSON lines or shards
+    mode: str, # image, text or pair
+) -> Int[np.ndarray, ' n'] | None: # None for shards
+    "The rows of held-out JSON lines that `mode` reads; says how many it does not."
+    if not is_json(data): return None
+    records = JsonRecords(data)
+    rows, n = records.rows_for(mode), len(records)
+    if len(rows) < n and is_main(): print(f'{data}, held out: {n - len(rows):,} of {n:,} records have no {mode}')
+    return rows
+
 # %% ../../nbs/data/27_mixture.ipynb #9e0304ba
 class ChainedLoader:
     "The batches of several loaders, one loader after the other."
@@ -260,19 +271,20 @@ def open_source(
     "Loaders of one source or of a mixture."
     common = {k: getattr(run, k) for k in ('batch_size', 'num_workers', 'image_size', 'context', 'on_error')}
     common['tokenizer'], split = tokenizer, 0. if held else run.val_split
+    links = {'follow_links': getattr(run, 'follow_links', False)} # of JSON lines
     def ordered(data, rows=None, **more):
-        if is_json(data): return get_ordered_loader(data, mode, rows, **common | more)
+        if is_json(data): return get_ordered_loader(data, mode, rows, **links | common | more)
         return get_shard_loader(data, mode, shuffle=False, shard=(0, 1), **common | more)
     held_out, again = [], []
-    def hold(data, rows=None):
+    def hold(data, rows):
+        if rows is not None and not len(rows): return
         if run.on_error == 'raise' or _any_good(data, ordered(data, rows, num_workers=0, say=_say_nothing)):
             held_out.append(ordered(data, rows))
     def make(data):
         if not is_json(data): return get_shard_loader(data, mode, seed=run.seed, **common)
-        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **common)
+        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **links | common)
         again.append(ordered(data, train.dataset.rows))
-        if len(val.dataset.rows): hold(data, val.dataset.rows)
+        hold(data, val.dataset.rows)
         return train
-    for data_held in parse_sources(held) if held else ():
-        hold(data_held, JsonRecords(data_held).rows_for(mode) if is_json(data_held) else None)
+    for data_held in parse_sources(held) if held else (): hold(data_held, _held_rows(data_held, mode))
     return open_mixture(data, make, run.batch_size, seed=run.seed), ChainedLoader(held_out), ChainedLoader(again)

@@ -60,7 +60,7 @@ def _sample_of(records: JsonRecords, record: dict, beside: Counter) -> tuple[str
     fields, members, place = records.fields(record['index']), {}, record['place']
     for field in [f for f in _FILES if isinstance(fields.get(f), str)]:
         name = f'{place}: {field} {fields[field]!r:.80}'
-        path = record_file({**fields, 'place': place}, records.folder, field)
+        path = record_file({**fields, 'place': place}, records.folder, field, follow_links=records.follow_links)
         kind = _file_kind(path, field, name)
         try: members[kind] = path.read_bytes()
         except OSError as e: raise UserError(f'{name} cannot be read ({e.strerror}); expected a file') from e
@@ -141,10 +141,12 @@ def write_shards(
     maxsize: int | str = '1G', # largest size of a tar file: bytes, or such as 100M (k, M, G are powers of 1,000)
     *,
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' and count it
+    follow_links: bool = False, # whether its files may be links that lead out of its folder
     say: Callable[[str], None] = print, # gets a line on what was written
 ) -> list[Path]: # the shards
     "Pack the records of JSON lines into shards that did not exist before; all of them or none."
-    records, limit, output = JsonRecords(path, on_error), _bytes(maxsize), os.path.expanduser(output)
+    records, limit = JsonRecords(path, on_error, follow_links), _bytes(maxsize)
+    output = os.path.expanduser(output)
     folder, beside = _free_folder(output), Counter()
     with alone(), one_writer(folder), tempfile.TemporaryDirectory(prefix='.shards-', dir=folder) as temp:
         _free_folder(output) # another one may have ended just now
@@ -394,6 +396,7 @@ def main(
     output: str = '', # shards to write, such as 'shards/{0000..}.tar', or JSON lines to write; needed
     maxsize: str = '1G', # largest size of a shard: bytes, or such as 100M
     on_error: str = 'raise', # raise at a bad record, or skip and count it
+    follow_links: bool = False, # pack files to which links in the folder of the JSON lines lead
 ):
     "Pack JSON lines with images and sounds into WebDataset shards, or unpack shards into JSON lines and their files."
     packs = str(output).lower().endswith('.tar')
@@ -402,5 +405,5 @@ def main(
     if '.tar' in Path(source).name if packs else is_json(source):
         what = 'shards' if packs else 'JSON lines'
         raise UserError(f'source and output are both {what}: {source}, {output}; expected JSON lines on one side')
-    if packs: write_shards(source, output, maxsize, on_error=on_error)
+    if packs: write_shards(source, output, maxsize, on_error=on_error, follow_links=follow_links)
     else: read_shards(source, output, on_error)

@@ -7,6 +7,7 @@ __all__ = ['MODES', 'embed_batch', 'embed_rows', 'join_blocks', 'EmbedConfig', '
 
 # %% ../../nbs/pretrain/42_embed.ipynb #663a1fda
 import hashlib, json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from .contrastive import load_pair_model
-from ..core import (UserError, atomic_path, check_choice, command, get_device, is_main, rank, remove, start_ranks,
-                         world_size, write_text)
+from ..core import (UserError, atomic_path, check_choice, check_output, command, get_device, is_main, rank, remove,
+                         start_ranks, world_size, write_text)
 from ..data.records import JsonRecords
 from ..data.loaders import get_ordered_loader
 from ..data.images import to_float
+from ..runs import one_writer
 
 # %% ../../nbs/pretrain/42_embed.ipynb #f61ae7ec
 MODES = {'image': 'image', 'text': 'text', 'both': 'pair'} # what is embedded -> mode of the loader
@@ -48,7 +50,14 @@ def embed_rows(
     "Lines with `embedding` and the record's own fields."
     lines = []
     for batch in loader:
-        for i, vector in zip(batch['index'].tolist(), embed_batch(model, batch)):
+        vectors, (rows, of) = embed_batch(model, batch), batch['index'].unique_consecutive(return_inverse=True)
+        if len(rows) < len(vectors): # captions of one record
+            sums = vectors.new_zeros(len(rows), vectors.shape[1])
+            vectors = normalize(sums.index_add_(0, of, vectors), dim=-1)
+        for i, vector in zip(rows.tolist(), vectors):
+            if not vector.isfinite().all():
+                raise UserError(f'{records.place(i)}: the model makes NaN or infinity of it; expected a model with '
+                                'finite weights')
             fields = {**records.fields(i), 'embedding': [round(x, 6) for x in vector.tolist()]}
             lines.append(json.dumps(fields, ensure_ascii=False))
     return lines
@@ -71,40 +80,23 @@ def join_blocks(
 @dataclass(frozen=True)
 class EmbedConfig:
     "How a file is embedded."
-    of: str = 'image' # what is embedded: image, text or both
+    of: str = 'image' # what is embedded: image, text or both; a record without it is a bad one
     batch_size: int = 256 # records at once
     block: int = 4096 # records between two points at which a stopped run continues
     num_workers: int = 0 # processes that read
-    on_error: str = 'raise' # at a bad record: raise or skip
+    on_error: str = 'raise' # at a bad record: raise, or skip and count it
+    follow_links: bool = False # read images to which links in the folder of the JSON lines lead
 
     def __post_init__(self):
         check_choice('--of', self.of, tuple(MODES))
+        if self.block < 1: raise UserError(f'block is {self.block}; expected 1 or more records')
 
-def embed_file(
-    model_dir: str | Path, # folder of a model of stage two, or of its run
-    data: str | Path, # JSON lines
-    output: str | Path, # JSON lines with embeddings
-    *,
-    config: EmbedConfig = EmbedConfig(), # what is embedded, and in which pieces
-) -> int: # lines written, on the first rank
-    "Embed all records of a file."
-    model, tokenizer = load_pair_model(model_dir)
-    model, shape, records = model.to(get_device()), model.config.encoder, JsonRecords(data, config.on_error)
-    parts = Path(output).with_name(f'{Path(output).name}.parts')
-    _same_job(parts, {'data': str(Path(data).resolve()), 'records': len(records), 'of': config.of,
-                      'block': config.block, 'on_error': config.on_error, 'model': _digest(model)})
-    files = {i: parts/f'{i:012}.jsonl' for i in range(0, len(records), config.block)}
-    own = [*files][rank()::world_size()]
-    missing = [i for i in own if not files[i].exists()]
-    if len(missing) < len(own): print(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
-    for i in tqdm(missing, unit='block', disable=not is_main()):
-        rows = np.arange(i, min(i + config.block, len(records)))
-        loader = get_ordered_loader(data, MODES[config.of], rows, batch_size=config.batch_size, tokenizer=tokenizer,
-                                    num_workers=config.num_workers, image_size=shape.image_size, context=shape.context,
-                                    on_error=config.on_error)
-        write_text(files[i], ''.join(f'{line}\n' for line in embed_rows(model, loader, records)))
-    if world_size() > 1: dist.barrier()
-    return join_blocks([*files.values()], Path(output)) if is_main() else 0
+def _job(records: JsonRecords, model: nn.Module, config: EmbedConfig) -> dict:
+    "What decides the blocks."
+    about = records.path.stat()
+    return {'data': str(records.path.resolve()), 'records': len(records), 'size': about.st_size,
+            'changed': about.st_mtime_ns, 'of': config.of, 'block': config.block, 'on_error': config.on_error,
+            'model': _digest(model)}
 
 def _digest(model: nn.Module) -> str:
     "Of all weights."
@@ -116,13 +108,76 @@ def _digest(model: nn.Module) -> str:
 
 def _same_job(parts: Path, job: dict):
     "Blocks of another model or file are never joined with these."
-    file = parts/'job.json'
-    if file.exists() and (old := json.loads(file.read_text())) != job:
+    file, blocks = parts/'job.json', any(parts.glob('*.jsonl'))
+    if not file.exists() and any(not p.name.startswith('.') for p in parts.iterdir()):
+        raise UserError(f'{parts} holds something else; expected another --output')
+    if blocks and (old := json.loads(file.read_text())) != job:
         changed = [k for k in job if old.get(k) != job[k]]
         raise UserError(f'{parts} holds blocks of another job ({", ".join(changed)} differ); '
                         'delete it, or choose another --output')
-    if is_main() and not file.exists(): write_text(file, json.dumps(job))
     if world_size() > 1: dist.barrier()
+    if is_main(): write_text(file, json.dumps(job))
+    if world_size() > 1: dist.barrier()
+
+# %% ../../nbs/pretrain/42_embed.ipynb #e6c623f5
+def _check_place(output: Path, *inputs: str | Path):
+    "Nothing is written over what is read, or over what is not of this command."
+    check_output(output, *inputs)
+    if not output.exists(): return
+    try:
+        with open(output, 'rb') as f: first = f.readline()
+        own = not first or 'embedding' in json.loads(first)
+    except (OSError, ValueError, TypeError): own = False
+    if not own: raise UserError(f'--output is {output}, which holds no embeddings; expected a file of its own')
+
+def _silent(line: str): pass
+
+def _write_blocks(model: nn.Module, tokenizer, records: JsonRecords, *, files: dict, config: EmbedConfig, say) -> dict:
+    "Write this rank's blocks that are missing; what was skipped, as place -> reason."
+    skipped, shape, own = {}, model.config.encoder, [*files][rank()::world_size()]
+    missing = [i for i in own if not files[i].exists()]
+    if len(missing) < len(own): say(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
+    loading = {k: getattr(config, k) for k in ('batch_size', 'num_workers', 'on_error', 'follow_links')}
+    loading |= dict(tokenizer=tokenizer, image_size=shape.image_size, context=shape.context)
+    for i in tqdm(missing, unit='block', disable=not is_main()):
+        rows = np.arange(i, min(i + config.block, len(records)))
+        loader = get_ordered_loader(records.path, MODES[config.of], rows, say=_silent, **loading)
+        write_text(files[i], ''.join(f'{line}\n' for line in embed_rows(model, loader, records)))
+        skipped |= loader.skipped
+    return skipped
+
+# %% ../../nbs/pretrain/42_embed.ipynb #e4d25149
+def embed_file(
+    model_dir: str | Path, # folder of a model of stage two, or of its run
+    data: str | Path, # JSON lines
+    output: str | Path, # JSON lines with embeddings; replaces only an empty file or one with embeddings
+    *,
+    config: EmbedConfig = EmbedConfig(), # what is embedded, and in which pieces
+    say: Callable[[str], None] = print, # gets the line at the end, on the first rank
+) -> int: # lines written, on the first rank
+    "Embed all records of a file."
+    output = Path(output).expanduser()
+    _check_place(output, data, model_dir)
+    model, tokenizer = load_pair_model(model_dir)
+    model, records = model.to(get_device()), JsonRecords(data, config.on_error)
+    parts = output.with_name(f'{output.name}.parts')
+    files = {i: parts/f'{i:012}.jsonl' for i in range(0, len(records), config.block)}
+    with one_writer(parts):
+        _same_job(parts, _job(records, model, config))
+        skipped = _write_blocks(model, tokenizer, records, files=files, config=config, say=say)
+        if world_size() > 1: dist.barrier()
+        return _finish([*files.values()], output, len(records), skipped=skipped, say=say) if is_main() else 0
+
+def _finish(blocks: list[Path], output: Path, n: int, *, skipped: dict[str, str], say) -> int:
+    "Join the blocks of `n` records, and say what came of them."
+    why = f', such as {next(iter(skipped.values()))}' if skipped else ''
+    if not any(b.stat().st_size for b in blocks):
+        remove(blocks[0].parent)
+        raise UserError(f'none of {n:,} records could be embedded{why}')
+    lines = join_blocks(blocks, output)
+    left = f'; {n - lines:,} of {n:,} bad records skipped{why}' if lines < n else ''
+    say(f'{lines} embeddings: {output}{left}')
+    return lines
 
 # %% ../../nbs/pretrain/42_embed.ipynb #8a305eba
 @command
@@ -135,5 +190,4 @@ def main(
     "Write the embeddings of all records of a JSON lines file."
     start_ranks()
     if not json_data: raise UserError('--json_data is missing; expected a file of JSON lines')
-    n = embed_file(model, json_data, output, config=config)
-    if is_main(): print(f'{n} embeddings: {output}')
+    embed_file(model, json_data, output, config=config)

@@ -81,6 +81,17 @@ def test_held_out_rows_that_are_all_bad_are_as_none(tmp_path, rows, stage):
     assert "'nope.png' is no file" in done.stdout and 'Traceback' not in done.stderr, done
 
 
+def test_held_out_files_give_what_they_have(tmp_path, rows, capsys):
+    data, mixed = write(tmp_path/'a.jsonl', rows), write(tmp_path/'held.jsonl', halves(rows[:8]))
+    texts = write(tmp_path/'texts.jsonl', [{'text': 'a'}])
+    for on_error in ('raise', 'skip'):
+        for mode, wanted in (('image', [0, 2, 4, 6]), ('text', [0, 1, 3, 5, 7])):
+            both = f'{mixed}=1 {texts}=1'
+            _, held, _ = open_source(run(on_error=on_error), str(data), mode, tokenizer=None, held=both)
+            assert places(held) == wanted
+            assert f'held.jsonl, held out: 4 of 8 records have no {mode}' in capsys.readouterr().out
+
+
 def test_some_bad_held_out_rows_are_counted(tmp_path, rows):
     for i in split_rows(60, .1, 0)[1][:5]: rows[i] = {'image': 'nope.png', 'text': 'x'}
     _, held, _ = open_source(run(on_error='skip'), str(write(tmp_path/'bad.jsonl', rows)), 'pair', tokenizer=None)

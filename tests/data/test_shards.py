@@ -391,6 +391,17 @@ def test_sounds_other_files_and_the_rest_are_kept_or_counted(tmp_path):
         assert done.returncode == 2 and 'expected JSON lines on one side' in done.stderr, done
 
 
+def test_links_are_packed_where_a_flag_says_so(tmp_path):
+    (tmp_path/'a.jpg').write_bytes(jpeg())
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in/a.jpg').symlink_to(tmp_path/'a.jpg')
+    (tmp_path/'in/x.jsonl').write_text('{"image": "a.jpg", "text": "a"}')
+    args = 'mmjepa.data.shards', tmp_path/'in/x.jsonl', '--output', f'{tmp_path}/s/{{0..}}.tar'
+    done = command(*args)
+    assert done.returncode == 2 and 'leads out of' in done.stderr and done.stderr.count('\n') == 1, done
+    assert command(*args, '--follow-links').returncode == 0 and load(f'{tmp_path}/s/0.tar') == ([0], '')
+
+
 def test_fewer_shards_and_batches_than_ranks_and_workers(tmp_path):
     t = three(tmp_path/'a.tar')
     assert load(t, num_workers=2) == ([0, 1, 2], '')

@@ -49,6 +49,7 @@ def gradients(model, objective, rank, world):
         model.zero_grad()
         batch = batch_of(slice(rank * B // world, (rank + 1) * B // world))
         loss, logs = objective(wrapped(batch), batch)
+        loss = sum(loss.values()) if isinstance(loss, dict) else loss
         loss.backward()
     return {'loss': loss.detach(), **logs, **{n: p.grad for n, p in model.named_parameters()}}
 
@@ -87,6 +88,15 @@ CLOCK = ['images_per_s', 'seconds']
 def data(tmp_path_factory): return digit_pairs(tmp_path_factory.mktemp('pairs'), 120)
 
 
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory):
+    tok, folder = load_tokenizer(), tmp_path_factory.mktemp('encoder')/'encoder'
+    cfg = EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
+                        context=24)
+    save_with_tokenizer(MultimodalEncoder(cfg), tok, folder)
+    return folder
+
+
 def start(module, *args, launch=()):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
     return subprocess.Popen([sys.executable, *launch, '-m', f'mmjepa.{module}', *map(str, args)],
@@ -113,22 +123,27 @@ def two_ranks(precision):
 
 
 def test_both_stages_by_their_commands(tmp_path, data):
-    code, out = run('pretrain.masked', '--json-data', data, '--output', tmp_path/'one', '--encoder_out',
-                    tmp_path/'encoder', '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
-    assert code == 0 and f'encoder: {tmp_path/"encoder"}' in out and (tmp_path/'one/report.md').exists(), out
-    table = pd.read_csv(tmp_path/'one/metrics.csv')
+    "Stage one, stage two from its encoder, embeddings, map; the names are those of the reference, files in its eyes."
+    one, encoder, two, rows = (tmp_path/n for n in ('one.pt', 'one_encoder.pt', 'musk_stage2.pt', 'e.jsonl'))
+    code, out = run('pretrain.masked', '--json-data', data, '--output', one, '--encoder-out', encoder,
+                    '--epochs', 2, '--batch-size', 20, '--mask-ratio', .5, *SHAPE)
+    assert code == 0 and f'encoder: {encoder}' in out and (one/'report.md').exists(), out
+    table = pd.read_csv(one/'metrics.csv')
     assert table[['loss_mim', 'loss_mlm', 'val_loss_mim', 'val_loss_mlm']].notna().all(axis=None)
     assert out.count('val mlm') == 2
-    code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', tmp_path/'encoder', '--output',
-                    tmp_path/'two', '--epochs', 2, '--batch-size', 20, '--accum-contrastive', 2)
-    assert code == 0 and 'report and pictures' in out, out
-    before, after = (load_file(tmp_path/name/'model.safetensors') for name in ('encoder', 'two/model'))
+    code, out = run('pretrain.contrastive', '--json_data', data, '--encoder', encoder, '--output', two, '--epochs', 2,
+                    '--batch-size', 20, '--accum-contrastive', 2)
+    assert code == 0 and 'report and pictures' in out and out.count('val clip') == 2, out
+    before, after = load_file(encoder/'model.safetensors'), load_file(two/'model/model.safetensors')
     shapes = {k.removeprefix('encoder.'): v.shape for k, v in after.items() if k.startswith('encoder.')}
     assert {k: v.shape for k, v in before.items()} == shapes
-    code, out = run('pretrain.embed', '--model', tmp_path/'two', '--json-data', data, '--output', tmp_path/'e.jsonl')
+    code, out = run('pretrain.embed', '--model', two, '--json-data', data, '--output', rows)
     assert code == 0 and '120 embeddings' in out, out
-    line = json.loads((tmp_path/'e.jsonl').read_text().splitlines()[7])
+    line = json.loads(rows.read_text().splitlines()[7])
     assert len(line['embedding']) == 128 and line['domain'] == 'seven'
+    code, out = run('pretrain.map', rows, '--cluster-domains', 3, '--kmeans-model', tmp_path/'model.pth', '--output',
+                    tmp_path/'umap.png')
+    assert code == 0 and 'V-measure' in out and (tmp_path/'model.pth').is_file(), out
 
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])
@@ -145,22 +160,22 @@ def test_two_processes_under_a_launcher(tmp_path, data, precision):
     (('pretrain.masked', '--image-data', 'none/{0..3}.tar', '--text-data', 'none/{0..3}.tar'), 'none/'),
     (('pretrain.masked',), '--json_data'),
     (('pretrain.contrastive', '--json-data', 'DATA', '--encoder', 'nowhere'), 'nowhere: no encoder there'),
+    (('pretrain.contrastive', '--json-data', 'DATA', '--encoder', 'ENCODER', '--image_size', '128', '--depth', '12'),
+     '--image_size 128 --depth 12, but the encoder in'),
+    (('pretrain.embed', '--json-data', 'DATA', '--model', 'ENCODER'), 'holds an encoder; expected a model of contr'),
     (('pretrain.contrastive', '--json-data', 'DATA', '--patch-size', '7'), 'patch_size 7 does not divide'),
     (('pretrain.contrastive', '--json-data', 'DATA', '--tokenizer', 'nothing.spm'), 'nothing.spm'),
     (('pretrain.embed', '--model', 'nowhere', '--json-data', 'DATA'), 'nowhere: no model there')])
-def test_bad_input_is_one_line(tmp_path, data, args, words):
-    code, out = run(args[0], *(data if a == 'DATA' else a for a in args[1:]), '--output', tmp_path/'out')
+def test_bad_input_is_one_line(tmp_path, data, encoder, args, words):
+    given = {'DATA': data, 'ENCODER': encoder}
+    code, out = run(args[0], *(given.get(a, a) for a in args[1:]), '--output', tmp_path/'out')
     assert code == 2 and words in out and 'Traceback' not in out, out
 
 
-def test_another_tokenizer_than_the_encoders(tmp_path, data):
-    tok = load_tokenizer()
-    cfg = EncoderConfig(16, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
-                        context=24)
-    save_with_tokenizer(MultimodalEncoder(cfg), tok, tmp_path/'encoder')
+def test_another_tokenizer_than_the_encoders(tmp_path, data, encoder):
     code, out = run('data.text', data, '--vocab-size', 286, '--output', tmp_path/'words.spm')
     assert code == 0, out
-    code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', tmp_path/'encoder', '--tokenizer',
+    code, out = run('pretrain.contrastive', '--json-data', data, '--encoder', encoder, '--tokenizer',
                     tmp_path/'words.spm', '--output', tmp_path/'out')
     assert code == 2 and 'is not the one of' in out and not (tmp_path/'out').exists(), out
 
