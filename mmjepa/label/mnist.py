@@ -31,6 +31,7 @@ from .retrieval import LabelRetrieval
 class Experiment:
     "All choices of one run."
     data: str = 'auto' # auto, digits, mnist, fashion, cifar10, or a folder with train/<class>/* and test/<class>/*
+    follow_links: bool = False # read images to which links in such a folder lead
     image_size: int = 0 # side in pixels; 0: the set's own, rounded up to a multiple of 4
     patch_size: int = 0 # side of a patch in pixels; 0: the largest divisor of image_size up to a quarter of it, or 4
     emb_dim: int = 128 # width of a token
@@ -250,10 +251,11 @@ def build(
 # %% ../../nbs/label/32_mnist.ipynb #8e45f422
 def _open(exp: Experiment, data_dir: str) -> tuple[Experiment, ImageSet, ImageSet, ImageSet | None]:
     "The complete experiment; images to train on, to test, and those held out of training, if any."
-    with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None)
+    links = dict(follow_links=exp.follow_links)
+    with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None, **links)
     size = complete(exp, train).image_size
-    if size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, size)
-    rows, held = split_rows(len(train), exp.val_split, exp.seed)
+    if size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, size, **links)
+    rows, held = split_rows(len(train), exp.val_split, exp.seed, groups=train.groups())
     held = train.select(torch.from_numpy(held)) if len(held) else None
     train = train.select(torch.from_numpy(rows)) if held else train
     return complete(exp, train), train, test, held
