@@ -107,7 +107,7 @@ def make_step(config, batch, weights, *, bf16):
     def step():
         seen = masks(batch, g) if alpha else batch
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16): out = model(seen)
-        loss, _ = objective(out, seen)
+        loss = sum(objective(out, seen)[0].values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)

@@ -335,15 +335,24 @@ def ready(self: Trainer, batch, number: int) -> dict:
     return self.transform(batch, make_generator('transform', self.cfg.seed, self.at.step, number, rank()))
 
 @patch
+def draw(self: Trainer, number: int):
+    "Chances of a batch of a step, such as dropped paths: the same where it is encoded twice."
+    key = 'step', self.cfg.seed, self.at.step, rank()
+    torch.manual_seed(make_generator(*key, *([number] if number else [])).initial_seed())
+
+@patch
 def step(self: Trainer, batches: list):
     "One optimizer step over a group of batches."
     at, sums, counts = self.at, defaultdict(float), []
     for g in self.opt.param_groups: g['lr'] = self.rate(at.step) * g.get('lr_scale', 1.)
-    torch.manual_seed(make_generator('step', self.cfg.seed, at.step, rank()).initial_seed())
+    self.draw(0)
     self.doing = at.step # callbacks after the step speak of it as well
     self.tell('before_step')
     batches = [self.ready(batch, i) for i, batch in enumerate(batches)]
-    for batch, shares in zip(batches, self.shares(batches)):
+    prepare = _attribute(self.objective, 'prepare')
+    if prepare and len(batches) > 1: prepare(self, batches)
+    for i, (batch, shares) in enumerate(zip(batches, self.shares(batches))):
+        if i or prepare: self.draw(i)
         with self.acc.accumulate(self.model), counted() as found:
             loss, logs = self.loss(batch, shares)
             counts.append(found)
@@ -408,7 +417,8 @@ def restore(self: Trainer, ckpt: Checkpoint):
     self.at.load_state_dict(state['progress'])
     if is_main(): set_aside_after(self.folder/'checkpoints', ckpt.step)
     if state['scaler']: self.acc.scaler.load_state_dict(state['scaler'])
-    if state['loader'] and not self.ended: self.loader.load_state_dict(state['loader'])
+    goes_on = getattr(self.loader, 'endless', False) or not self.ended
+    if state['loader'] and goes_on: self.loader.load_state_dict(state['loader'])
     if state['objective'] is not None: self.objective.load_state_dict(state['objective'])
     for callback, kept in zip(self.stateful(), state.get('callbacks', [])): callback.load_state_dict(kept)
 

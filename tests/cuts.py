@@ -33,7 +33,7 @@ def gradient(model, objective, rows, *, size, join=join, callbacks=None):
         made = _Catch(groups, lr=1.)
         made.found = found
         return made
-    model = copy.deepcopy(model)
+    model, objective = copy.deepcopy((model, objective))  # SIGReg counts its steps
     names = {id(p): n for n, p in model.named_parameters()}
     config = TrainConfig(epochs=1, accumulate=len(batches), precision='fp32', clip_norm=0., weight_decay=0.)
     with tempfile.TemporaryDirectory() as folder:

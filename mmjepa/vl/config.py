@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Count', 'Tokens', 'Rate', 'Positive', 'Share', 'SOURCES', 'read_number', 'Section', 'OptimizerSettings',
            'SchedulerSettings', 'JEPASettings', 'LMSettings', 'HybridSettings', 'TrainingSettings', 'VisionSettings',
-           'ModelSettings', 'Stage', 'SourceSettings', 'CurriculumConfig', 'make_curriculum', 'load_curriculum',
-           'to_model', 'step_tokens', 'step_counts', 'stage_ends', 'stage_at', 'learning_rate_at', 'stage_mixture',
-           'plan_table', 'plot_plan']
+           'ModelSettings', 'Stage', 'SourceSettings', 'CurriculumConfig', 'micro_batches', 'make_curriculum',
+           'load_curriculum', 'to_model', 'step_tokens', 'step_counts', 'stage_ends', 'stage_at', 'learning_rate_at',
+           'stage_mixture', 'plan_table', 'plot_plan', 'describe_step']
 
 # %% ../../nbs/vl/83_config.ipynb #894d21f2
 import math
@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, StrictStr, ValidationError
 from pydantic import model_validator
 
-from ..core import UserError
+from ..core import UserError, first_line
 from ..encoders import EncoderConfig
 from .model import VLJEPAConfig
 
@@ -120,7 +120,7 @@ class TrainingSettings(Section):
     "`training`: all that the reference's file has."
     batch_size: Count = 256 # sequences a step, over all ranks
     micro_batch_size: Count = 4 # sequences at a time on one rank
-    gradient_accumulation_steps: Count = 64 # micro-batches a step on one rank
+    gradient_accumulation_steps: Count = 64 # what it was planned with; a run takes what `micro_batches` finds
     optimizers: OptimizerSettings = OptimizerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     jepa: JEPASettings = JEPASettings()
@@ -215,10 +215,30 @@ def _with_sources(settings):
         sources[name] = SOURCES.get(name, {}) | given if isinstance(given, dict) else given
     return settings | {'sources': sources}
 
+# %% ../../nbs/vl/83_config.ipynb #78359f02
+def _divisor(n: int, most: int) -> int:
+    "The largest divisor of `n` up to `most`, or up to a million."
+    return next(d for d in range(min(n, most, 10**6), 0, -1) if n % d == 0)
+
+def micro_batches(
+    training: TrainingSettings,
+    ranks: int = 1, # processes that train together, 1 or more
+) -> int: # micro-batches of a step on each rank
+    "Over how many micro-batches gradients are accumulated; what does not divide is a `UserError` with what would fit."
+    if ranks < 1: raise UserError(f'ranks is {ranks}; expected 1 or more')
+    batch, micro = training.batch_size, training.micro_batch_size
+    whole = micro * ranks
+    if batch % whole == 0: return batch // whole
+    fits = [f'batch_size {" or ".join(str(n) for n in (batch // whole * whole, (batch // whole + 1) * whole) if n)}']
+    if batch % ranks == 0: fits.append(f'micro_batch_size {_divisor(batch // ranks, micro)}')
+    if batch % micro == 0: fits.append(f'{_divisor(batch // micro, ranks)} ranks')
+    raise UserError(f'batch_size is {batch}, of which micro_batch_size {micro} x {ranks} rank{"s" * (ranks > 1)} is no '
+                    f'whole part; expected {", or ".join(fits)}')
+
 # %% ../../nbs/vl/83_config.ipynb #5f10a9b1
 def _check_training(t: TrainingSettings, ranks: int):
     "What several keys must agree on."
-    n, one = len(t.jepa.step_weights), t.micro_batch_size * t.gradient_accumulation_steps
+    n = len(t.jepa.step_weights)
     if n != t.jepa.prediction_steps:
         raise UserError(f'training.jepa: step_weights has {n} numbers and prediction_steps is '
                         f'{t.jepa.prediction_steps}; expected one weight a step')
@@ -226,16 +246,23 @@ def _check_training(t: TrainingSettings, ranks: int):
         raise UserError('training.jepa: step_weights are all 0; expected one above 0')
     if not t.hybrid.alpha + t.hybrid.beta:
         raise UserError('training.hybrid: alpha and beta are 0; expected one above 0')
-    found = (f'training: batch_size is {t.batch_size}, but micro_batch_size {t.micro_batch_size} x '
-             f'gradient_accumulation_steps {t.gradient_accumulation_steps}')
-    if ranks == 0 and t.batch_size % one: raise UserError(f'{found} is {one}; expected a multiple of it')
-    if ranks and t.batch_size != one * ranks:
-        raise UserError(f'{found} x {ranks} ranks is {one * ranks}; expected the same')
+    try: micro_batches(t, ranks or 1) # 0: one rank fits if any number does
+    except UserError as e: raise UserError(f'training: {e}') from e
 
 def _check_weights(s: Stage):
     if s.alpha == s.beta == 0: raise UserError(f'stages: {s.name} has alpha and beta 0; expected one above 0')
     if s.answers_only and s.beta == 0:
         raise UserError(f'stages: {s.name} has answers_only with beta 0; expected a weight of the prediction of tokens')
+
+def _check_names(config, stages: tuple[Stage, ...]):
+    "There are stages and sources, and each stage has a name of its own."
+    if not config.sources: raise UserError("sources is empty; expected one or more, or no such key for those known")
+    if not config.stages and 'stages' in config.model_fields_set:
+        raise UserError("stages is empty; expected one or more, or no such key for the reference's four")
+    names = [s.name for s in stages]
+    if twice := [n for n in names if names.count(n) > 1 or not n.strip()]:
+        raise UserError(f'stages: {short(twice[0])} is the name of {names.count(twice[0])}; '
+                        'expected a name of its own for each')
 
 def _check_stage(s: Stage):
     if s.share is None and s.tokens is None:
@@ -313,6 +340,7 @@ def _settle_stage(stage: Stage, tokens: int, rates: tuple[float, float], *, hybr
 def _settle(config: CurriculumConfig, total: int | None) -> CurriculumConfig:
     "The same with everything known."
     t, stages = config.training, config.stages or _default_stages(config.training)
+    _check_names(config, stages)
     for s in stages: _check_stage(s)
     (tokens, own), rates = _set_tokens(config, stages, total), _set_rates(stages, t)
     stages = tuple(_settle_stage(s, n, r, hybrid=t.hybrid) for s, n, r in zip(stages, tokens, rates))
@@ -334,22 +362,26 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
+_EXPECTED = {'tuple_type': 'expected a list', 'dict_type': 'expected keys with values',
+             'string_type': 'expected a text (YAML reads it so in quotes)', 'bool_type': 'expected true or false'}
+
 def _complaint(error: dict) -> str:
     "One error of pydantic as a phrase."
-    where = ''.join(f'[{x}]' if isinstance(x, int) else f'.{x}' for x in error['loc']).lstrip('.')
-    said = error['msg'].removeprefix('Value error, ')
+    where = ''.join(f'[{x}]' if type(x) is int else f'.{x}' for x in error['loc']).lstrip('.')
+    said = _EXPECTED.get(error['type'], error['msg'].removeprefix('Value error, '))
     if error['type'] == 'missing': return f'{where} is missing'
+    if error['type'] == 'too_long': said = 'expected two numbers' # `lr`, `code_to_text`
     if said.startswith(('is ', 'unknown key')) or isinstance(error['input'], (dict, BaseModel)):
         return f'{where}: {said}'.removeprefix(': ')
     return f'{where} is {short(error["input"])}; {said[:1].lower()}{said[1:]}'
 
 def _read_yaml(path: str | Path) -> dict:
-    try: return yaml.load(Path(path).read_text(encoding='utf-8'), _Loader)
+    try: return yaml.load(Path(path).expanduser().read_bytes(), _Loader) # UTF-8, or UTF-16 with its mark
     except OSError as e: raise UserError(f'{path}: cannot be read ({e.strerror}); expected a YAML file') from e
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as e:
         mark, why = getattr(e, 'problem_mark', None), getattr(e, 'problem', None)
         place = f', line {mark.line + 1}' if mark else ''
-        why = why or (str(e).splitlines() or [type(e).__name__])[0]
+        why = why or (f'byte {e.position}: {e.reason}' if isinstance(e, yaml.reader.ReaderError) else first_line(e))
         raise UserError(f'{path}{place}: not YAML ({why}); expected settings of a curriculum') from e
 
 # %% ../../nbs/vl/83_config.ipynb #d6771c31
@@ -494,3 +526,19 @@ def plot_plan(
     ax.legend(fontsize=8, loc='upper right')
     ax.grid(alpha=.3)
     return ax
+
+def describe_step(
+    config: CurriculumConfig,
+    ranks: int | None = None, # that train together; None: all numbers that fit
+) -> str: # one line
+    "Sequences of a step, and over how many micro-batches gradients are accumulated."
+    t = config.training
+    said = f'a step: {t.batch_size:,} sequences of {t.lm.context_length:,} tokens, {t.micro_batch_size} at a time, '
+    if ranks is None:
+        counts = [n for n in range(1, min(t.batch_size // t.micro_batch_size, 4096) + 1)
+                  if t.batch_size % (t.micro_batch_size * n) == 0]
+        return f'{said}gradients accumulated over {", ".join(f"{micro_batches(t, n)} on {n}" for n in counts)} ranks'
+    n, file = micro_batches(t, ranks), t.gradient_accumulation_steps
+    differs = file != n and 'gradient_accumulation_steps' in t.model_fields_set
+    other = f' (the file was planned with {file})' if differs else ''
+    return f'{said}gradients accumulated over {n} on {ranks} rank{"s" * (ranks > 1)}{other}'

@@ -25,14 +25,17 @@ from ..checkpoint import load_weights, written
 from ..core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks
 from ..core import world_size, write_text
 from ..data.images import to_float
+from ..data.records import EmptySource, JsonRecords
+from ..data.tars import expand_shards
 from ..data.text import Tokenizer, load_tokenizer
-from ..runs import RunConfig, RunLog, whole
+from ..runs import RunConfig, RunLog, progress, whole
 from ..training import TrainConfig, fit
-from .config import CurriculumConfig, SourceSettings, Stage, learning_rate_at, load_curriculum, plan_table
+from .config import CurriculumConfig, SourceSettings, Stage, describe_step, learning_rate_at, load_curriculum
+from .config import micro_batches, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
 from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, follow, joint_masks
 from .model import VLJEPA, token_indices
-from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
+from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream, skip_notes
 from .scaling import DEVICES, count_parameters, plan_cost
 
 # %% ../../nbs/vl/86_curriculum.ipynb #97f6c15d
@@ -53,9 +56,7 @@ class CurriculumLoader:
         self.starts = [0, *accumulate(step_counts(config))]
         self.weights = [_present(config, s, mixture.sources) for s in config.stages]
         t, ranks = config.training, self.shard[1]
-        self.micro, self.groups = t.micro_batch_size, t.gradient_accumulation_steps
-        if self.micro * self.groups * ranks != t.batch_size:
-            raise UserError(f'batch_size is {t.batch_size}; expected {self.micro} x {self.groups} x {ranks} ranks')
+        self.micro, self.groups = t.micro_batch_size, micro_batches(t, ranks)
         self.epoch, self.step, self.stage, self.tokens = 1, 0, -1, {}
 
     @property
@@ -75,8 +76,8 @@ class CurriculumLoader:
 
     @property
     def tokens_seen(self) -> int:
-        "Tokens of the steps that were handed out."
-        return self.tokens_at(self.step)
+        "Tokens that were read, over all ranks; fewer than the schedule's where rows could not be filled."
+        return sum(self.tokens.values())
 
 # %% ../../nbs/vl/86_curriculum.ipynb #8be35dad
 @patch
@@ -87,7 +88,7 @@ def place(self: CurriculumLoader, step: int) -> tuple[int, int]: # 0 or more
 
 @patch
 def tokens_at(self: CurriculumLoader, step: int) -> int: # steps done
-    "Tokens that were seen before a step."
+    "Tokens that the schedule has before a step."
     stage, i = self.place(step)
     begin, end = [0, *stage_ends(self.config)][stage:stage + 2]
     return min(begin + i * step_tokens(self.config), end)
@@ -100,13 +101,13 @@ def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
         at, (number, i) = self.step, self.place(self.step)
         if number != self.stage: self._begin(number)
         stage = self.config.stages[number]
-        rows = self._rows(stage, i)
+        rows = default_collate(self._rows(stage, i))
+        rows['stage'] = torch.full((len(rows['text']),), number)
+        if stage.alpha: rows = self.masks(rows, make_generator('masks', self.seed, at, 0)) # however they are cut
         self.step += 1 # before the rows are handed out: a checkpoint comes after the last of them
         for group in range(self.groups):
-            part = rows[group * world * self.micro:][:world * self.micro] # of all ranks, as the masks are
-            batch = {**default_collate(part), 'stage': torch.full((len(part),), number)}
-            if stage.alpha: batch = self.masks(batch, make_generator('masks', self.seed, at, group))
-            mine = {k: v[own * self.micro:][:self.micro] for k, v in batch.items()}
+            first = (group * world + own) * self.micro
+            mine = {k: v[first:first + self.micro] for k, v in rows.items()}
             yield token_indices(mine, self.config.training.jepa.prediction_steps)
 
 @patch
@@ -134,9 +135,7 @@ def tokens_read(self: CurriculumLoader, stage: int) -> dict[str, int]: # from 0
 def notes(self: CurriculumLoader) -> list[str]: # at the end of a run
     "What the stream could not do as it was asked."
     lines = [line for number in range(len(self.config.stages)) for line in self._stage_notes(number)]
-    for name, s in self.mixture.sources.items():
-        if s.cut: lines.append(f'{name}: {s.cut:,} texts of pictures were longer than a row and have lost their ends')
-    return lines
+    return lines + skip_notes(self.mixture.sources)
 
 @patch
 def _stage_notes(self: CurriculumLoader, number: int) -> Iterator[str]:
@@ -187,25 +186,42 @@ def open_sources(
     *,
     seed: int = 0, # of the order of documents
     root: str | Path = '.', # folder of relative paths
-    say: Callable[[str], None] = print, # gets a note on sources without a path
+    on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
+    say: Callable[[str], None] = print, # gets notes on sources that are left out
 ) -> dict[str, JsonSource]: # by name
     "Readers of the sources that have a path."
-    common = dict(longest=config.training.lm.context_length, val_split=HELD_OUT, held_out=held_out)
-    found = {}
+    found, unused = {}, config.sources.keys() - {k for s in config.stages for k in stage_mixture(config, s)}
     for name, s in config.sources.items():
         if s.path is None: continue
-        size = config.model.vision.image_size if s.topic == 'vision' else 0
-        own = dict(image_size=size, where=s.where, fields=s.fields)
-        if s.kind == 'json': found[name] = JsonSource(Path(root)/s.path, tokenizer, seed=seed, **common, **own)
-        else: found[name] = StreamSource(_stream(s, Path(root), seed), tokenizer, name, **common, **own)
-    if not found: raise UserError('sources: none has a path; expected the file of one or more')
-    without = ', '.join(name for name in config.sources if name not in found)
-    if without: say(f'sources without a path are left out, and the others take their shares: {without}')
+        options = dict(root=Path(root), seed=seed, held_out=held_out, on_error=on_error)
+        try:
+            found[name] = _open(config, name, tokenizer, **options)
+            if held_out: found[name].first() # is there one?
+        except EmptySource as e:
+            if not held_out: raise UserError(f'sources.{name}: {e}') from e
+            found.pop(name, None)
+            say(f'sources.{name}: {e}; the scores go on without it')
+        except UserError as e: raise UserError(f'sources.{name}: {e}') from e
+    part = 'has a record that is held out' if held_out else 'has a path'
+    if not found: raise UserError(f'sources: none {part}; expected the file of one or more')
+    without = [k for k, s in config.sources.items() if s.path is None]
+    if without: say(f'sources without a path are left out, and the others take their shares: {", ".join(without)}')
+    if idle := sorted(unused & found.keys()): say(f'sources that no stage asks for are not read: {", ".join(idle)}')
     return found
+
+def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Path, seed: int,
+          **options) -> JsonSource | StreamSource:
+    "The reader of one source."
+    s = config.sources[name]
+    options |= dict(longest=config.training.lm.context_length, val_split=HELD_OUT, where=s.where, fields=s.fields,
+                    image_size=config.model.vision.image_size if s.topic == 'vision' else 0)
+    if s.kind == 'json': return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, **options)
+    source = StreamSource(_stream(s, root, seed), tokenizer, name, **options)
+    return source
 
 def _stream(source: SourceSettings, root: Path, seed: int) -> Callable[[int], Iterator[dict]]:
     "Passes over the records of shards, or of a dataset of the hub."
-    path = root/source.path
+    path = root/Path(source.path).expanduser()
     if source.kind == 'hub': return hub_stream(str(path) if path.exists() else source.path, seed)
     is_url = re.match('[a-z]{2,}:', source.path)
     return shard_stream(source.path if is_url else str(path), seed)
@@ -273,7 +289,7 @@ class CurriculumEvaluation:
     def __call__(self, model: VLJEPA, last: bool = True) -> dict[str, float]:
         loss, n, error = 0., 0, EmbeddingError()
         with loss_weights(model, 1., 1.):
-            for batch, out in masked_outputs(model, self.batches, 'held out'):
+            for batch, out in masked_outputs(model, progress(self.batches, 'held-out rows'), 'held out'):
                 tokens = (batch['labels'] != -100).sum().item()
                 loss, n = loss + out['lm'].item() * tokens, n + tokens
                 error.add(out['predictions'][0], out['targets'][0])
@@ -301,12 +317,14 @@ def build_curriculum(
 ) -> tuple[VLJEPA, VLJEPAObjective, CurriculumLoader, CurriculumEvaluation]:
     "What a run trains, how, on what, and how it is scored."
     lm, words = config.training.lm, tokenizer.vocab_size
-    if 'vocab_size' in lm.model_fields_set and lm.vocab_size != words:
-        raise UserError(f'training.lm.vocab_size is {lm.vocab_size}, and the tokenizer has {words}; '
-                        'expected the same, or no vocab_size')
+    if epochs < 1: raise UserError(f'epochs is {epochs}; expected 1 or more')
+    if 'vocab_size' in lm.model_fields_set:
+        if lm.vocab_size < words:
+            raise UserError(f'training.lm.vocab_size is {lm.vocab_size}, and the tokenizer has {words} words; '
+                            'expected as many or more, or no vocab_size')
+        words = lm.vocab_size # a table with rows to spare
     seed_everything(seed)
     model = VLJEPA(to_model(config, words))
-    model.has_idle_parts = True # which parts a step uses depends on its stage
     def mixed(part: dict[str, JsonSource]) -> TokenMixture:
         weights = {name: config.sources[name].weight or 1 for name in part}
         size = config.model.vision.image_size
@@ -339,6 +357,7 @@ def run_curriculum(
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
         **run.follow())
     say = RunLog(folder/'training.log')
+    say(describe_step(config, world_size()))
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
                 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'}} # other ranks, other micro-batches
@@ -355,7 +374,7 @@ def run_curriculum(
     trained = VLJEPA(model.config)
     load_weights(trained, weights)
     save_vl_model(trained, tokenizer, folder/'model')
-    for line in loader.notes(): say(line)
+    for line in [*loader.notes(), *(f'held out: {line}' for line in skip_notes(held))]: say(line)
     say(f'model: {folder/"model"}')
     say(f'report and pictures: {write_curriculum_report(config, loader, table, folder=folder)}')
     return table
@@ -423,21 +442,38 @@ def without_embeddings(
     stages = tuple(s.model_copy(update=dict(alpha=0., beta=1.)) for s in config.stages)
     return config.model_copy(update=dict(stages=stages))
 
+def _look(name: str, source: SourceSettings, root: Path) -> str:
+    "What a plan finds at the path of a source; the records themselves are not read."
+    at = f'{name}: {source.path}'
+    if source.path is None: return f'{name}: no path, left out; the others take its share'
+    path = root/Path(source.path).expanduser()
+    if source.kind == 'hub' and not path.exists(): return f'{at}, a name on the hub, not looked up'
+    try:
+        if source.kind == 'json': return f'{at}, {len(JsonRecords(path)):,} records'
+        if source.kind == 'shards' and re.match('[a-z]{2,}:', source.path): return f'{at}, not looked up'
+        if source.kind == 'shards': return f'{at}, {len(expand_shards(path)):,} shards'
+    except UserError as e: return f'{at}: a run would stop here: {e}'
+    return f'{at}, a folder'
+
 def print_plan(
     config: CurriculumConfig, # of `load_curriculum`
     folder: Path, # gets `plan.png`
+    root: Path = Path(), # folder of relative paths of the sources
 ):
-    "Print stages and steps, and draw the learning rate."
+    "Print stages, steps and what lies at the paths of the sources, and draw the learning rate."
     import matplotlib.pyplot as plt
     from mmjepa.plots import save_figure
     fig, ax = plt.subplots(figsize=(8, 3.6), layout='constrained')
     plot_plan(config, ax)
     print(plan_table(config).to_string(index=False))
+    print(describe_step(config))
     total = sum(s.weight for s in config.sources.values())
     if not math.isclose(total, 1): print(f'weights of the sources sum to {total:g}; they are normalized')
     for stage in config.stages:
         shares = [f'{name} {share:.3g}' for name, share in stage_mixture(config, stage).items()]
         print(f'{stage.name}: {", ".join(shares)}')
+    print('data (files are there or not; records are read by a run alone):')
+    for name, s in config.sources.items(): print(f'  {_look(name, s, root)}')
     weights = sum(count_parameters(to_model(config)).values())
     operations = plan_cost(config, DEVICES['h200']).flops.sum()
     print(f'cost: {weights:,} weights, {operations:.3g} operations, of which a processor of 1 TFLOP/s makes 40% in '
@@ -449,6 +485,7 @@ def print_plan(
 def main(
     config: str, # YAML file of the curriculum
     total_tokens: str = '', # scale all stages to so many, such as 2M (the file's)
+    on_error: str = 'raise', # at a record that can't be used: raise, or skip and count
     lm_only: bool = False, # the control: predict tokens alone in every stage (alpha 0, beta 1)
     plan: bool = False, # print stages, steps and the learning rate's curve, and stop
     tokenizer: str = 'bytes', # bytes, a *.spm file, or a folder or name of transformers
@@ -459,11 +496,11 @@ def main(
 ):
     "Train a vision-language JEPA through its stages."
     start_ranks()
-    settings = load_curriculum(config, total_tokens or None, 0 if plan else world_size())
+    settings, root = load_curriculum(config, total_tokens or None, 0 if plan else world_size()), Path(config).parent
     if lm_only: settings = without_embeddings(settings)
-    if plan: return print_plan(settings, run.folder)
-    words, root = load_tokenizer(tokenizer), Path(config).parent
-    def silent(line): pass
-    sources = open_sources(settings, words, seed=seed, root=root, say=print if is_main() else silent)
-    held = open_sources(settings, words, True, seed=seed, root=root, say=silent)
+    if plan: return print_plan(settings, run.folder, root)
+    words, common = load_tokenizer(tokenizer), dict(seed=seed, root=root, on_error=on_error)
+    lines = []
+    sources, held = (open_sources(settings, words, part, say=lines.append, **common) for part in (False, True))
+    if is_main(): print(*dict.fromkeys(lines), sep='\n', end='\n' if lines else '')
     run_curriculum(settings, run, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision)

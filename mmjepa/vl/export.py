@@ -7,7 +7,7 @@ __all__ = ['EXPORT_FORMATS', 'EXPORTED_PARTS', 'tensor_paths', 'LanguagePath', '
            'cpp_include', 'main']
 
 # %% ../../nbs/vl/89_export.ipynb #2765b2ac
-import contextlib, copy, hashlib, io, json, math, re
+import copy, hashlib, json, math, re
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ import mmjepa
 from ..checkpoint import model_folder
 from ..core import UserError, atomic_path, command, make_generator
 from ..data.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from .model import VLJEPA
+from .model import VLJEPA, load_vl_jepa
 
 # %% ../../nbs/vl/89_export.ipynb #ac882c7b
 def tensor_paths(
@@ -267,7 +267,8 @@ def _write_format(model: nn.Module, folder: Path, format: str) -> dict:
     "Write the model; what metadata has beside that."
     if format == 'onnx':
         _write_onnx(model, folder)
-        return {}
+        used = {'language_encoder', 'cross_modal_fusion', 'autoregressive_head'}
+        return {'left_out': sorted({n.split('.')[0] for n in model.state_dict()} - used)}
     if format == 'safetensors':
         model.save_pretrained(folder)
         (folder/'README.md').unlink(missing_ok=True) # a card for the hub, with nothing in it
@@ -294,6 +295,7 @@ def export_model(
     folder: str | Path, # new or empty; written whole or not at all
     *,
     format: str = 'cpp', # 'cpp', 'onnx' or 'safetensors'
+    text_only: bool = False, # cpp and onnx: the program will be given text alone; pictures are left out
 ) -> Path: # the folder
     "Write a model and its tokenizer for other programs, and read it back."
     folder, words = Path(folder), model.language_encoder.config.vocab_size
@@ -303,6 +305,9 @@ def export_model(
     if tokenizer.vocab_size > words:
         raise UserError(f'the tokenizer has {tokenizer.vocab_size} ids, but the model {words}; '
                         'expected the tokenizer that it was trained with')
+    if format != 'safetensors' and not text_only and hasattr(model, 'vision_encoder'):
+        raise UserError(f'the model reads pictures (vision_encoder), which a program that reads format {format} does '
+                        'not; expected --text_only to leave them out, or --format safetensors, which has all')
     about = {'format': EXPORT_FORMATS[format], 'version': 1, 'config': asdict(model.config),
              'tokenizer': _about_tokenizer(tokenizer)}
     with atomic_path(folder) as temp:
@@ -325,14 +330,7 @@ def _load(path: str) -> tuple[VLJEPA, Tokenizer]:
     "Model and tokenizer of a run, or of a folder with both."
     folder = model_folder(path, fields=('prediction_steps',))
     if not (folder/'config.json').is_file(): raise UserError(f'{folder}: no model there; {_EXPECTED}')
-    broken = OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError
-    try:
-        with contextlib.redirect_stdout(io.StringIO()): # it prints where it reads
-            model = VLJEPA.from_pretrained(folder, strict=True)
-    except broken as e:
-        why = str(e).splitlines()[0]
-        raise UserError(f'{folder}: the model cannot be read ({why}); expected one of mmjepa_curriculum') from e
-    return model.eval(), load_tokenizer(folder)
+    return load_vl_jepa(folder), load_tokenizer(folder)
 
 # %% ../../nbs/vl/89_export.ipynb #68fe7124
 @command
@@ -340,14 +338,16 @@ def main(
     checkpoint: str = '', # folder of a model with its tokenizer, or of a run that has them in model
     output: str = 'export', # new or empty folder to write
     format: str = 'cpp', # cpp, onnx or safetensors
+    text_only: bool = False, # cpp and onnx: for programs that are given text alone; the model's pictures are left out
 ):
     "Write a trained model for other programs: C++, ONNX or safetensors."
     if not checkpoint: raise UserError(f'--checkpoint is missing; {_EXPECTED}')
-    folder = export_model(*_load(checkpoint), output, format=format)
+    folder = export_model(*_load(checkpoint), output, format=format, text_only=text_only)
     sizes = [p.stat().st_size for p in folder.rglob('*') if p.is_file()]
-    print(f'{folder}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB, read back and checked')
+    what = 'read back and checked' if format == 'safetensors' else 'text alone, without pictures; read back and checked'
+    print(f'{folder}: {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB, {what}')
     left = json.loads((folder/'metadata.json').read_bytes()).get('left_out')
-    if left: print(f'left out, since it serves training only: {", ".join(left)}')
+    if left: print(f'left out: {", ".join(left)}')
     if format == 'cpp':
         include = cpp_include()
         print(f'g++ -std=c++17 -O3 -I {include} {include/"example.cpp"} -o example && ./example {folder} 72 101')

@@ -6,17 +6,20 @@
 __all__ = ['pick_words', 'model_images', 'generate']
 
 # %% ../../nbs/vl/82_generation.ipynb #5a7ad35b
+from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from tqdm.auto import tqdm
 
-from ..core import UserError, make_generator
+from ..core import UserError, first_line, make_generator
 from ..data.images import read_image, square_pixels, to_float
-from ..data.records import record_image
+from ..data.records import record_image, text_bytes
 from ..data.text import Tokenizer
 from .model import VLJEPA, image_states, prefix_mask
 
@@ -87,31 +90,38 @@ def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
     "One image as bytes."
     if isinstance(item, (str, Path)):
         try: item = Path(item).expanduser().read_bytes()
-        except OSError as e:
-            raise UserError(f'image {item}: cannot be read ({e.strerror}); expected the path of a picture') from e
+        except (OSError, ValueError) as e:
+            raise UserError(f'image {item!s:.80}: cannot be read ({first_line(e)}); expected a path of a file') from e
     if isinstance(item, bytes): return record_image({'image': item, 'place': 'image'}, size)
     if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, size, size): return item.cpu()
     return torch.from_numpy(square_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
 
+def _picture(item, size: int) -> Float[Tensor, '3 s s']:
+    "One image in [-1, 1]."
+    if not isinstance(item, Tensor) or not item.is_floating_point(): return to_float(_pixels(item, size))
+    if item.shape == (3, size, size): return item.cpu().float()
+    raise UserError(f'an image has shape {tuple(item.shape)}; expected (3, {size}, {size}) in [-1, 1], '
+                    'or bytes of any size')
+
+def _listed(images) -> list:
+    "Images one by one; a single one, of whatever kind, is a list of one."
+    if isinstance(images, (Tensor, np.ndarray)): return [*images] if images.ndim == 4 else [images]
+    if isinstance(images, (str, Path, bytes)) or not isinstance(images, Iterable): return [images]
+    return [*images]
+
 def model_images(
     model: VLJEPA, # that will look at them
-    images: list | Tensor | None, # one for each row, or None where it has none; or a tensor (b, 3, s, s)
+    images: list | Tensor | None, # one for each row, or None where it has none; or (b, 3, s, s); or a single one
 ) -> tuple[Float[Tensor, 'b 3 s s'], Bool[Tensor, ' b']] | tuple[None, None]: # images, and True for rows that have one
     """Images as the model takes them, on its device; None and None if there is none.
 
     One image is a path, a Pillow image, an array or tensor of bytes, or the bytes of a file."""
     if images is None: return None, None
-    size, device = model.config.vision.image_size, model.step_weights.device
-    if isinstance(images, Tensor) and images.is_floating_point():
-        if images.shape[1:] != (3, size, size):
-            raise UserError(f'images have shape {tuple(images.shape)}; expected (b, 3, {size}, {size}) in [-1, 1], '
-                            'or bytes of any size')
-        return images.to(device), torch.ones(len(images), dtype=torch.bool, device=device)
+    size, device, images = model.config.vision.image_size, model.step_weights.device, _listed(images)
     there = torch.tensor([x is not None for x in images], dtype=torch.bool, device=device)
     if not there.any(): return None, None
-    blank = torch.zeros(3, size, size, dtype=torch.uint8)
-    pixels = torch.stack([blank if x is None else _pixels(x, size) for x in images])
-    return to_float(pixels).to(device), there
+    pixels = [torch.zeros(3, size, size) if x is None else _picture(x, size) for x in images]
+    return torch.stack(pixels).to(device), there
 
 # %% ../../nbs/vl/82_generation.ipynb #b1276a14
 def _write(model: VLJEPA, rows: list[list[int]], images: list | Tensor | None, *, size: int, end: int | None, most: int,
@@ -131,19 +141,24 @@ def _write(model: VLJEPA, rows: list[list[int]], images: list | Tensor | None, *
     return [ids[:ids.index(end) + 1] if end in ids else ids for ids in rows]
 
 def _check_options(model: VLJEPA, tokenizer: Tokenizer, prompts, *, images, temperature, top_p, **counts: int):
-    if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
-        raise UserError('prompts are not a list of texts; expected one for each row')
+    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+        raise UserError(f'prompts are {prompts!r:.60}, not a list of texts; expected one for each row')
+    for i, p in enumerate(prompts): text_bytes(p, f'prompt {i}')
     if images is not None and len(images) != len(prompts):
         raise UserError(f'{len(prompts)} prompts and {len(images)} images; '
                         'expected as many, with None where a row has no image')
     if model.config.vocab_size < tokenizer.vocab_size:
         raise UserError(f'the model knows {model.config.vocab_size} words and the tokenizer {tokenizer.vocab_size}; '
                         'expected the tokenizer that it was trained with')
-    if not 0 <= temperature < float('inf'):
+    if not _is_real(temperature) or not 0 <= temperature < float('inf'):
         raise UserError(f'temperature is {temperature}; expected 0 (the likeliest word) or more')
-    if not 0 < top_p <= 1: raise UserError(f'top_p is {top_p}; expected more than 0, at most 1')
+    if not _is_real(top_p) or not 0 < top_p <= 1:
+        raise UserError(f'top_p is {top_p}; expected more than 0, at most 1')
     for name, n in counts.items():
-        if n < 1: raise UserError(f'{name} is {n}; expected 1 or more')
+        if not isinstance(n, Integral) or n < (name != 'seed'):
+            raise UserError(f'{name} is {n}; expected {int(name != "seed")} or more, a whole number')
+
+def _is_real(x) -> bool: return isinstance(x, Real) and not isinstance(x, bool)
 
 # %% ../../nbs/vl/82_generation.ipynb #1e9f0252
 @torch.no_grad()
@@ -152,7 +167,7 @@ def generate(
     tokenizer: Tokenizer, # that it was trained with
     prompts: list[str], # what each row begins with; may be empty
     *,
-    images: list | Tensor | None = None, # one for each row, or None where it has none: see `model_images`
+    images: list | Tensor | None = None, # one for each row, or None where it has none; or a single one: `model_images`
     max_new_tokens: int = 128, # at most so many are written; fewer where a row is full at `context_length`
     temperature: float = 0., # of sampling; 0 takes the likeliest word each time
     top_p: float = 1., # share of the probability to draw from, likeliest words first, above 0 to 1
@@ -161,7 +176,9 @@ def generate(
     batch_size: int = 32, # rows at a time; says nothing about the result
 ) -> list[str]: # without prompts and marks
     "What the model writes after each prompt and image."
-    _check_options(model, tokenizer, prompts, images=images, temperature=temperature, top_p=top_p,
+    prompts = [*prompts] if isinstance(prompts, Iterable) and not isinstance(prompts, (str, bytes)) else prompts
+    images = None if images is None else _listed(images)
+    _check_options(model, tokenizer, prompts, images=images, temperature=temperature, top_p=top_p, seed=seed,
                    max_new_tokens=max_new_tokens, batch_size=batch_size)
     rows, longest = [[tokenizer.begin_id, *tokenizer.encode(p)] for p in prompts], model.config.context_length - 1
     for i, r in enumerate(rows):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from collections.abc import Callable
 
 import torch
+from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
@@ -90,11 +91,15 @@ def collapse_watch(
     max_ratio: float = .5, # warn above this share of the SIGReg ratio of a single point
     max_cosine: float = .9, # warn above
     first_rank: float = 0., # effective rank of an earlier look; warn below a quarter of it
-) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`; and a warning, or ''
+) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`, NaN where unknown; a warning, or ''
     "Signs of collapse in the embeddings of this process, and what to do about them."
     if embeddings.ndim != 2 or len(embeddings) < 2 or rows.shape != embeddings.shape[:1]:
         raise UserError(f'embeddings and rows have shapes {tuple(embeddings.shape)} and {tuple(rows.shape)}; '
                         'expected (n, d) and (n,), n at least 2')
+    bad = (~embeddings.isfinite()).any(1).sum().item()
+    if bad: # NaN compares as neither too small nor too large
+        unknown = dict.fromkeys(('spread', 'rank', 'sigreg_ratio', 'cosine'), math.nan)
+        return unknown, f'{bad} of {len(embeddings)} embeddings are not finite; {_ADVICE}'
     z, rows = (x.detach()[::-(-len(x) // 512)].cpu() for x in (embeddings, rows))
     z, sigreg = z.float(), SIGReg(64)
     directions = sigreg.directions(z.shape[1])
@@ -143,34 +148,71 @@ class VLJEPAObjective(nn.Module):
         beta: float = .7, # weight of the prediction of tokens; likewise
         sigreg_weight: float = .02, # of SIGReg beside the predictions, 0 or more; not used with a slow copy
         *,
-        num_slices: int = 256, # random directions a batch
+        num_slices: int = 256, # random directions a step
         seed: int = 0, # of the directions
+        steps: int = 3, # of the model's rollout; only for batches without `token_indices`
     ):
         super().__init__()
-        if sigreg_weight < 0: raise UserError(f'sigreg_weight is {sigreg_weight}; expected 0 or more')
-        self.alpha, self.beta, self.sigreg_weight = alpha, beta, sigreg_weight
+        if not sigreg_weight >= 0: raise UserError(f'sigreg_weight is {sigreg_weight}; expected 0 or more')
+        self.alpha, self.beta, self.sigreg_weight, self.steps = alpha, beta, sigreg_weight, steps
         self.sigreg = SIGReg(num_slices, seed=seed)
 
     def forward(self,
         outputs: dict, # of `VLJEPA`
         batch: dict[str, Tensor], # that they were made of
-    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs by name
-        "Loss of one batch; logs `loss_jepa`, `loss_jepa_0`, ..., `loss_lm`, `loss_sigreg`, `sigreg_ratio`."
-        total, jepa, lm = hybrid_loss(outputs, batch, self.alpha, beta=self.beta)
-        logs = {'loss_lm': lm} if self.beta else {}
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # terms whose sum is the loss; logs; both by name
+        "Terms `lm`, `jepa_0`, ..., `sigreg`; logs `loss_jepa` (all steps) and `loss_...` of each term, `sigreg_ratio`."
+        _, jepa, lm = hybrid_loss(outputs, batch, self.alpha, beta=self.beta)
+        terms, logs = ({'lm': self.beta * lm}, {'loss_lm': lm}) if self.beta else ({}, {})
         if self.alpha:
-            with torch.no_grad(): steps = rollout_losses(outputs)
+            steps = rollout_losses(outputs)
+            terms |= {f'jepa_{k}': self.alpha * w * x for k, (w, x) in enumerate(zip(outputs['step_weights'], steps))}
             logs |= {'loss_jepa': jepa} | {f'loss_jepa_{k}': x for k, x in enumerate(steps)}
             if 'embeddings' in outputs:
-                sigreg = self._sigreg(outputs['embeddings'])
-                total = total + self.alpha * self.sigreg_weight * sigreg
+                sigreg = self._sigreg(outputs['embeddings'], batch)
+                terms['sigreg'] = self.alpha * self.sigreg_weight * sigreg
                 logs |= {'loss_sigreg': sigreg, 'sigreg_ratio': sigreg / self.sigreg.expected}
-        return total, {k: x.detach() for k, x in logs.items()}
+        return terms, {k: x.detach() for k, x in logs.items()}
 
-    def _sigreg(self, z: Float[Tensor, 'm e']) -> Float[Tensor, '']:
-        "The statistic over all ranks; 0 where fewer than two tokens are hidden."
-        many = all_reduce_sum(torch.tensor(float(len(z)), device=z.device)) > 1
-        return self.sigreg(z) if many else 0 * z.float().sum()
+    def weight(self,
+        batch: dict[str, Tensor], # ready for the model
+    ) -> dict[str, int]: # by term
+        "How many words and pairs of the rollout are predicted; SIGReg is of the whole step, whatever a batch has."
+        counts = {'lm': (batch['labels'] != -100).sum()} if self.beta else {}
+        if not self.alpha: return counts
+        if 'pairs_0' not in batch: batch = token_indices(batch, self.steps)
+        pairs = {k.replace('pairs', 'jepa'): len(v) for k, v in batch.items() if k.startswith('pairs_')}
+        return counts | pairs | {'jepa': pairs['jepa_0'], 'sigreg': 1}
+
+# %% ../../nbs/vl/81_hybrid.ipynb #8354cd06
+@patch
+def _sigreg(self: VLJEPAObjective, z: Float[Tensor, 'm e'], batch: dict[str, Tensor]) -> Float[Tensor, '']:
+    "The statistic over all ranks, and over the step where `prepare` was called; 0 where fewer than two are hidden."
+    if 'sigreg' in batch:
+        own = (z.float() * batch['sigreg_gradient']).sum()
+        return batch['sigreg'] + own - own.detach()
+    many = all_reduce_sum(torch.tensor(float(len(z)), device=z.device)) > 1
+    return self.sigreg(z) if many else 0 * z.float().sum()
+
+@patch
+@torch.no_grad()
+def prepare(
+    self: VLJEPAObjective,
+    t: Trainer, # of the step
+    batches: list[dict[str, Tensor]], # of the step, ready for the model; each gets its part of SIGReg's gradient
+):
+    "Gradient caching: SIGReg of all hidden tokens of a step, before its batches are encoded one by one."
+    if not (self.alpha and self.sigreg_weight) or t.plain.target is not None: return
+    z = []
+    for i, batch in enumerate(batches):
+        t.draw(i)
+        with t.acc.autocast(): z.append(t.model(batch | {'embeddings_only': True})['embeddings'].float())
+    with torch.enable_grad():
+        every = torch.cat(z).requires_grad_()
+        value = self._sigreg(every, {})
+        gradient, = torch.autograd.grad(value, every)
+    for batch, part in zip(batches, gradient.split([len(x) for x in z])):
+        batch |= {'sigreg': value.detach(), 'sigreg_gradient': len(batches) * part} # `fit` divides by their number
 
 # %% ../../nbs/vl/81_hybrid.ipynb #cf5b0712
 class CollapseWatch:
@@ -181,7 +223,7 @@ class CollapseWatch:
     ):
         if every < 1: raise UserError(f'every is {every}; expected 1 or more')
         self.every, self.say, self.steps, self.first_rank = every, say, 0, 0.
-        self.found = dict.fromkeys(('spread', 'rank', 'sigreg_ratio', 'cosine'), 0.) # of the last look
+        self.found = {} # numbers of the last look; what was not known then is not among them
 
     def __call__(self, t: Trainer):
         if 'targets' not in t.outputs: return
@@ -198,8 +240,8 @@ class CollapseWatch:
         "Remember what is found, and warn."
         limit = {} if gaussian else {'max_ratio': math.inf}
         found, warning = collapse_watch(z, rows, first_rank=self.first_rank, **limit)
-        self.found = {k: v if math.isfinite(v) else 0. for k, v in found.items()} # a NaN would end the run
-        if not self.steps: self.first_rank = found['rank']
+        self.found = {k: v for k, v in found.items() if math.isfinite(v)}
+        if not self.steps: self.first_rank = self.found.get('rank', 0.)
         elif warning and is_main(): self.say(f'step {self.steps}: {warning}')
 
     def state_dict(self) -> dict:

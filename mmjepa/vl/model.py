@@ -10,21 +10,21 @@ __all__ = ['VLJEPAConfig', 'prefix_mask', 'document_positions', 'Fusion', 'JEPAH
 # %% ../../nbs/vl/80_model.ipynb #cb935923
 import copy, math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import HubModel, model_folder
-from ..core import UserError, all_reduce_sum
+from ..checkpoint import HubModel, model_folder, read_json
+from ..core import UserError, all_reduce_sum, first_line
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
 
@@ -295,6 +295,8 @@ def _language_encoder(c: VLJEPAConfig) -> nn.Module:
 
 class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-language'], license='mit'):
     "A vision-language model trained by predicting embeddings and tokens."
+    has_idle_parts = True # which of them learn in a step depends on `alpha` and `beta`: DDP has to look
+
     def __init__(self,
         config: VLJEPAConfig, # shape
     ):
@@ -318,6 +320,7 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
         if not _has_indices(self, batch): batch = _make_indices(batch, self.config.prediction_steps)
         out = {}
         seen = fused_states(self, batch) if self.beta or (self.alpha and self.target is None) else None
+        if batch.get('embeddings_only'): return {'embeddings': self._embeddings(batch, seen)}
         if self.beta: out['hidden'] = seen[:, -batch['text'].shape[1]:]
         if self.beta and 'labels' in batch:
             loss = _traced_lm_loss if torch.compiler.is_compiling() else lm_loss
@@ -355,13 +358,18 @@ def _check_batch(model: VLJEPA, batch: dict[str, Tensor]):
         raise UserError('image_there without image; expected both or neither')
 
 @patch
+def _embeddings(self: VLJEPA, batch: dict[str, Tensor], seen: Float[Tensor, 'b s d']) -> Float[Tensor, 'm e']:
+    "Of the hidden tokens, which the unmasked pass has seen."
+    return self.jepa_head.embed(seen.flatten(0, 1).index_select(0, batch['hidden_at']))
+
+@patch
 def _predict(self: VLJEPA, batch: dict[str, Tensor], seen: Float[Tensor, 'b s d'] | None) -> dict:
     "Predictions of the masked pass and targets of the unmasked one."
     def hidden(states): return states.flatten(0, 1).index_select(0, batch['hidden_at'])
     latents = self.jepa_head(hidden(fused_states(self, batch, hide=True)))
     out = {'rows': batch['hidden_row'], 'step_weights': self.step_weights}
     if self.target is None:
-        out['embeddings'] = self.jepa_head.embed(hidden(seen))
+        out['embeddings'] = self._embeddings(batch, seen)
         target = out['embeddings'].detach()
     else:
         with torch.no_grad(): target = hidden(self.target(batch)).float()
@@ -452,12 +460,40 @@ def following(
     finally: handle.remove()
 
 # %% ../../nbs/vl/80_model.ipynb #f4b6f896
+_KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
+
+def _fits(value, kind) -> bool:
+    "Whether a value of JSON is of a field's type."
+    if get_origin(kind) is tuple: return isinstance(value, list) and all(_fits(x, get_args(kind)[0]) for x in value)
+    if kind is float: return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+def _read_config(kind: type, about: dict, place: str):
+    "A dataclass of what a JSON file holds; a key that is unknown, or a value of another type, is a `UserError`."
+    if not isinstance(about, dict): raise UserError(f'{place} is {about!r:.60}; expected keys with values')
+    kinds, values = get_type_hints(kind), {}
+    if unknown := sorted(about.keys() - kinds.keys()):
+        raise UserError(f'{place}: unknown key {unknown[0]}; expected some of {", ".join(kinds)}')
+    for k, v in about.items():
+        if is_dataclass(kinds[k]): v = _read_config(kinds[k], v, f'{place}: {k}')
+        elif not _fits(v, kinds[k]):
+            wanted = _KINDS.get(kinds[k], 'a list of numbers')
+            raise UserError(f'{place}: {k} is {v!r:.60}; expected {wanted}')
+        values[k] = v
+    try: return kind(**values)
+    except UserError as e: raise UserError(f'{place}: {e}') from e
+
+# %% ../../nbs/vl/80_model.ipynb #68040854
 def load_vl_jepa(
     path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> VLJEPA: # in evaluation mode
-    "A trained model; weights are read as safetensors."
+    "A trained model; its file has exactly the tensors of the shape that `config.json` says, and is never unpickled."
     folder = model_folder(path, fields=('prediction_steps',))
-    try: return VLJEPA.from_pretrained(folder, strict=True).eval()
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
-        raise UserError(f'{path}: no VLJEPA could be read there ({str(e).splitlines()[0]}); '
-                        'expected config.json and model.safetensors') from e
+    file = folder/'config.json'
+    if not file.is_file():
+        raise UserError(f'{path}: no VLJEPA there, for want of a config.json; expected the folder of a run or a model')
+    config = _read_config(VLJEPAConfig, read_json(file), str(file))
+    try: model = VLJEPA(config)
+    except (RuntimeError, MemoryError, ValueError, TypeError) as e:
+        raise UserError(f'{file}: no model of this shape can be made ({first_line(e)})') from e
+    return VLJEPA._load_as_safetensor(model, folder/'model.safetensors', 'cpu', True)

@@ -7,6 +7,7 @@ __all__ = ['DEVICES', 'count_parameters', 'Work', 'count_flops', 'count_activati
            'plan_cost', 'plan_memory', 'plan_report', 'plot_memory', 'plot_days', 'plan_figure', 'main']
 
 # %% ../../nbs/vl/85_scaling.ipynb #3bfa15a0
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,7 +20,8 @@ from matplotlib.figure import Figure
 
 from ..core import UserError, check_choice, command
 from ..plots import save_figure
-from .config import CurriculumConfig, load_curriculum, read_number, stage_mixture, step_counts, to_model
+from .config import CurriculumConfig, load_curriculum, micro_batches, read_number, stage_mixture, step_counts
+from .config import to_model
 from .model import VLJEPAConfig
 
 # %% ../../nbs/vl/85_scaling.ipynb #dccfcaf7
@@ -58,6 +60,13 @@ class Work:
     images: float = 1. # share of the rows that have an image, 0 to 1
     labelled: float = 1. # share of the tokens that have a next one to predict, 0 to 1
     num_slices: int = 256 # random directions of SIGReg
+
+    def __post_init__(self):
+        least, most = {'text': 1, 'num_slices': 1}, {'images': 1, 'labelled': 1}
+        for name, x in vars(self).items():
+            low, high = least.get(name, 0), most.get(name, math.inf)
+            if not (low <= x <= high and x < math.inf):
+                raise UserError(f'{name} is {x}; expected {low} {"or more" if high > 1 else "to 1"}')
 
 def _tokens(c: VLJEPAConfig, work: Work) -> tuple[int, int, float]:
     "Image tokens in fusion, all tokens there, and how many are hidden."
@@ -194,6 +203,10 @@ class Device:
     flops: float # bfloat16 operations a second, dense
     memory: float # bytes
 
+    def __post_init__(self):
+        for name, x in vars(self).items():
+            if not 0 < x < math.inf: raise UserError(f'{name} of a device is {x}; expected a number above 0')
+
 DEVICES = {'h200': Device(989.5e12, 141e9), # NVIDIA H200 SXM data sheet: 1,979 TFLOPS with sparsity, half of it without
            'h100': Device(989.5e12, 80e9), # NVIDIA H100 SXM data sheet: likewise
            'a100': Device(312e12, 80e9), # NVIDIA A100 80GB SXM data sheet: 312 TFLOPS without sparsity
@@ -201,12 +214,17 @@ DEVICES = {'h200': Device(989.5e12, 141e9), # NVIDIA H200 SXM data sheet: 1,979 
            'mi300x': Device(1307.4e12, 192e9)} # AMD Instinct MI300X data sheet: 1,307.4 TFLOPS without sparsity
 
 # %% ../../nbs/vl/85_scaling.ipynb #2ddda2e4
+def _check_plan(**counts: int):
+    "Whole numbers of 1 or more; NaN is none."
+    for name, n in counts.items():
+        if not (n >= 1 and n % 1 == 0): raise UserError(f'{name} is {n}; expected a whole number of 1 or more')
+
 def stage_work(
     curriculum: CurriculumConfig, # of `load_curriculum`
     pair_tokens: int = 256, # of a record with a picture, mean
 ) -> list[Work]: # one a stage
     "What each stage does with a row."
-    if pair_tokens < 1: raise UserError(f'pair_tokens is {pair_tokens}; expected 1 or more')
+    _check_plan(pair_tokens=pair_tokens)
     length = curriculum.training.lm.context_length
     vision, out = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}, []
     for stage in curriculum.stages:
@@ -226,8 +244,7 @@ def plan_cost(
 ) -> pd.DataFrame: # one row a stage
     "Operations, speed, days and shards of each stage."
     if not 0 < mfu <= 1: raise UserError(f'mfu is {mfu}; expected a share above 0, up to 1')
-    if devices < 1: raise UserError(f'devices is {devices}; expected 1 or more')
-    if shard_tokens < 1: raise UserError(f'shard_tokens is {shard_tokens}; expected 1 or more')
+    _check_plan(devices=devices, shard_tokens=shard_tokens)
     model, rows = to_model(curriculum), []
     for stage, work, steps in zip(curriculum.stages, stage_work(curriculum, pair_tokens), step_counts(curriculum)):
         each = sum(count_flops(model, work).values()) / work.text
@@ -247,11 +264,8 @@ def plan_memory(
 ) -> pd.DataFrame: # bytes, by layout (rows) and by what they are for (columns)
     "Memory of each device in the stage that needs most."
     t, model, rows = curriculum.training, to_model(curriculum), {}
-    if devices < 1: raise UserError(f'devices is {devices}; expected 1 or more')
-    if t.batch_size % (t.micro_batch_size * devices):
-        raise UserError(f'batch_size {t.batch_size} over micro_batch_size {t.micro_batch_size} x {devices} devices is '
-                        f'{t.batch_size / t.micro_batch_size / devices:g}; '
-                        'expected a whole number of micro-batches a step')
+    _check_plan(devices=devices)
+    micro_batches(t, devices) # each has a whole number of them
     works = stage_work(curriculum, pair_tokens)
     for sharded, again in product((False, True), repeat=2):
         layout = dict(half=half, checkpointing=again, devices=devices, sharded=sharded)
@@ -273,7 +287,7 @@ def plan_report(
     t, space = curriculum.training, DEVICES[name].memory
     parts, total, days = count_parameters(to_model(curriculum)), need.sum(axis=1), cost.days.sum()
     trained = sum(n for k, n in parts.items() if k != 'target')
-    groups = t.batch_size // t.micro_batch_size // devices
+    groups = micro_batches(t, devices)
     fits = ['yes' if x < .9 * space else 'tight' if x < space else 'no' for x in total]
     sizes = need.div(1e9).assign(total=total / 1e9, fits=fits)
     formats = {'tokens': '{:,}', 'images': '{:.0%}', 'tokens_per_s': '{:,.0f}', 'days': '{:.3g}'}
@@ -348,10 +362,12 @@ def main(
     "Plan a curriculum: parameters, memory, operations, days and shards."
     check_choice('--device', device, tuple(DEVICES))
     check_choice('--precision', precision, ('bf16', 'fp32'))
-    try: shard = int(read_number(shard_tokens))
+    try: shard = read_number(shard_tokens)
     except UserError as e: raise UserError(f'--shard_tokens is {shard_tokens!r}; {e}') from e
+    _check_plan(shard_tokens=shard)
     curriculum = load_curriculum(config, total_tokens or None, ranks=0)
-    cost = plan_cost(curriculum, DEVICES[device], devices, mfu=mfu, shard_tokens=shard, pair_tokens=pair_tokens)
+    cost = plan_cost(curriculum, DEVICES[device], devices, mfu=mfu, shard_tokens=int(shard),
+                     pair_tokens=pair_tokens)
     need = plan_memory(curriculum, devices, 2 if precision == 'bf16' else 4, pair_tokens=pair_tokens)
     print(plan_report(curriculum, device, devices, cost=cost, need=need))
     print(f'figure: {save_figure(plan_figure(cost, need, DEVICES[device].memory), output)}')

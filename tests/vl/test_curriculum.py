@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from mmjepa import training
 from mmjepa.checkpoint import list_checkpoints, load_checkpoint
 from mmjepa.core import UserError, run_command
-from mmjepa.vl.curriculum import main, open_sources, run_curriculum
-from mmjepa.vl.config import make_curriculum
+from mmjepa.vl.curriculum import CurriculumEvaluation, CurriculumLoader, main, open_sources, run_curriculum
+from mmjepa.vl.config import describe_step, make_curriculum
 from mmjepa.vl.export import EXPORTED_PARTS
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer, load_tokenizer
 from mmjepa.runs import RunConfig
+from mmjepa.vl.packing import TokenMixture
 from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
@@ -99,8 +100,23 @@ def test_a_plan_runs_nothing(material, tmp_path, capsys):
     path = str(material/'curriculum.yaml')
     run_command(main.__wrapped__, [path, '--plan', '--total_tokens', '2M', '--output', str(tmp_path)])
     out = capsys.readouterr().out
-    assert 'JEPA pretraining' in out and '800000' in out and 'operations' in out
+    assert 'JEPA pretraining' in out and '800000' in out and 'operations' in out and f'{tmp_path}/plan.png' in out
+    assert 'papers: text.jsonl, 120 records' in out and 'accumulated over 2 on 1, 1 on 2 ranks' in out
     assert [p.name for p in tmp_path.iterdir()] == ['plan.png']
+
+
+def test_a_plan_says_what_is_not_there(material, tmp_path, capsys):
+    settings = yaml.safe_load((material/'curriculum.yaml').read_text())
+    settings['sources'] |= {
+        'papers': {'path': 'none.jsonl'}, 'textbooks': {},
+        'contests': {'path': 'http://x/{0..9}.tar', 'kind': 'shards'},
+        'code_text': {'path': '{0..3}.tar', 'kind': 'shards'}}
+    (tmp_path/'c.yaml').write_text(yaml.safe_dump(settings))
+    run_command(main.__wrapped__, [str(tmp_path/'c.yaml'), '--plan', '--output', str(tmp_path)])
+    out = capsys.readouterr().out
+    for words in ('papers: none.jsonl: a run would stop here: ', 'textbooks: no path, left out',
+                  '{0..9}.tar, not looked up', 'code_text: {0..3}.tar: a run would stop here: ',
+                  'records are read by a run alone'): assert words in out
 
 
 @pytest.mark.parametrize('change, words', [
@@ -113,6 +129,91 @@ def test_a_wrong_file_is_one_line(tmp_path, capsys, change, words):
         run_command(main.__wrapped__, [str(path), '--output', str(tmp_path/'run')])
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and words in line and 'wrong.yaml' in line
+
+
+def changed(material, tmp_path, **changes):
+    "A file with other sources or settings beside the small curriculum's, and what a run of it says."
+    settings = yaml.safe_load((material/'curriculum.yaml').read_text())
+    for source in settings['sources'].values(): source['path'] = str(material/source['path'])
+    settings['sources'] |= changes.pop('sources', {})
+    settings['training'] |= changes.pop('training', {})
+    (tmp_path/'c.yaml').write_text(yaml.safe_dump({**settings, **changes}))
+    return str(tmp_path/'c.yaml')
+
+
+def refused(capsys, *flags):
+    with pytest.raises(SystemExit) as stop: run_command(main.__wrapped__, [*map(str, flags)])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and 'Traceback' not in '\n'.join(lines)
+    return lines[-1]
+
+
+@pytest.mark.parametrize('sources, words', [
+    ({'papers': {'path': 'none.jsonl'}}, 'sources.papers: '), ({'papers': {'path': 'empty.jsonl'}}, 'sources.papers: '),
+    ({'papers': {'path': 'one.jsonl'}}, 'one.jsonl: 1 records can not be split'),
+    ({'papers': {'path': 'text.jsonl', 'where': {'domain': 'art'}}}, "sources.papers: "),
+    ({'papers': {'path': '{0..3}.tar', 'kind': 'shards'}}, 'sources.papers: '),
+    ({'papers': {'path': 'bad.jsonl'}}, "bad.jsonl:"), ({'papers': {'path': ''}}, 'sources.papers: ')])
+def test_sources_that_hold_nothing_are_one_line(material, tmp_path, capsys, sources, words):
+    (tmp_path/'empty.jsonl').write_text('')
+    write_lines(tmp_path/'one.jsonl', [{'text': 'alone'}])
+    write_lines(tmp_path/'bad.jsonl', [{'text': ''}] * 30)
+    write_lines(tmp_path/'text.jsonl', [{'text': 'a', 'domain': 'b'}] * 30)
+    line = refused(capsys, changed(material, tmp_path, sources=sources), '--output', tmp_path/'run')
+    assert words in line
+
+
+def test_what_is_left_out_is_told_and_counted(material, tmp_path, capsys):
+    "Bad records by record, a source without held-out ones, one that no stage asks for; the table may be larger."
+    write_lines(tmp_path/'some.jsonl', [{'text': 'x y z'}, {'text': ''}, {'txt': 1}] * 8)
+    write_lines(tmp_path/'few.jsonl', [{'text': f'code {i}', 'domain': 'ab'[i == 3]} for i in range(21)])
+    where = {'path': str(tmp_path/'few.jsonl'), 'where': {'domain': 'b'}}
+    sources = {'textbooks': {'path': str(tmp_path/'some.jsonl')}, 'financial_code': where,
+               'mine': {'path': str(tmp_path/'some.jsonl'), 'topic': 'text', 'weight': 0}}
+    path = changed(material, tmp_path, sources=sources, training={'lm': {'context_length': 32, 'vocab_size': 300}})
+    flags = ['--output', str(tmp_path/'run'), '--precision', 'fp32', '--epochs', '2', '--total_tokens', '2048']
+    run_command(main.__wrapped__, [path, *flags, '--on_error', 'skip'])
+    out = capsys.readouterr().out
+    assert 'textbooks: 15 of 23 records were skipped; the first: ' in out or 'textbooks: 16 of 23' in out
+    assert 'sources.financial_code: ' in out and 'the scores go on without it' in out
+    assert 'sources that no stage asks for are not read: mine' in out
+    assert load_file(tmp_path/'run/model/model.safetensors')['autoregressive_head.weight'].shape[0] == 300
+    small = {'lm': {'context_length': 32, 'vocab_size': 200}}
+    line = refused(capsys, changed(material, tmp_path, training=small), *flags)
+    assert 'vocab_size is 200, and the tokenizer has 260 words; expected as many or more' in line
+    assert 'epochs is 0' in refused(capsys, path, '--epochs', '0', '--output', tmp_path/'none')
+
+
+def test_steps_on_ranks_of_the_reference():
+    "Its file, written for one rank, is that of 64 as well; plan and loader count the same."
+    sizes = {'batch_size': 256, 'micro_batch_size': 4, 'gradient_accumulation_steps': 64}
+    config = make_curriculum({'training': sizes})
+    for ranks, groups in ((1, 64), (64, 1), (16, 4)):
+        assert CurriculumLoader(config, Sources(config.sources), 1, shard=(0, ranks)).groups == groups
+        assert f'accumulated over {groups} on {ranks} rank' in describe_step(config, ranks)
+    with pytest.raises(UserError, match='micro_batch_size 4 x 3 ranks is no whole part; expected batch'):
+        CurriculumLoader(config, Sources(config.sources), 1, shard=(0, 3))
+
+
+class Sources:
+    "A mixture that is not read."
+    def __init__(self, sources): self.sources = sources
+
+
+def test_only_tokens_that_were_read_are_seen(material):
+    "Pictures alone can't fill rows: the schedule has gone on, and the count has not."
+    settings = yaml.safe_load((material/'curriculum.yaml').read_text())
+    sources = {'vision_text': settings['sources']['vision_text'] | {'instruction': True}}
+    stages = [{'name': 'one', 'share': 1, 'lr': [3e-3, 1e-4], 'alpha': 1, 'beta': 0}]
+    config = make_curriculum({**settings, 'sources': sources, 'stages': stages})
+    opened = open_sources(config, ByteTokenizer(), root=material, say=silent)
+    mixture = TokenMixture(opened, {'vision_text': 1}, 32, pad_id=0, image_size=8)
+    loader = CurriculumLoader(config, mixture, 3, shard=(0, 1))
+    real = sum(int(b['text_mask'].sum()) for b in loader)
+    assert 0 < real == loader.tokens_seen < loader.tokens_at(loader.step)
+    again = CurriculumLoader(config, mixture, 3, shard=(0, 1))
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert again.tokens_seen == real
 
 
 def test_sources_of_each_kind(material, tmp_path):
@@ -146,11 +247,11 @@ RECOMPUTED = SHARDED | {'FSDP_ACTIVATION_CHECKPOINTING': 'true'}
 STEPS = 1024 // (4 * 32) + 2  # the last steps of two stages are cut
 
 
-def train(folder, material, world=1, *, resume=False, name='curriculum'):
+def train(folder, material, world=1, *, resume=False, name='curriculum', micro=4):
     "All four stages in steps of four rows, over all ranks; a checkpoint and a line of the table for each step."
     training.prune_checkpoints = lambda *_: None
     settings = yaml.safe_load((material/f'{name}.yaml').read_text())
-    settings['training'] |= {'micro_batch_size': 4 // world, 'gradient_accumulation_steps': 1,
+    settings['training'] |= {'micro_batch_size': micro // world, 'gradient_accumulation_steps': 1,
                              'scheduler': {'warmup_tokens': 100, 'min_lr': 1e-4}}
     config, tok = make_curriculum({**settings, 'total_tokens': 1024}, ranks=world), ByteTokenizer()
     sources, held = (open_sources(config, tok, part, root=material, say=silent) for part in (False, True))
@@ -200,6 +301,32 @@ def test_two_ranks(material, request, tmp_path, env, name):
     for run, rows in {'both': both, 'ended': ended, 'alone': alone}.items():
         torch.testing.assert_close(torch.tensor(rows), table, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(load_file(tmp_path/run/'model/model.safetensors'), weights, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize('name', ['curriculum', 'slow'])
+def test_a_run_in_parts_is_the_run_at_once(material, request, tmp_path, name):
+    "Four rows at a time or one: losses of every stage, and the weights at the end."
+    folder, table = request.getfixturevalue('slow' if name == 'slow' else 'single')
+    rows = torch.tensor(train(tmp_path/'run', material, name=name, micro=1))
+    torch.testing.assert_close(rows, table, rtol=1e-4, atol=1e-4)
+    weights = load_file(folder/'model/model.safetensors')
+    torch.testing.assert_close(load_file(tmp_path/'run/model/model.safetensors'), weights, rtol=1e-3, atol=2e-4)
+
+
+def test_a_signal_in_an_evaluation(material, single, tmp_path, monkeypatch):
+    "The rows after it are those that a run without it reads, and so is all that it counts."
+    folder, calls, plain = tmp_path/'run', [], CurriculumEvaluation.__call__
+    def evaluate(self, *args):
+        calls.append(1)
+        if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *args)
+    monkeypatch.setattr(CurriculumEvaluation, '__call__', evaluate)
+    with pytest.raises(SystemExit) as stop: train(folder, material)
+    assert stop.value.code == 143 and len(calls) == 3
+    assert torch.tensor(train(folder, material, resume=True)).equal(single[1])
+    (folder/'report.md').unlink()
+    assert torch.tensor(train(folder, material, resume=True)).equal(single[1])  # at the end: nothing but the report
+    assert (folder/'report.md').read_text() == (single[0]/'report.md').read_text()
 
 
 def test_what_a_checkpoint_holds(single):

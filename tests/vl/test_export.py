@@ -75,19 +75,23 @@ def build(**shape):
     return model
 
 
+def text_export(model, folder, **options):
+    return export_model(model, ByteTokenizer(), folder, text_only=True, **options)
+
+
 @pytest.fixture(scope='module')
 def model(): return build()
 
 
 @pytest.fixture(scope='module')
-def out(model, tmp_path_factory): return export_model(model, ByteTokenizer(), tmp_path_factory.mktemp('export')/'cpp')
+def out(model, tmp_path_factory): return text_export(model, tmp_path_factory.mktemp('export')/'cpp')
 
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
     "An export that is read fast, to be damaged in many ways."
     model = build(hidden_size=16, num_layers=1, fusion_depth=1, intermediate_size=24)
-    return export_model(model, ByteTokenizer(), tmp_path_factory.mktemp('small')/'cpp')
+    return text_export(model, tmp_path_factory.mktemp('small')/'cpp')
 
 
 @pytest.fixture(scope='module')
@@ -140,7 +144,7 @@ def test_logits_equal_those_of_pytorch(programs, model, out, n):
 def test_other_shapes(programs, tmp_path, shape):
     model, ids = build(**shape), tokens(9)
     with torch.no_grad(): expected = LanguagePath(model)(ids)[0]
-    folder = export_model(model, ByteTokenizer(), tmp_path/'cpp')
+    folder = text_export(model, tmp_path/'cpp')
     assert {n.split('.')[0] for n in read_export(folder)} == {*EXPORTED_PARTS}
     torch.testing.assert_close(logits(programs/'example', folder, *ids[0].tolist()), expected, rtol=0, atol=1e-4)
 
@@ -368,7 +372,7 @@ def test_a_graph_computes_what_pytorch_does(tmp_path):
     "Also for shapes that the trace did not see, and without a word of this machine's files."
     onnxruntime = pytest.importorskip('onnxruntime', reason='pip install mmjepa[onnx]')
     model = build(num_layers=1, fusion_depth=1)
-    folder = export_model(model, ByteTokenizer(), tmp_path/'onnx', format='onnx')
+    folder = text_export(model, tmp_path/'onnx', format='onnx')
     session = onnxruntime.InferenceSession(str(folder/'model.onnx'), providers=['CPUExecutionProvider'])
     for shape in ((1, 1), (4, 1), (1, 50), (3, 96)):
         ids = torch.randint(260, shape, generator=torch.Generator().manual_seed(0))
@@ -382,7 +386,7 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path):
     other = build(num_layers=1, fusion_depth=1)
     other.autoregressive_head = Doubled(32, 260, bias=False)
     with pytest.raises(UserError, match='onnxruntime and PyTorch differ by .* nothing was written'):
-        export_model(other, ByteTokenizer(), tmp_path/'onnx', format='onnx')
+        text_export(other, tmp_path/'onnx', format='onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -391,9 +395,10 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path):
 def test_the_command_as_a_process(programs, model, tmp_path):
     with contextlib.redirect_stdout(io.StringIO()): model.save_pretrained(tmp_path/'run'/'model')
     ByteTokenizer().save(tmp_path/'run'/'model')
-    words = ['--checkpoint', tmp_path/'run', '--output', tmp_path/'cpp', '--format', 'cpp']
+    words = ['--checkpoint', tmp_path/'run', '--output', tmp_path/'cpp', '--text_only']
     done = subprocess.run([sys.executable, '-m', 'mmjepa.vl.export', *words], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == '' and 'read back and checked' in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert 'text alone, without pictures; read back and checked' in done.stdout
     assert logits(programs/'example', tmp_path/'cpp', 72).shape == (1, 260)
 
 
@@ -401,8 +406,9 @@ def test_the_command_as_a_process(programs, model, tmp_path):
     ([], '--checkpoint is missing'), (['--checkpoint', 'nowhere'], 'nowhere: no model there'),
     (['--checkpoint', 'run', '--format', 'pickle'], "format is 'pickle'"),
     (['--checkpoint', 'run', '--output', 'run'], 'run exists and is not an empty folder'),
-    (['--checkpoint', 'weightless'], 'weightless: the model cannot be read'),
-    (['--checkpoint', 'smaller'], 'smaller: the model cannot be read'),
+    (['--checkpoint', 'weightless'], 'weightless/model.safetensors: cannot be read'),
+    (['--checkpoint', 'smaller'], 'smaller/model.safetensors: '), (['--checkpoint', 'run'], 'the model reads pictures'),
+    (['--checkpoint', 'run', '--format', 'onnx'], 'format onnx does not; expected --text_only'),
     (['--checkpoint', 'silent'], "transformers can't load")])
 def test_wrong_flags(model, tmp_path, monkeypatch, capsys, flags, words):
     "One line, exit status 2, and nothing is written."

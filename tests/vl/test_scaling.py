@@ -1,4 +1,5 @@
 "The plan as a command, the examples as accelerate, bash and the library read them."
+import math
 import os
 import signal
 import subprocess
@@ -8,9 +9,9 @@ import time
 import pytest
 import yaml
 
-from mmjepa.core import run_command
+from mmjepa.core import UserError, run_command
 from mmjepa.vl.config import load_curriculum, plan_table, to_model
-from mmjepa.vl.scaling import DEVICES, count_parameters, main
+from mmjepa.vl.scaling import DEVICES, Device, Work, count_parameters, main, plan_cost
 from mmjepa.vl.model import VLJEPA
 from tree import ROOT
 
@@ -56,10 +57,12 @@ def test_a_small_plan(tiny, tmp_path, capsys):
 @pytest.mark.parametrize('more, says', [
     (['--device', 'tpu'], "--device is 'tpu'; expected one of h200, h100, a100, b200, mi300x"),
     (['--precision', 'fp8'], "--precision is 'fp8'; expected one of bf16, fp32"),
-    (['--devices', '3'], 'batch_size 8 over micro_batch_size 2 x 3 devices is 1.33333; expected a whole number'),
-    (['--devices', '0'], 'devices is 0; expected 1 or more'),
+    (['--devices', '3'], 'batch_size is 8, of which micro_batch_size 2 x 3 ranks is no whole part; expected'),
+    (['--devices', '0'], 'devices is 0; expected a whole number of 1 or more'),
     (['--mfu', '40'], 'mfu is 40.0; expected a share above 0, up to 1'),
     (['--mfu', 'nan'], 'mfu is nan'),
+    (['--shard_tokens', '1.5'], 'shard_tokens is 1.5; expected a whole number'),
+    (['--shard_tokens', 'nan'], "--shard_tokens is 'nan'"), (['--pair_tokens', '0'], 'pair_tokens is 0'),
     (['--shard_tokens', 'many'], "--shard_tokens is 'many'; expected a number"),
     (['--total_tokens', '3'], 'has none of 3 tokens'),
     (['--total_tokens', 'lots'], "total_tokens is 'lots'; expected a number"),
@@ -71,6 +74,16 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys, more, says):
     err = capsys.readouterr().err
     assert e.value.code == 2 and says in err and err.count('\n') == 1
     assert not (tmp_path/'p.png').exists()
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (lambda c: Device(0, 1), 'flops of a device is 0'), (lambda c: Device(1e12, math.nan), 'memory of a device is nan'),
+    (lambda c: Work(0), 'text is 0'), (lambda c: Work(8, images=math.nan), 'images is nan; expected 0 to 1'),
+    (lambda c: Work(8, alpha=math.inf), 'alpha is inf'),
+    (lambda c: plan_cost(c, DEVICES['h200'], 1.5), 'devices is 1.5'),
+    (lambda c: plan_cost(c, DEVICES['h200'], math.nan), 'devices is nan')])
+def test_nan_and_zero_are_no_numbers_of_a_plan(tiny, wrong, says):
+    with pytest.raises(UserError, match=says): wrong(load_curriculum(tiny))
 
 
 def test_bad_files_are_one_line(tmp_path, capsys):
