@@ -316,10 +316,11 @@ def _reader(annotation):
     kind = next((a for a in get_args(annotation) if a is not type(None)), annotation)
     return kind if kind in (bool, int, float, str, Path, Source) else None
 
-def _add_flag(parser, name: str, read, *, default, help: str):
+def _add_flag(parser, name: str, read, *, default, help: str, optional: bool = False):
     "One flag, or two of a truth value that is True by default; what is not typed is not among the results."
     about = dict(help=help.replace('%', '%%'))
     if read is Source: about |= dict(nargs='+')
+    elif optional: about |= dict(nargs='?') # a word without a flag that may be missing
     if default is inspect.Parameter.empty: return parser.add_argument(name, type=read, **about)
     about |= dict(dest=name, default=argparse.SUPPRESS)
     if default not in (None, '', False, ()): about['help'] += f' (default: {default})'.replace('%', '%%')
@@ -372,7 +373,8 @@ def _parser(func) -> argparse.ArgumentParser:
     for name, p in docments(func, full=True, returns=False, eval_str=True).items():
         if is_dataclass(p.anno): continue
         taken.add(name)
-        _add_flag(parser, name, _reader(p.anno), default=p.default, help=p.docment or '')
+        optional = p.default is inspect.Parameter.empty and type(None) in get_args(p.anno)
+        _add_flag(parser, name, _reader(p.anno), default=p.default, help=p.docment or '', optional=optional)
     for base in _bases(func).values():
         title = type(base).__doc__.splitlines()[0].rstrip('.')
         _add_fields(parser.add_argument_group(title), base, taken)

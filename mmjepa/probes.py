@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from .core import UserError, all_reduce_sum, world_size
+from .encoders import check_range
 from .training import Trainer
 
 # %% ../nbs/10_probes.ipynb #fdbcf315
@@ -175,14 +176,12 @@ class OnlineProbe:
         self.opt.zero_grad()
 
     def _classes(self, batch: dict, n: int) -> Int[Tensor, ' n']:
-        "Labels of a batch; their range is looked at on a CPU alone: nothing waits for the device."
+        "Labels of a batch."
         if self.label not in batch:
             raise UserError(f'the batch has no {self.label}; expected one of {", ".join(batch)}')
-        y, k = batch[self.label], self.probe[1].out_features
-        if y.shape != (n,) or y.is_floating_point():
-            raise UserError(f'{self.label} has shape {tuple(y.shape)} and type {y.dtype}; expected integers ({n},)')
-        if y.device.type == 'cpu' and n and not (0 <= y.min() and y.max() < k):
-            raise UserError(f'{self.label} goes from {y.min()} to {y.max()}; expected 0 to {k - 1}, the classes')
+        y = batch[self.label]
+        check_range(y, self.probe[1].out_features, self.label)
+        if y.shape != (n,): raise UserError(f'{self.label} has shape {tuple(y.shape)}; expected ({n},)')
         return y.long()
 
     def state_dict(self) -> dict:

@@ -24,7 +24,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from ..core import UserError, content_id, first_line, rank, world_size
 from ..data.images import DIGIT_NAMES, ImageSet, flat_image, open_image, read_image
 from ..data.loaders import EpochSampler, quiet_torchdata
-from ..data.records import JsonRecords, connect_rows, record_bytes, record_file, record_texts, split_rows
+from ..data.records import JsonRecords, connect_rows, record_bytes, record_file, record_sides, record_texts
+from ..data.records import split_rows
 from ..runs import progress
 from .sound import read_sound
 from .towers import read_wave
@@ -195,7 +196,9 @@ def hold_out(
     val_split: float = .1, # share that is held out, 0 or more, less than 1
     seed: int = 0, # of the draw
 ) -> Int[Tensor, ' m']: # rows, ascending
-    "Held-out records: no image, sound or text of theirs is among the others."
+    "Held-out records as a field `split` says; else no image, sound or text of theirs is among the others."
+    sides = record_sides(dataset)
+    if sides is not None: return torch.from_numpy(np.flatnonzero(sides))
     groups = dataset.groups() if val_split and len(dataset) > 1 else None
     if groups is not None and not groups.any():
         raise UserError(f'{dataset.name}: each of {len(dataset)} records shares an image, a sound or a text with '

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digit_pairs', 'is_json', 'EmptySource', 'JsonRecords', 'explained', 'record_file', 'record_bytes', 'decode_image',
            'image_name', 'record_image', 'text_bytes', 'record_texts', 'record_text', 'connect_rows', 'record_groups',
-           'split_rows', 'split_records']
+           'record_sides', 'split_rows', 'split_records']
 
 # %% ../../nbs/data/22_records.ipynb #6ebd0761
 import gzip, json, os, re, stat, zlib
@@ -518,6 +518,21 @@ def _held_groups(
         wanted[size] -= wanted[size] > 0
     return held
 
+# %% ../../nbs/data/22_records.ipynb #f6f91bbe
+_SIDES = {**dict.fromkeys(('train', 'training'), 0),
+          **dict.fromkeys(('held_out', 'val', 'valid', 'validation', 'dev', 'test'), 1)}
+
+def record_sides(
+    records: JsonRecords, # or anything with a length and `fields(i)`
+) -> Int[np.ndarray, ' n'] | None: # 0 for training, 1 held out, by the field `split`; None unless there are both
+    "The sides that records name themselves; one that names none is for training."
+    def side(i):
+        try: return _SIDES.get(str(records.fields(i).get('split')).lower(), -1)
+        except UserError: return -1 # which is told where it is read
+    if not len(records) or side(0) < 0: return None # such a file has no sides: it need not be read to its end
+    sides = np.array([side(i) for i in range(len(records))])
+    return sides.clip(0) if (sides == 0).any() and (sides == 1).any() else None
+
 # %% ../../nbs/data/22_records.ipynb #77fcac78
 def split_rows(
     n: int, # records in all
@@ -548,7 +563,9 @@ def split_records(
     *,
     say: Callable[[str], None] = print, # gets a line where it will take long
 ) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' val']]: # both sorted
-    "Training and held-out rows of a file: no image and no text is on both sides."
+    "Training and held-out rows of a file, as its field `split` says; else no image and no text is on both sides."
+    sides = record_sides(records)
+    if sides is not None: return np.flatnonzero(sides == 0), np.flatnonzero(sides == 1) if val_split else np.arange(0)
     groups = record_groups(records, say=say) if val_split and len(records) > 1 else None
     try: return split_rows(len(records), val_split, seed, groups=groups)
     except UserError as e: raise UserError(f'{records.path}: {e}') from e

@@ -6,13 +6,13 @@
 __all__ = ['VARIANTS', 'MEASURES', 'run_folder', 'run_all', 'summary', 'plot_variants', 'write_ablation', 'main']
 
 # %% ../../nbs/label/33_ablate.ipynb #f7136d34
-import json, re
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
-from ..checkpoint import differences, list_checkpoints
+from ..checkpoint import differences, list_checkpoints, read_json
 from ..core import UserError, atomic_path, command, is_main, main_first, start_ranks, write_text
 from ..data.images import load_images
 from ..runs import RunConfig
@@ -40,7 +40,7 @@ def _seeds(text: str) -> list[int]:
     return sorted({int(s) for s in re.split('[, ]+', text.strip())})
 
 def _variants(text: str) -> list[str]:
-    chosen = [*VARIANTS] if text == 'all' else [v.strip() for v in text.split(',')]
+    chosen = [*VARIANTS] if text == 'all' else [*dict.fromkeys(v.strip() for v in text.split(','))]
     unknown = [v for v in chosen if v not in VARIANTS]
     if unknown: raise UserError(f'--variants has {unknown}; expected all or some of {[*VARIANTS]}')
     return chosen
@@ -48,7 +48,10 @@ def _variants(text: str) -> list[str]:
 # %% ../../nbs/label/33_ablate.ipynb #67237378
 def _same_settings(folder: Path, exp: Experiment):
     "A finished run counts only if it is the run that was asked for."
-    old = json.loads((folder/'config.json').read_text())['experiment']
+    old = read_json(folder/'config.json').get('experiment')
+    if old is None:
+        raise UserError(f'{folder} holds a finished run of something else; '
+                        'expected one of mmjepa_mnist, or another --output')
     changed = differences(old, asdict(exp))
     if changed: raise UserError(f'{folder} was run with other settings ({"; ".join(changed)}); choose another --output')
 
@@ -61,6 +64,7 @@ def run_all(
     data_dir: str = '', # where named data sets lie
 ) -> pd.DataFrame: # the last epoch of each run, with columns `variant` and `seed`
     "Run what is not finished yet, and collect the last epochs."
+    from mmjepa.plots import read_metrics
     rows, jobs = [], [(v, s) for s in seeds for v in variants]
     for i, (variant, seed) in enumerate(jobs, 1):
         folder = run_folder(root, variant, seed)
@@ -72,7 +76,7 @@ def run_all(
             begun = bool(list_checkpoints(folder/'checkpoints'))
             run_experiment(chosen, RunConfig(folder, resume=begun), data_dir)
         if is_main():
-            table = pd.read_csv(folder/'metrics.csv')
+            table = read_metrics(folder)
             rows.append({'variant': variant, 'seed': seed, **table.iloc[-1], 'seconds': table.seconds.sum()})
     return pd.DataFrame(rows)
 
@@ -83,7 +87,8 @@ def summary(
     "Mean and standard deviation over seeds, as text."
     def cell(x):
         digits = 0 if x.name == 'seconds' else 1 if x.name == 'rank_me' else 4
-        return f'{x.mean():.{digits}f}' + (f' ± {x.std():.{digits}f}' if len(x) > 1 else '')
+        mean, spread = x.mean(skipna=False), x.std(skipna=False) # a seed without a number is not left out
+        return f'{mean:.{digits}f}' + (f' ± {spread:.{digits}f}' if len(x) > 1 else '')
     table = runs.groupby('variant', sort=False)[[*MEASURES]].agg(cell).rename(columns=MEASURES)
     table.insert(0, 'seeds', runs.groupby('variant', sort=False).size())
     return table

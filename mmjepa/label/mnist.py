@@ -11,13 +11,14 @@ import os, platform, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserError, atomic_path, command, is_main, main_first, make_generator, seed_everything
-from ..core import start_ranks, world_size, write_text
+from ..core import UserError, atomic_path, command, content_id, is_main, main_first, make_generator
+from ..core import seed_everything, start_ranks, world_size, write_text
 from ..encoders import EncoderConfig, MultimodalEncoder, attention_maps, attention_rollout
-from ..runs import RunConfig, RunLog
+from ..runs import RunConfig, RunLog, one_writer, progress
 from ..training import TrainConfig, fit
 from ..data.augmentation import AugmentConfig, make_views
 from ..data.images import ImageSet, load_images, to_float
@@ -66,6 +67,7 @@ def complete(
     train: ImageSet, # training images
 ) -> Experiment: # without zeros
     "Fill in what depends on the data."
+    if exp.images_seen < 1: raise UserError(f'images_seen is {exp.images_seen}; expected 1 or more')
     side = train.images.shape[-1]
     size = exp.image_size or side + -side % 4
     patch = exp.patch_size or max(p for p in range(1, max(4, size // 4) + 1) if size % p == 0)
@@ -87,7 +89,8 @@ def features(
 ) -> Tensor: # (n, d), float32, on the CPU
     "Embeddings of images alone."
     device, batches = next(model.parameters()).device, image_loader(images, batch_size, shard=(0, 1))
-    return torch.cat([model.encoder.encode_image(to_float(b['image'].to(device))).float().cpu() for b in batches])
+    def embed(batch): return model.encoder.encode_image(to_float(batch['image'].to(device))).float().cpu()
+    return torch.cat([embed(batch) for batch in progress(batches, 'embeddings')])
 
 def subset(
     images: ImageSet,
@@ -248,16 +251,27 @@ def build(
     return model, LeJEPAObjective(exp.lam, seed=exp.seed), TrainConfig(**shared)
 
 # %% ../../nbs/label/32_mnist.ipynb #8e45f422
+def _copies(images: ImageSet) -> np.ndarray:
+    "The group of each image: the same pixels are on one side of a split."
+    return np.unique([content_id(x.tobytes()) for x in images.images.numpy()], return_inverse=True)[1]
+
 def _open(exp: Experiment, data_dir: str) -> tuple[Experiment, ImageSet, ImageSet, ImageSet | None]:
     "The complete experiment; images to train on, to test, and those held out of training, if any."
     with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None)
     size = complete(exp, train).image_size
     if size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, size)
-    rows, held = split_rows(len(train), exp.val_split, exp.seed)
+    copies = _copies(train) if exp.val_split else None
+    if copies is not None and not copies.any():
+        raise UserError(f'{train.name}: all {len(train)} images are the same; expected others, or --val_split 0')
+    rows, held = split_rows(len(train), exp.val_split, exp.seed, groups=copies)
     held = train.select(torch.from_numpy(held)) if len(held) else None
     train = train.select(torch.from_numpy(rows)) if held else train
+    if len(train.labels.unique()) < 2:
+        raise UserError(f'{train.name}: {len(train)} images to train on, all of one class; '
+                        'expected 2 classes or more, or --val_split 0')
     return complete(exp, train), train, test, held
 
+# %% ../../nbs/label/32_mnist.ipynb #174ec0ea
 class _Views:
     "Augmented views of each image, as `fit` asks for them."
     def __init__(self, n: int): self.n, self.config = n, AugmentConfig()
@@ -274,14 +288,19 @@ def _online_probe(exp: Experiment, config: EncoderConfig) -> dict:
     def last_view(outputs): return outputs['embedding'][:, exp.num_views - 1]
     return {'after_step': OnlineProbe(config.emb_dim, config.num_classes, features=last_view)}
 
+# %% ../../nbs/label/32_mnist.ipynb #44c275ce
 def run_experiment(
     exp: Experiment, # what to do
     run: RunConfig, # where everything goes
     data_dir: str = '', # where named data sets lie; '' for the default
 ): # DataFrame of epochs; None on ranks other than the first
     "Train, evaluate, draw and report."
-    start, folder = time.perf_counter(), run.folder
     start_ranks()
+    with one_writer(run.folder): return _run(exp, run, data_dir, start=time.perf_counter())
+
+def _run(exp: Experiment, run: RunConfig, data_dir: str, *, start: float):
+    "In a folder that is this run's alone, to the report."
+    folder = run.folder
     exp, train, test, held = _open(exp, data_dir)
     about = {'name': train.name, 'classes': train.classes, 'train': len(train), 'test': len(test)}
     settings = {'experiment': asdict(exp), 'processes': world_size(), 'images': about}
@@ -293,8 +312,12 @@ def run_experiment(
     table = fit(model, objective, loader, config=replace(config, **run.follow()), output_dir=folder, resume=run.resume,
                 transform=_Views(exp.num_views), evaluate=evaluation, monitor='val_retrieval_m2_acc' if held else '',
                 settings=settings, columns=COLUMNS, callbacks=_online_probe(exp, encoder))
-    if not is_main(): return None
-    if evaluation.results is None: evaluation(model) # a finished run that was resumed
+    return _report(exp, model, table, evaluation, folder=folder, start=start) if is_main() else None
+
+def _report(exp: Experiment, model: MultimodalLeJEPA, table, evaluation: Evaluation, *, folder: Path, start: float):
+    "Write the model, pictures and report; a process that is killed here does all of it again with --resume."
+    test = evaluation.test
+    if evaluation.results is None: evaluation(model) # a run that had ended was resumed
     with atomic_path(folder/'model') as temp: model.save_pretrained(temp)
     pictures = write_pictures(model, evaluation, table, folder=folder)
     report = write_report(exp, table, evaluation, pictures=pictures, folder=folder)

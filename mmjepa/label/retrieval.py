@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..core import UserError
-from ..data.images import to_float
-from .lejepa import Encoding
+from ..runs import progress
+from .lejepa import Encoding, as_images
 
 # %% ../../nbs/label/31_retrieval.ipynb #f80f5569
 def _cosine(a: Encoding, b: Encoding) -> Float[Tensor, 'space b k']:
@@ -45,6 +45,18 @@ def similarities(
     return out
 
 # %% ../../nbs/label/31_retrieval.ipynb #125eee9f
+def _check_scores(similarity: Tensor, labels: Tensor) -> int: # labels that are compared
+    "NaN is sorted as if it were the largest number."
+    if similarity.ndim != 2 or labels.shape != similarity.shape[:1] or not similarity.numel():
+        raise UserError(f'similarity has shape {tuple(similarity.shape)}, labels {tuple(labels.shape)}; '
+                        'expected (b, k) and (b,), one image or more')
+    if bad := int((~similarity.isfinite()).any(1).sum()):
+        raise UserError(f'similarity: NaN or infinity in {bad} of {len(similarity)} rows; expected finite numbers')
+    low, high, k = labels.min().item(), labels.max().item(), similarity.shape[1]
+    if not 0 <= low <= high < k or labels.is_floating_point():
+        raise UserError(f'labels are {low} to {high}; expected integers from 0 to {k - 1}, those that are compared')
+    return k
+
 def retrieval_scores(
     similarity: Float[Tensor, 'b k'], # of each image with each label
     labels: Int[Tensor, ' b'], # the true ones
@@ -53,7 +65,7 @@ def retrieval_scores(
 
     `top1` and `top3` are shares of images, `similarity` is the mean of the true labels, `predictions` (b,) are the
     labels retrieved, and `confusion` (k, k) has true labels as rows and retrieved ones as columns."""
-    k = similarity.shape[1]
+    k = _check_scores(similarity, labels)
     order = similarity.argsort(dim=1, descending=True, stable=True)
     hits = order == labels[:, None]
     return {'top1': hits[:, 0].float().mean().item(), 'top3': hits[:, :3].any(1).float().mean().item(),
@@ -65,14 +77,25 @@ class LabelRetrieval:
     "Retrieve the labels of images with a joint encoder."
     def __init__(self,
         model: nn.Module, # a `MultimodalLeJEPA`, put into evaluation mode
-        num_classes: int | None = None, # candidates 0..k-1; None for all that the model knows
+        num_classes: int | None = None, # candidates 0..k-1, 1 or more; None for all that the model knows
         chunk: int = 1024, # pairs of image and label that are encoded at once
     ):
         self.model, self.chunk = model.eval(), chunk
-        self.num_classes = num_classes or model.config.encoder.num_classes
+        known = getattr(getattr(model, 'config', None), 'encoder', None)
+        self.num_classes = known.num_classes if num_classes is None else num_classes
+        if self.num_classes < 1 or known and self.num_classes > known.num_classes:
+            most = f', at most {known.num_classes}: those of the model' if known else ''
+            raise UserError(f'num_classes is {self.num_classes}; expected 1 or more{most}')
+
+    def _batch(self, images) -> Float[Tensor, 'b c h w']:
+        "Images for the model; a model that is not one of this library takes them as they are."
+        config, device = getattr(self.model, 'config', None), next(self.model.parameters()).device
+        return images.to(device) if config is None else as_images(images, config.encoder, device)
 
     @torch.inference_mode()
     def _method(self, method, images, labels, space):
+        images = self._batch(images)
+        labels = torch.atleast_1d(torch.as_tensor(labels, device=images.device))
         if len(images) != len(labels):
             raise UserError(f'{len(images)} images and {len(labels)} labels; expected as many')
         if space not in ('embedding', 'projection'):
@@ -81,7 +104,7 @@ class LabelRetrieval:
         return retrieval_scores(sim[int(space == 'projection')], labels)
 
     def method_1(self,
-        images: Float[Tensor, 'b c h w'], # standardized images
+        images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (`as_images`)
         labels: Int[Tensor, ' b'], # true labels
         space: str = 'embedding', # or 'projection'
     ) -> dict: # as `retrieval_scores`
@@ -89,7 +112,7 @@ class LabelRetrieval:
         return self._method(1, images, labels, space=space)
 
     def method_2(self,
-        images: Float[Tensor, 'b c h w'], # standardized images
+        images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (`as_images`)
         labels: Int[Tensor, ' b'], # true labels
         space: str = 'embedding', # or 'projection'
     ) -> dict: # as `retrieval_scores`
@@ -106,10 +129,9 @@ def evaluate(
 ) -> dict[str, dict]: # scores by name: `m1`, `m2` on embeddings, `m1_proj`, `m2_proj` on projections
     "Both methods in both spaces on all of a data set."
     device, found, labels = next(self.model.parameters()).device, [], []
-    for batch in loader:
+    for batch in progress(loader, 'label retrieval'):
         if 'label' not in batch: raise UserError('a batch has no label; expected labelled images')
-        x = batch['image'].to(device)
-        x = x if x.is_floating_point() else to_float(x)
+        x = self._batch(batch['image'])
         s = similarities(self.model, x, self.num_classes, methods=methods, chunk=self.chunk)
         found.append(torch.cat([s[m] for m in methods]))
         labels.append(batch['label'].to(device))

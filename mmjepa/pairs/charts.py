@@ -6,41 +6,64 @@
 __all__ = ['CHARTS', 'chart']
 
 # %% ../../nbs/pairs/62_charts.ipynb #fda7d744
-import io, random
+import io, random, re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core import check_choice
-from .screenshots import PairDraft, bundled_font, check_image_size, load_face
+from .screenshots import PairDraft, bundled_font, check_image_size, draws_of, load_face
+from .sources import SPLITS
 
 # %% ../../nbs/pairs/62_charts.ipynb #4854fb01
-_QUANTITIES = { # name: unit, smallest, largest
-    'Rainfall': ('mm', 20, 180), 'Visitors': ('thousand', 5, 90), 'Exports': ('EUR m', 40, 400),
-    'Energy use': ('MWh', 50, 900), 'Yield': ('t/ha', 2, 12), 'Price': ('USD', 1, 18), 'Delay': ('minutes', 2, 45),
-    'Users': ('million', 1, 15), 'Noise': ('dB', 30, 95), 'Error rate': ('%', 1, 19), 'Orders': ('count', 100, 950),
-    'Speed': ('km/h', 20, 130), 'Height': ('cm', 50, 200), 'Weight': ('kg', 2, 95), 'Score': ('points', 10, 100),
-    'Cost': ('USD k', 12, 99), 'Depth': ('m', 3, 80), 'Load': ('%', 5, 98)}
-_GROUPS = {'month': 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec', 'day': 'Mon Tue Wed Thu Fri Sat Sun',
-           'quarter': 'Q1 Q2 Q3 Q4', 'side': 'East North South West', 'team': 'Blue Gold Green Pink Red',
-           'class': 'A B C D E F G', 'tree': 'Ash Elm Fir Oak Yew', 'metal': 'Gold Iron Lead Tin Zinc',
-           'city': 'Bern Doha Kyiv Lima Oslo Rome', 'drink': 'Cider Cola Milk Tea', 'plan': 'Basic Free Pro Team'}
+_QUANTITIES = { # by side, name: unit, smallest, largest
+    'train': {
+        'Rainfall': ('mm', 20, 180), 'Visitors': ('thousand', 5, 90), 'Exports': ('EUR m', 40, 400),
+        'Energy use': ('MWh', 50, 900), 'Yield': ('t/ha', 2, 12), 'Price': ('USD', 1, 18), 'Delay': ('minutes', 2, 45),
+        'Users': ('million', 1, 15), 'Noise': ('dB', 30, 95), 'Error rate': ('%', 1, 19), 'Orders': ('count', 100, 950),
+        'Speed': ('km/h', 20, 130), 'Height': ('cm', 50, 200), 'Weight': ('kg', 2, 95), 'Score': ('points', 10, 100),
+        'Cost': ('USD k', 12, 99), 'Depth': ('m', 3, 80), 'Load': ('%', 5, 98)},
+    'held_out': {
+        'Snowfall': ('mm', 20, 180), 'Guests': ('hundred', 5, 90), 'Imports': ('GBP m', 40, 400),
+        'Water use': ('litres', 50, 900), 'Rent': ('CHF', 2, 12), 'Queue': ('seconds', 2, 45), 'Wind': ('knots', 1, 15),
+        'Failures': ('%', 1, 19), 'Letters': ('number', 100, 950), 'Length': ('inches', 20, 130)}}
+_GROUPS = { # by side, a word and members
+    'train': {
+        'month': 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec', 'day': 'Mon Tue Wed Thu Fri Sat Sun',
+        'quarter': 'Q1 Q2 Q3 Q4', 'side': 'East North South West', 'team': 'Blue Gold Green Pink Red',
+        'class': 'A B C D E F G', 'tree': 'Ash Elm Fir Oak Yew', 'metal': 'Gold Iron Lead Tin Zinc',
+        'city': 'Bern Doha Kyiv Lima Oslo Rome', 'drink': 'Cider Cola Milk Tea', 'plan': 'Basic Free Pro Team'},
+    'held_out': {
+        'week': 'W1 W2 W3 W4 W5 W6 W7 W8', 'season': 'Spring Summer Autumn', 'bird': 'Crow Duck Finch Owl Wren',
+        'line': 'U1 U2 U3 U4 U5', 'river': 'Aare Ebro Elbe Po Rhine', 'fruit': 'Apple Fig Lime Pear Plum',
+        'size': 'XS S M L XL', 'tool': 'Axe File Saw Vice'}}
+_SERIES = {'train': ('North', 'South', 'East', 'West'), 'held_out': ('Inland', 'Coast', 'Hills', 'Island')}
+_SHARED = {'train': ('Share', 'Sales', 'Votes', 'Budget'), 'held_out': ('Part', 'Stock', 'Seats', 'Costs')}
+_CELLS = {'train': ('Load', 'Use', 'Rate', 'Count', 'Match'), 'held_out': ('Hits', 'Sum', 'Area', 'Level')}
+_YEARS = {'train': ('2021', '2022', '2023', '2024'), 'held_out': ('2017', '2018', '2019', '2020')}
 _COLORS = ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple', 'teal', 'steelblue', 'crimson', 'goldenrod',
            'slategray', 'darkcyan')
 _APART = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00') # told apart by the colour-blind too
 
-def _quantity(rng: random.Random) -> tuple[str, str, Callable[[], float]]:
-    "Name, axis label and a source of numbers."
-    name, (unit, low, high) = rng.choice(list(_QUANTITIES.items()))
-    def number(): return rng.randint(low, high) if high > 20 else round(rng.uniform(low, high), 1)
-    return name, f'{name.lower()} ({unit})', number
+class _Words(random.Random):
+    "Chance, and the side whose words it chooses from."
+    def __init__(self, rng: random.Random, split: str):
+        super().__init__()
+        self.setstate(rng.getstate())
+        self.split = split
 
-def _group(rng: random.Random, n: int) -> tuple[str, list[str]]:
-    "A word for a group and two to `n` of its members, in their order."
-    word, names = rng.choice(list(_GROUPS.items()))
-    names = names.split()
-    k = rng.randint(2, max(2, min(n, len(names))))
-    start = rng.randrange(len(names) - k + 1)
-    return word, names[start:start + k]
+    def quantity(self) -> tuple[str, str, Callable[[], float]]:
+        "Name, axis label and a source of numbers."
+        name, (unit, low, high) = self.choice(list(_QUANTITIES[self.split].items()))
+        def number(): return self.randint(low, high) if high > 20 else round(self.uniform(low, high), 1)
+        return name, f'{name.lower()} ({unit})', number
+
+    def group(self, n: int) -> tuple[str, list[str]]:
+        "A word for a group and two to `n` of its members, in their order."
+        word, names = self.choice(list(_GROUPS[self.split].items()))
+        names = names.split()
+        k = self.randint(2, max(2, min(n, len(names))))
+        start = self.randrange(len(names) - k + 1)
+        return word, names[start:start + k]
 
 # %% ../../nbs/pairs/62_charts.ipynb #a23d33e4
 @dataclass
@@ -56,14 +79,14 @@ class _Plan:
 def _legend(entries: int) -> str:
     return f"fig.legend(loc='outside lower center', ncols={entries})" # where it covers nothing
 
-def _bars(rng: random.Random, n: int) -> _Plan:
-    (word, names), (what, unit, number) = _group(rng, n), _quantity(rng)
+def _bars(rng: _Words, n: int) -> _Plan:
+    (word, names), (what, unit, number) = rng.group(n), rng.quantity()
     values, color = [number() for _ in names], rng.choice(_COLORS)
     data, titles = {'names': names, 'values': values}, {'title': f'{what} by {word}', 'short': what}
     if rng.random() < .4 and len(names) <= n // 2 + 1:
         lower, upper = rng.sample(_APART, 2)
         data = {'names': names, 'first': values, 'second': [number() for _ in names]}
-        one, two = rng.sample(('2021', '2022', '2023', '2024'), 2)
+        one, two = rng.sample(_YEARS[rng.split], 2)
         lines = [f'ax.bar(names, first, color={lower!r}, label={one!r})',
                  f'ax.bar(names, second, bottom=first, color={upper!r}, label={two!r})', _legend(2)]
         return _Plan(data, lines, **titles, x=word, y=unit)
@@ -71,10 +94,10 @@ def _bars(rng: random.Random, n: int) -> _Plan:
     labels = ['ax.bar_label(bars)', 'ax.margins(y=0.15)'] if rng.random() < .4 else []
     return _Plan(data, [f'bars = ax.bar(names, values, color={color!r})', *labels], **titles, x=word, y=unit)
 
-def _lines(rng: random.Random, n: int) -> _Plan:
-    what, unit, number = _quantity(rng)
+def _lines(rng: _Words, n: int) -> _Plan:
+    what, unit, number = rng.quantity()
     first, k = rng.randint(1990, 2015), rng.randint(5, n + 4)
-    series = rng.sample(('North', 'South', 'East', 'West'), rng.choice((1, 2, 3)) if n > 5 else 1)
+    series = rng.sample(_SERIES[rng.split], rng.choice((1, 2, 3)) if n > 5 else 1)
     data = {'years': list(range(first, first + k)), **{name.lower(): [number() for _ in range(k)] for name in series}}
     colors = rng.sample(_APART, len(series))
     style = rng.choice(('', ", marker='o'", ", marker='s'", ", linestyle='--'", ", marker='.'"))
@@ -83,9 +106,9 @@ def _lines(rng: random.Random, n: int) -> _Plan:
     if len(series) > 1: lines.append(_legend(len(series)))
     return _Plan(data, lines, f'{what} since {first}', short=what, x='year', y=unit)
 
-def _points(rng: random.Random, n: int) -> _Plan:
-    (first, x_label, x_number), (second, y_label, y_number) = _quantity(rng), _quantity(rng)
-    while second == first: second, y_label, y_number = _quantity(rng)
+def _points(rng: _Words, n: int) -> _Plan:
+    (first, x_label, x_number), (second, y_label, y_number) = rng.quantity(), rng.quantity()
+    while second == first: second, y_label, y_number = rng.quantity()
     xs, ys = ([number() for _ in range(rng.randint(8, 12))] for number in (x_number, y_number))
     if rng.random() < .6: xs, ys = sorted(xs), sorted(ys, reverse=rng.random() < .5)
     k, marker = min(len(xs), len(ys)), rng.choice(('', ", marker='x'", ", marker='^'", ", marker='D'"))
@@ -94,18 +117,18 @@ def _points(rng: random.Random, n: int) -> _Plan:
     return _Plan({'x': xs[:k], 'y': ys[:k]}, lines, title, short=second, x=x_label, y=y_label)
 
 # %% ../../nbs/pairs/62_charts.ipynb #36f0bf19
-def _pie(rng: random.Random, n: int) -> _Plan:
-    word, names = _group(rng, min(5, n))
+def _pie(rng: _Words, n: int) -> _Plan:
+    word, names = rng.group(min(5, n))
     cuts = sorted(rng.sample(range(1, 13), len(names) - 1)) # steps of 7 per cent, and the rest
     shares = [7 * (b - a) for a, b in zip([0, *cuts], cuts)] + [100 - 7 * cuts[-1]]
-    what = rng.choice(('Share', 'Sales', 'Votes', 'Budget'))
+    what = rng.choice(_SHARED[rng.split])
     ring = ", wedgeprops={'width': 0.5}, pctdistance=0.75" if rng.random() < .3 else ''
     colors = rng.sample(_APART, len(names))
     lines = [f"ax.pie(shares, labels=names, autopct='%.0f%%', colors={colors}{ring})"]
     return _Plan({'names': names, 'shares': shares}, lines, f'{what} by {word}', short=what)
 
-def _histogram(rng: random.Random, n: int) -> _Plan:
-    what, unit, _ = _quantity(rng)
+def _histogram(rng: _Words, n: int) -> _Plan:
+    what, unit, _ = rng.quantity()
     k, width, start, peak = rng.randint(4, n + 3), rng.choice((2, 5, 10, 20)), rng.randint(0, 5), rng.random()
     heights = [30 * 2 ** -(((i + .5) / k - peak) * 4)**2 for i in range(k)]
     counts = [1 + round(rng.uniform(.6, 1) * height) for height in heights]
@@ -115,11 +138,11 @@ def _histogram(rng: random.Random, n: int) -> _Plan:
     data, title = {'edges': edges, 'counts': counts}, f'{what}, {sum(counts)} cases'
     return _Plan(data, lines, title, short=what, x=unit, y='cases')
 
-def _heat(rng: random.Random, n: int) -> _Plan:
-    (one, columns), (two, rows) = _group(rng, min(5, n)), _group(rng, min(5, n))
-    while two == one: two, rows = _group(rng, min(5, n))
+def _heat(rng: _Words, n: int) -> _Plan:
+    (one, columns), (two, rows) = rng.group(min(5, n)), rng.group(min(5, n))
+    while two == one: two, rows = rng.group(min(5, n))
     cells = [[rng.randint(1, 99) for _ in columns] for _ in rows]
-    what = rng.choice(('Load', 'Use', 'Rate', 'Count', 'Match'))
+    what = rng.choice(_CELLS[rng.split])
     shades = rng.choice(('Blues', 'Greens', 'Oranges', 'Purples', 'Greys'))
     lines = [f'ax.imshow(cells, cmap={shades!r}, vmin=0, vmax=100)',
              'ax.set_xticks(range(len(columns)), columns)', 'ax.set_yticks(range(len(rows)), rows)',
@@ -134,8 +157,21 @@ CHARTS = {'bar': _bars, 'line': _lines, 'scatter': _points, 'pie': _pie, 'histog
 _DPI = 64 # so that matplotlib's 10 points are 9 pixels, whatever the size of the picture
 _EXTRAS = ('ax.grid(alpha=0.4)', "ax.spines[['top', 'right']].set_visible(False)", "ax.set_facecolor('whitesmoke')")
 
-def _write(rng: random.Random, image_size: int, kind: str) -> str:
+_RENAMED = { # by the author of held-out programs
+    'fig': 'figure', 'ax': 'axes', 'plt': 'pyplot', 'names': 'labels', 'values': 'heights', 'first': 'lower',
+    'second': 'upper', 'years': 'times', 'x': 'across', 'y': 'upward', 'shares': 'parts', 'edges': 'borders',
+    'counts': 'sizes', 'columns': 'above', 'rows': 'beside', 'row': 'line', 'cells': 'grid', 'cell': 'number',
+    'bars': 'drawn'}
+
+def _by_another(program: str) -> str:
+    "A program with all names changed, but not those of arguments, nor what stands in quotes."
+    program = program.replace('import matplotlib.pyplot as plt', 'from matplotlib import pyplot')
+    names = '|'.join(_RENAMED)
+    return re.sub(rf"(?<![\w.'])({names})(?![\w='])", lambda name: _RENAMED[name[1]], program)
+
+def _write(rng: random.Random, image_size: int, kind: str, *, split: str = 'train') -> str:
     "A program that draws a chart."
+    rng = _Words(rng, split)
     plan = CHARTS[kind](rng, image_size // 42)
     inches = f'{image_size / _DPI:g}' if image_size % _DPI == 0 else repr(image_size / _DPI)
     title_fits = load_face(bundled_font('DejaVuSans'), 11).getlength(plan.title) < .6 * image_size
@@ -145,8 +181,9 @@ def _write(rng: random.Random, image_size: int, kind: str) -> str:
     if plan.y: labels.append(f'ax.set_ylabel({plan.y!r})')
     lists = [f'{name} = {values}' for name, values in plan.data.items()]
     figure = f"fig, ax = plt.subplots(figsize=({inches}, {inches}), dpi={_DPI}, layout='constrained')"
-    return '\n'.join(['import matplotlib.pyplot as plt', '', *lists, '', figure, *plan.lines, *extras, *labels,
-                      "fig.savefig('chart.png')"])
+    program = '\n'.join(['import matplotlib.pyplot as plt', '', *lists, '', figure, *plan.lines, *extras, *labels,
+                         "fig.savefig('chart.png')"])
+    return program if split == 'train' else _by_another(program)
 
 # %% ../../nbs/pairs/62_charts.ipynb #23fecabc
 def _run(program: str):
@@ -158,8 +195,9 @@ def _run(program: str):
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         exec(program.rpartition('\n')[0], scope)
-        scope['fig'].savefig(buffer)
-        plt.close(scope['fig'])
+        figure = scope.get('fig') or scope['figure']
+        figure.savefig(buffer)
+        plt.close(figure)
         interactive = matplotlib.is_interactive() # the first figure of a notebook switches it on
     matplotlib.interactive(interactive)
     image = Image.open(buffer).convert('RGB')
@@ -170,10 +208,13 @@ def chart(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
     kind: str = '', # one of `CHARTS`; drawn by chance where empty
+    *,
+    split: str = 'train', # or 'held_out': about other things, and by another author
 ) -> PairDraft: # details: chart, its kind
     "A chart with the program that draws it; what `paint` gives is None where something is cut."
     if kind: check_choice('kind', kind, tuple(CHARTS))
-    rng = random.Random(seed)
+    check_choice('split', split, SPLITS)
+    rng = draws_of(seed)
     kind = kind or rng.choice(list(CHARTS))
-    text = _write(rng, check_image_size(image_size), kind)
-    return PairDraft(text, f'seed {seed}', text, paint=lambda: _run(text), details={'chart': kind})
+    text = _write(rng, check_image_size(image_size), kind, split=split)
+    return PairDraft(text, f'seed {seed}', paint=lambda: _run(text), details={'chart': kind})

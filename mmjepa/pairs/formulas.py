@@ -11,7 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from .screenshots import PairDraft, check_image_size
+from ..core import check_choice
+from .screenshots import PairDraft, check_image_size, draws_of
+from .sources import SPLITS, split_of
 
 # %% ../../nbs/pairs/63_formulas.ipynb #02cbe626
 GRAMMAR = {
@@ -64,6 +66,13 @@ def write_formula(
     inner = depth - (rule in ('sum', 'term'))
     allowed = [text for text in GRAMMAR[rule] if depth > 0 or not _DEEPER.search(text)]
     return re.sub('<(.*?)>', lambda name: write_formula(rng, inner, name[1]), rng.choice(allowed))
+
+# %% ../../nbs/pairs/63_formulas.ipynb #ed27b1c2
+def _line(rng: random.Random, depth: int, split: str) -> str:
+    "A formula of one side, in dollars."
+    while True:
+        line = f'${write_formula(rng, depth)}$'
+        if split_of(line) == split: return line
 
 # %% ../../nbs/pairs/63_formulas.ipynb #9ff031ed
 FONTSETS = ('cm', 'dejavusans', 'dejavuserif', 'stix', 'stixsans')
@@ -121,12 +130,14 @@ def paint_formulas(
 def formula(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
+    split: str = 'train', # or 'held_out': other formulas
 ) -> PairDraft: # details: fontset
     "One to three formulas with their LaTeX, each in dollars on its own line; `paint` gives None where they don't fit."
-    rng, roomy = random.Random(seed), check_image_size(image_size) >= 192
+    check_choice('split', split, SPLITS)
+    rng, roomy = draws_of(seed), check_image_size(image_size) >= 192
     count = rng.choice((1, 1, 2, 3) if roomy else (1, 1, 2))
-    lines = [f'${write_formula(rng, rng.randint(1, 2 + roomy))}$' for _ in range(count)]
+    lines = [_line(rng, rng.randint(1, 2 + roomy), split) for _ in range(count)]
     fontset, size = rng.choice(FONTSETS), rng.randint(max(12, image_size // 16), image_size // 8)
     paper, text = rng.choice(_PAPERS), '\n'.join(lines)
     def paint(): return paint_formulas(lines, image_size, fontset, size=size, paper=paper)
-    return PairDraft(text, f'seed {seed}', text, paint=paint, details={'fontset': fontset})
+    return PairDraft(text, f'seed {seed}', paint=paint, details={'fontset': fontset})

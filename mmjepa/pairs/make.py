@@ -8,27 +8,28 @@ __all__ = ['PAIR_MAKERS', 'make_pair', 'PairSet', 'PairConfig', 'check_kinds', '
 # %% ../../nbs/pairs/67_make.ipynb #52024c26
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from io import BytesIO
-from itertools import count
 from multiprocessing.util import Finalize
 from pathlib import Path
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from .charts import chart
-from ..core import UserError, atomic_path, check_choice, command, make_generator, remove
+from ..core import UserError, atomic_path, check_choice, check_output, command, content_id, make_generator, remove
+from ..data.shards import write_shards
 from .formulas import formula
 from .mockups import mockup
 from .pages import Chromium, find_chromium
-from .screenshots import check_image_size, screenshot
-from ..data.shards import write_shards
-from .sources import SPLITS, split_of, text_corpus
+from .screenshots import check_image_size, check_whole, screenshot
+from .sources import SPLITS, known_lines, python_files, source_folder, text_corpus
 from .statements import draw_statement
+from ..runs import one_writer
 
 # %% ../../nbs/pairs/67_make.ipynb #5f9d6ad4
 PAIR_MAKERS = {'code': screenshot, 'chart': chart, 'formula': formula, 'statement': draw_statement, 'mockup': mockup}
@@ -42,6 +43,8 @@ def _browser() -> Chromium:
     Finalize(browser, browser.close, exitpriority=1)
     return browser
 
+_ATTEMPTS = 1000 # of a record
+
 def make_pair(
     kind: str, # a name of `PAIR_MAKERS`
     i: int, # number of the record among those of its kind, from 0
@@ -50,17 +53,20 @@ def make_pair(
     split: str = 'train', # or 'held_out'
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
     chromium: bool = False, # draw mock-ups by Chromium, else by our own painter
+    root: Path | None = None, # folder of Python files that pictures of code show; None for the standard library
 ) -> dict: # `image` (Pillow), `prompt`, `text`, `domain` (the kind), `source`, `split`, and what the maker adds
     "Record `i` of a kind, the same wherever and whenever it is made on this machine."
-    options = {}
-    if kind == 'code': options['split'] = split
+    options = {'split': split}
+    if kind == 'code': options['root'] = root
     if kind == 'mockup' and chromium: options['browser'] = _browser()
-    for attempt in count():
+    i, seed = check_whole('i', i, 0), check_whole('seed', seed, 0)
+    for attempt in range(_ATTEMPTS):
         own_seed = make_generator('pair', kind, seed, split, i, attempt).initial_seed()
         draft = PAIR_MAKERS[kind](own_seed, image_size, **options)
-        image = draft.paint() if split_of(draft.key) == split else None
+        image = draft.paint()
         if image: return {'image': image, 'prompt': f'Write {_ASKED[kind]}:\n', 'text': draft.text, 'domain': kind,
                           'source': draft.source, 'split': split, **draft.details}
+    raise UserError(f'{kind}: none of {_ATTEMPTS:,} drafts finds room on {image_size} pixels; expected more of them')
 
 # %% ../../nbs/pairs/67_make.ipynb #81723236
 @dataclass(frozen=True)
@@ -69,18 +75,22 @@ class PairSet(Dataset):
     kinds: tuple[str, ...] # names of `PAIR_MAKERS`, which take turns
     n: int # records of each kind
     seed: int = 0 # of the set
-    split: str = 'train' # or 'held_out'
+    split: str = 'both' # sides: one record in ten is held out; or 'train' or 'held_out' alone
     image_size: int = 256 # side of the pictures, pixels
     chromium: bool = False # draw mock-ups by Chromium
+    source: str = '' # folder of Python files; '' for the standard library
 
     def __len__(self): return self.n * len(self.kinds)
 
-    def __getitem__(self, j: int) -> dict: # `png`, `fields`; or `error`
+    def __getitem__(self, j: int) -> dict: # `png`, `fields`; or `fields` alone, with `domain` and why it is `skipped`
         i, k = divmod(j, len(self.kinds))
-        kind, png = self.kinds[k], BytesIO()
-        options = {'split': self.split, 'image_size': self.image_size, 'chromium': self.chromium}
-        try: record = make_pair(kind, i, self.seed, **options)
-        except UserError as e: return {'error': str(e)}
+        kind, png, split = self.kinds[k], BytesIO(), self.split
+        if split == 'both': split = SPLITS[i % 10 == 1]
+        options = {'split': split, 'image_size': self.image_size, 'chromium': self.chromium}
+        try: record = make_pair(kind, i, self.seed, root=Path(self.source) if self.source else None, **options)
+        except UserError as e:
+            if self.chromium and kind == 'mockup': _browser.cache_clear() # the next page gets another one
+            return {'fields': {'domain': kind, 'split': split, 'skipped': str(e)}}
         record.pop('image').save(png, 'PNG')
         return {'png': png.getvalue(), 'fields': {'image': f'{kind}/{i:06}.png', **record}}
 
@@ -92,13 +102,16 @@ def _start_worker(worker: int):
 
 def _same(record: dict) -> dict: return record
 
-def _pair_records(pairs: PairSet, num_workers: int):
-    "The records of a set in their order, made by several processes."
-    loader = DataLoader(pairs, batch_size=None, num_workers=num_workers, collate_fn=_same,
+def _pair_records(pairs: PairSet, num_workers: int, start: int = 0) -> Iterator[dict]:
+    "The records of a set in their order from number `start`, made by several processes."
+    if 'code' in pairs.kinds and pairs.split != 'train': # once, before there are many processes
+        known_lines(['a line of more than fifteen characters'], Path(pairs.source) if pairs.source else None)
+    rest = Subset(pairs, range(start, len(pairs)))
+    loader = DataLoader(rest, batch_size=None, num_workers=min(num_workers, len(rest)), collate_fn=_same,
                         worker_init_fn=_start_worker, generator=torch.Generator())
-    with tqdm(total=len(pairs), desc='pairs', unit='pair', disable=None) as bar: # `tqdm(loader)` would start them twice
+    bar = tqdm(total=len(pairs), initial=start, desc='pairs', unit='pair', disable=None)
+    with bar: # `tqdm(loader)` would start them twice
         for record in loader:
-            if 'error' in record: raise UserError(record['error'])
             yield record
             bar.update()
 
@@ -110,50 +123,41 @@ def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in ('matplotlib', 'pillow', 'pygments')}
     return {'python': platform.python_version(), **packages}
 
+def _lines(path: Path) -> Iterator[dict]:
+    with open(path, encoding='utf-8') as f: yield from map(json.loads, f)
+
+def _whole_lines(path: Path) -> int:
+    "How many lines a file has; the end of one that was being written is cut off."
+    data = path.read_bytes() if path.exists() else b''
+    path.write_bytes(data[:data.rfind(b'\n') + 1])
+    return data.count(b'\n')
+
 def _pack(folder: Path, name: str):
-    "Put JSON lines and their pictures into shards."
-    write_shards(folder/f'{name}.jsonl', f'{folder}/{name}-{{0000..}}.tar', say=lambda line: None)
+    "Put JSON lines and their pictures into shards, those that are held out beside others into shards of their own."
+    lines = {side: [r for r in _lines(folder/f'{name}.jsonl') if r['split'] == side] for side in SPLITS}
     remove(folder/f'{name}.jsonl')
+    both = all(lines.values())
+    for side, records in lines.items():
+        if not records: continue
+        base = f'{name}_held_out' if both and side == 'held_out' else name
+        _write_lines(folder/f'{base}.jsonl', records)
+        write_shards(folder/f'{base}.jsonl', f'{folder}/{base}-{{0000..}}.tar', say=lambda line: None)
+        remove(folder/f'{base}.jsonl')
 
-def _write_pairs(folder: Path, pairs: PairSet, num_workers: int) -> Counter:
-    "Write PNG files and `pairs.jsonl`; counts by kind."
-    counts = Counter()
-    for kind in pairs.kinds: (folder/kind).mkdir()
-    with open(folder/'pairs.jsonl', 'w', encoding='utf-8') as f:
-        for record in _pair_records(pairs, num_workers):
-            (folder/record['fields']['image']).write_bytes(record['png'])
-            f.write(json.dumps(record['fields'], ensure_ascii=False) + '\n')
-            counts[record['fields']['domain']] += 1
-    return counts
-
-def _write_set(folder: Path, pairs: PairSet, corpus: bool, *, shards: bool, num_workers: int) -> list[str]:
-    "Write a set into a new folder; what is where."
-    folder.mkdir()
-    lines, files = [], '-*.tar' if shards else '.jsonl'
-    if pairs.kinds:
-        counts = _write_pairs(folder, pairs, num_workers)
-        lines.append(', '.join(f'{m:,} {k}' for k, m in counts.items()) + f' in pairs{files}')
-        if 'mockup' in pairs.kinds: lines[0] += f' (mock-ups by {"Chromium" if pairs.chromium else "our own painter"})'
-        if shards:
-            _pack(folder, 'pairs')
-            for kind in pairs.kinds: remove(folder/kind)
-    if corpus:
-        text_corpus(folder/'corpus.jsonl', pairs.split, say=lines.append)
-        lines[-1] = lines[-1].replace(f'{folder}/corpus.jsonl', f'corpus{files}')
-        if shards: _pack(folder, 'corpus')
-    settings = {**asdict(pairs), 'corpus': corpus, 'format': 'shards' if shards else 'json', 'versions': _versions()}
-    (folder/'settings.json').write_text(json.dumps(settings, indent=1), encoding='utf-8')
-    return lines
+def _write_lines(path: Path, records: Iterator[dict]):
+    with open(path, 'w', encoding='utf-8') as f:
+        for record in records: f.write(json.dumps(record, ensure_ascii=False) + '\n')
 
 # %% ../../nbs/pairs/67_make.ipynb #d79e633a
 @dataclass(frozen=True)
 class PairConfig:
     "What a set of pairs holds, and how it is made."
     kind: str = 'code,chart,formula,statement,mockup' # of records: some of these and corpus, separated by commas
-    n: int = 1000 # pairs of each kind; the corpus is always whole
+    n: int = 1000 # pairs of each kind, one in ten of them held out; the corpus is always whole
     format: str = 'json' # json (lines and PNG files) or shards (WebDataset)
     seed: int = 0 # of all choices
-    split: str = 'train' # train, or held_out: other source files, other texts
+    split: str = 'both' # sides that are written, which share no line: both, train, or held_out
+    source: str = '' # folder of Python files for code and corpus; that of Python's standard library if empty
     image_size: int = 256 # side of the pictures, pixels, 128 to 1024
     num_workers: int = 2 # processes that draw; 0 draws in this one
     painter: str = 'auto' # of mock-ups: chromium, own, or auto for Chromium where it is installed and starts
@@ -168,17 +172,20 @@ def check_kinds(
         if found.count(k) > 1: raise UserError(f'kind {k} is named {found.count(k)} times; expected once')
     return found
 
-def _check(config: PairConfig, output: Path):
-    "Refuse what can't be meant."
+def _checked(config: PairConfig, output: Path) -> PairConfig:
+    "The config with plain numbers; what can't be meant is refused."
+    numbers = {name: check_whole(name, getattr(config, name), least) for name, least in _LEAST.items()}
     check_image_size(config.image_size)
-    check_choice('split', config.split, SPLITS)
-    for name, low in (('n', 1), ('num_workers', 0), ('seed', 0)):
-        value = getattr(config, name)
-        if value < low: raise UserError(f'{name} is {value}; expected {low} or more')
+    check_choice('split', config.split, ('both', *SPLITS))
     check_choice('format', config.format, ('json', 'shards'))
+    check_choice('painter', config.painter, ('auto', 'own', 'chromium'))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f'{output} exists and is not empty; expected a new folder')
-    check_choice('painter', config.painter, ('auto', 'own', 'chromium'))
+    source = str(source_folder(config.source).resolve()) if config.source else ''
+    if source: check_output(output, source)
+    return replace(config, **numbers, image_size=int(config.image_size), source=source)
+
+_LEAST = {'n': 1, 'num_workers': 0, 'seed': 0}
 
 def _use_chromium(painter: str, needed: bool) -> bool:
     "Whether Chromium draws the mock-ups."
@@ -189,21 +196,100 @@ def _use_chromium(painter: str, needed: bool) -> bool:
         return False # it is there and doesn't start
     return True
 
+# %% ../../nbs/pairs/67_make.ipynb #7eaa66cf
+def _draw_pairs(work: Path, pairs: PairSet, num_workers: int):
+    "Write PNG files into `work/set`, and a line for each record into `work/made.jsonl`, from where it ends."
+    for kind in pairs.kinds: (work/'set'/kind).mkdir(exist_ok=True)
+    start = _whole_lines(work/'made.jsonl')
+    with open(work/'made.jsonl', 'a', encoding='utf-8') as f:
+        for record in _pair_records(pairs, num_workers, start):
+            if 'png' in record: (work/'set'/record['fields']['image']).write_bytes(record['png'])
+            f.write(json.dumps(record['fields'], ensure_ascii=False) + '\n')
+            f.flush()
+
+def _summary(work: Path, pairs: PairSet, files: str) -> str:
+    "What was made and what was skipped."
+    made, skipped, sides = Counter(), Counter(), Counter()
+    for r in _lines(work/'made.jsonl'):
+        if 'skipped' in r: skipped[f'{r["domain"]}: {r["skipped"]}'] += 1
+        else:
+            made[r['domain']] += 1
+            sides[r['split']] += 1
+    if not made: raise UserError(f'no pair could be made; {next(iter(skipped))}')
+    counts = ', '.join(f'{m:,} {kind}' for kind, m in made.items())
+    painter = f' (mock-ups by {"Chromium" if pairs.chromium else "our own painter"})' if 'mockup' in made else ''
+    left = ''.join(f'; skipped: {m:,} {why}' for why, m in skipped.items())
+    return f'{counts} in {files}, {sides["held_out"]:,} of {made.total():,} held out{painter}{left}'
+
+def _write_set(work: Path, pairs: PairSet, corpus: bool, *, shards: bool, num_workers: int) -> list[str]:
+    "Write a set into `work/set`; what is where."
+    folder, lines, files = work/'set', [], '-*.tar' if shards else '.jsonl'
+    if pairs.kinds:
+        _draw_pairs(work, pairs, num_workers)
+        lines.append(_summary(work, pairs, f'pairs{files}'))
+        _write_lines(folder/'pairs.jsonl', (r for r in _lines(work/'made.jsonl') if 'skipped' not in r))
+        if shards:
+            _pack(folder, 'pairs')
+            for kind in pairs.kinds: remove(folder/kind)
+    if corpus:
+        text_corpus(folder/'corpus.jsonl', pairs.split, pairs.source or None, say=lines.append)
+        lines[-1] = lines[-1].replace(f'{folder}/corpus.jsonl', f'corpus{files}')
+        if shards: _pack(folder, 'corpus')
+    return lines
+
 # %% ../../nbs/pairs/67_make.ipynb #e531dae8
+def _go_on(work: Path, settings: dict):
+    "Keep what a run with the same settings has made that was stopped; else begin."
+    state, said = work/'state.json', json.dumps(settings)
+    if not state.exists() or state.read_text(encoding='utf-8') != said:
+        for name in _PARTS: remove(work/name)
+        (work/'set').mkdir()
+        state.write_text(said, encoding='utf-8')
+
+_PARTS = ('state.json', 'made.jsonl', 'set')
+
+def _give_up(work: Path):
+    "Delete what was made, and nothing else that lies there."
+    for name in _PARTS: remove(work/name)
+
+@contextmanager
+def _work_folder(output: Path) -> Iterator[Path]:
+    "The hidden folder beside `output` in which a set is made, for this process alone."
+    work = output.with_name(f'.part-{output.name}')
+    try:
+        with one_writer(work): yield work
+    finally:
+        with suppress(OSError): work.rmdir() # if it is empty
+
+# %% ../../nbs/pairs/67_make.ipynb #9a07326f
+def _digest(source: str) -> int:
+    "Of the names, sizes and times of a folder's files."
+    stats = [(str(p), p.stat()) for p in python_files(source)] if source else []
+    return content_id(repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats]))
+
 def make_pairs(
     output: str | Path, # folder to write; it is empty or not there yet
     config: PairConfig = PairConfig(),
     *,
-    say: Callable[[str], None] = print, # gets the line on what was written
+    say: Callable[[str], None] = print, # gets the line on what was written and what was skipped
 ) -> Path: # `output`
-    "Write a set of pairs, and the corpus if it is among the kinds; all of it or nothing."
+    "Write a set of pairs, and the corpus if it is among the kinds; a run that was stopped goes on."
     names, output = check_kinds(config.kind), Path(output).expanduser()
-    _check(config, output)
+    config = _checked(config, output)
     kinds, chromium = tuple(k for k in names if k != 'corpus'), _use_chromium(config.painter, 'mockup' in names)
-    pairs = PairSet(kinds, config.n, config.seed, split=config.split, image_size=config.image_size, chromium=chromium)
+    pairs = PairSet(kinds, config.n, config.seed, split=config.split, image_size=config.image_size, chromium=chromium,
+                    source=config.source)
     corpus, shards = 'corpus' in names, config.format == 'shards'
-    with atomic_path(output) as temp:
-        lines = _write_set(temp, pairs, corpus, shards=shards, num_workers=config.num_workers)
+    settings = {**asdict(pairs), 'corpus': corpus, 'format': 'shards' if shards else 'json', 'versions': _versions()}
+    with atomic_path(output) as temp, _work_folder(output) as work:
+        _go_on(work, {**settings, 'files': _digest(config.source)})
+        try: lines = _write_set(work, pairs, corpus, shards=shards, num_workers=config.num_workers)
+        except UserError:
+            _give_up(work)
+            raise
+        (work/'set'/'settings.json').write_text(json.dumps(settings, indent=1), encoding='utf-8')
+        (work/'set').rename(temp)
+        _give_up(work)
     say(f'{output}: ' + '; '.join(lines))
     return output
 

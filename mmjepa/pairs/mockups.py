@@ -8,27 +8,54 @@ __all__ = ['write_mockup', 'mockup']
 # %% ../../nbs/pairs/66_mockups.ipynb #e53093d4
 import random, re
 
+from ..core import check_choice
 from .pages import Chromium, draw_page, page_fits
-from .screenshots import PairDraft, check_image_size
+from .screenshots import PairDraft, check_image_size, draws_of
+from .sources import SPLITS
 
 # %% ../../nbs/pairs/66_mockups.ipynb #3532e633
-_WORDS = {
+_WORDS = { # for training | held out
     'brand': '''Acorn, Beacon, Cargo, Delta, Ember, Fable, Garnet, Harbor, Indigo, Juno, Kite, Lumen, Mosaic, Nimbus,
-        Orbit, Pixel, Quill, Ripple, Summit, Tundra''',
-    'link': 'Home, Shop, Mail, Help, News, Team, About, Plans, Tasks, Files, Log in, Sign up, Search, Cart, Blog, Docs',
+        Orbit, Pixel, Quill, Ripple, Summit, Tundra | Amber, Birch, Comet, Drift, Falcon, Grove, Maple, Onyx, Prism''',
+    'link': '''Home, Shop, Mail, Help, News, Team, About, Plans, Tasks, Files, Log in, Sign up, Search, Cart, Blog,
+        Docs | Start, Store, Chat, FAQ, Press, Crew, Jobs, Prices, Events, Media, Sign out, Basket, Forum''',
     'title': '''Your orders, New message, Weekly report, Sign in, My files, Create account, Next trips, Settings,
-        Payment, Open tasks, Latest news, Your team, Invoices, Contacts, Calendar''',
+        Payment, Open tasks, Latest news, Your team, Invoices, Contacts, Calendar | Past purchases, Write to us,
+        Monthly figures, Welcome back, Saved pictures, Join today, Booked rooms, Options, What is due''',
     'text': '''All changes are saved., Choose what you need., Nothing new today., Try it for 30 days.,
         We will write to you soon., Two devices are connected., Your plan ends in May., Please check your data.,
-        No card is needed., Updated an hour ago., Only you can see this.''',
+        No card is needed., Updated an hour ago., Only you can see this. | Everything is up to date., Pick a colour.,
+        Come back tomorrow., The first week is free., A courier is on the way., Your seat is booked.,
+        Please be patient., Read by three people., This can not be undone.''',
     'item': '''Report.pdf, Budget 2024, Green tea, Blue chair, Meeting notes, Anna Weber, Train to Graz, Invoice 118,
-        Backup, Photos, Kitchen lamp, Tom Hale, Draft 3, Phone bill, Desk plan''',
-    'value': 'done, open, 12 KB, 3 new, 49.00, paid, late, today, 8:30, 2 left, 7.5, Mon, sent, 90%, free, 120',
-    'button': 'Save, Send, Buy, Next, Cancel, Reply, Delete, Add, Open, Apply, Join, Share, Print, Upload, Retry',
-    'field': 'Name, Email, Password, City, Phone, Subject, Street, Company, Amount, Date, Search, Coupon',
-    'metric': 'Visits, Sales, Users, Errors, Orders, Uptime, Likes, Steps, Tasks, Views',
+        Backup, Photos, Kitchen lamp, Tom Hale, Draft 3, Phone bill, Desk plan | Letter.odt, Garden map, Black coffee,
+        Red sofa, Guest list, Ines Roth, Bus to Linz, Receipt 52, Archive, Videos, Floor mat, Paul Dean, Sketch 7''',
+    'value': '''done, open, 12 KB, 3 new, 49.00, paid, late, today, 8:30, 2 left, 7.5, Mon, sent, 90%, free,
+        120 | ready, shut, 34 MB, 5 old, 18.50, owed, early, now, 17:15, 6 kept, 2.25, Fri, read, 40%, taken, 875''',
+    'button': '''Save, Send, Buy, Next, Cancel, Reply, Delete, Add, Open, Apply, Join, Share, Print, Upload,
+        Retry | Keep, Post, Order, Back, Stop, Answer, Remove, Insert, Close, Confirm, Leave, Copy, Scan, Fetch''',
+    'field': '''Name, Email, Password, City, Phone, Subject, Street, Company, Amount, Date, Search,
+        Coupon | Nickname, Website, PIN, Country, Fax, Topic, Building, School, Quantity, Time, Voucher''',
+    'metric': '''Visits, Sales, Users, Errors, Orders, Uptime, Likes, Steps, Tasks,
+        Views | Clicks, Refunds, Members, Warnings, Returns, Latency, Shares, Laps, Tickets, Reads''',
 }
-_WORDS = {kind: re.split(r',\s+', words) for kind, words in _WORDS.items()}
+_SIDES = {kind: [re.split(r',\s+', part) for part in re.split(r'\s+\|\s+', words)] for kind, words in _WORDS.items()}
+_WORDS = {side: {kind: lists[i] for kind, lists in _SIDES.items()} for i, side in enumerate(SPLITS)}
+
+class _Words(random.Random):
+    "Chance, and the side whose words it chooses from."
+    def __init__(self, rng: random.Random, split: str):
+        super().__init__()
+        self.setstate(rng.getstate())
+        self.words = _WORDS[split]
+
+    def some(self, kind: str, n: int) -> list[str]: return self.sample(self.words[kind], n)
+
+    def fill(self, template: str) -> str:
+        "A line with words in place of their kinds."
+        return re.sub(r'\{(\w+)\}', lambda kind: self.choice(self.words[kind[1]]), template)
+
+# %% ../../nbs/pairs/66_mockups.ipynb #25b56862
 _THEMES = ( # ground, ink, card, border, accent, ink on it, pale ink
     ('#f2f4f7', '#1f2933', '#ffffff', '#c5ced8', '#0b69a3', '#ffffff', '#5c6b7a'),
     ('#ffffff', '#222222', '#f5f5f5', '#d0d0d0', '#b23a48', '#ffffff', '#666666'),
@@ -76,60 +103,54 @@ def _style(rng: random.Random, size: int) -> dict[str, str]:
         'input': f'font: inherit; color: {pale}; {box}; padding: 3px 5px; width: 100%'}
 
 # %% ../../nbs/pairs/66_mockups.ipynb #62353313
-def _words(rng: random.Random, kind: str, n: int) -> list[str]: return rng.sample(_WORDS[kind], n)
-
-def _fill(rng: random.Random, template: str) -> str:
-    "A line with words in place of their kinds."
-    return re.sub(r'\{(\w+)\}', lambda kind: rng.choice(_WORDS[kind[1]]), template)
-
 def _heading(rng):
-    lines = [_fill(rng, '<h1>{title}</h1>')]
-    if rng.random() < .7: lines.append(_fill(rng, '<p>{text}</p>'))
+    lines = [rng.fill('<h1>{title}</h1>')]
+    if rng.random() < .7: lines.append(rng.fill('<p>{text}</p>'))
     return lines
 
 def _form(rng):
     lines = []
-    for name in _words(rng, 'field', rng.randint(1, 2)):
-        if rng.random() < .5: lines += [f'<small>{name}</small>', _fill(rng, '<input value="{value}">')]
+    for name in rng.some('field', rng.randint(1, 2)):
+        if rng.random() < .5: lines += [f'<small>{name}</small>', rng.fill('<input value="{value}">')]
         else: lines.append(f'<input value="{name}">')
-    first, second = _words(rng, 'button', 2)
+    first, second = rng.some('button', 2)
     more = f'<button class="plain">{second}</button>' if rng.random() < .5 else ''
     return [*lines, f'<div class="row"><button>{first}</button>{more}</div>']
 
 def _cards(rng):
     below = rng.choice(('<p>{text}</p>', '<small>{value}</small>', '<button>{button}</button>'))
-    names = _words(rng, 'item', rng.choice((2, 2, 3)))
-    cards = [f'<div class="card"><b>{name}</b>{_fill(rng, below)}</div>' for name in names]
+    names = rng.some('item', rng.choice((2, 2, 3)))
+    cards = [f'<div class="card"><b>{name}</b>{rng.fill(below)}</div>' for name in names]
     return ['<div class="grid">', *cards, '</div>']
 
 def _list(rng):
     right = rng.choice(('<small>{value}</small>', '<span class="tag">{value}</span>', '<button>{button}</button>'))
-    names = _words(rng, 'item', rng.randint(2, 4))
-    return [f'<div class="item"><p>{name}</p>{_fill(rng, right)}</div>' for name in names]
+    names = rng.some('item', rng.randint(2, 4))
+    return [f'<div class="item"><p>{name}</p>{rng.fill(right)}</div>' for name in names]
 
 def _people(rng):
-    names = _words(rng, 'brand', rng.randint(2, 3))
+    names = rng.some('brand', rng.randint(2, 3))
     return [f'<div class="row"><p class="dot">{name[0]}</p><p>{name}</p></div>' for name in names]
 
 def _metrics(rng):
-    names = _words(rng, 'metric', rng.randint(2, 3))
+    names = rng.some('metric', rng.randint(2, 3))
     cards = [f'<div class="card"><small>{name}</small><p class="big">{rng.randint(1, 999)}</p></div>' for name in names]
     return ['<div class="grid">', *cards, '</div>']
 
 # %% ../../nbs/pairs/66_mockups.ipynb #33b926f4
-def _note(rng): return [_fill(rng, '<p class="note">{text}</p>')]
+def _note(rng): return [rng.fill('<p class="note">{text}</p>')]
 
 def _search(rng):
     field = '<input style="flex: 1" value="{field}">'
-    return [_fill(rng, f'<div class="row">{field}<button>{{button}}</button></div>')]
+    return [rng.fill(f'<div class="row">{field}<button>{{button}}</button></div>')]
 
 def _tags(rng):
-    tags = [f'<span class="tag">{word}</span>' for word in _words(rng, 'link', rng.randint(2, 4))]
+    tags = [f'<span class="tag">{word}</span>' for word in rng.some('link', rng.randint(2, 4))]
     return [f'<div class="row">{"".join(tags)}</div>']
 
 def _progress(rng):
     share = 5 * rng.randint(1, 19)
-    return [_fill(rng, f'<p>{{metric}}: {share}%</p>'),
+    return [rng.fill(f'<p>{{metric}}: {share}%</p>'),
             f'<div class="track"><div class="fill" style="width: {share}%"></div></div>']
 
 _SECTIONS = (_heading, _form, _cards, _list, _people, _metrics, _note, _search, _tags, _progress)
@@ -147,21 +168,40 @@ def _assemble(style: dict[str, str], nav: str, main: list[str], *, side: list[st
     return '\n'.join(['<!DOCTYPE html>', '<html>', '<head>', '<style>', *rules, '</style>', '</head>',
                       '<body>', *lines, '</body>', '</html>'])
 
+# %% ../../nbs/pairs/66_mockups.ipynb #21ac82f1
+_CLASSES = {'big': 'large', 'row': 'beside', 'grid': 'columns', 'stack': 'below', 'card': 'tile', 'item': 'entry',
+            'note': 'remark', 'side': 'aside', 'tag': 'label', 'dot': 'round', 'track': 'whole', 'fill': 'part',
+            'plain': 'quiet'}
+
+def _by_another(html: str) -> str:
+    "The same page with other names of classes, and rules in the shortest form."
+    head, start, body = html.partition('<body>')
+    names = '|'.join(_CLASSES)
+    body = re.sub(rf'class="({names})"', lambda name: f'class="{_CLASSES[name[1]]}"', body)
+    body = re.sub('(style=".*?")', lambda style: style[1].replace(': ', ':'), body)
+    head = re.sub(rf'\.({names})(?= \{{)', lambda name: f'.{_CLASSES[name[1]]}', head)
+    return re.sub(r' ?([{};:,]) ?', r'\1', head) + start + body
+
+# %% ../../nbs/pairs/66_mockups.ipynb #6bc3ba32
 def write_mockup(
     rng: random.Random, # source of all choices
     image_size: int, # side of the picture that must show all of it, pixels
+    split: str = 'train', # or 'held_out': about other things, by another author
 ) -> str: # HTML
     "A page that is as full as it gets."
+    rng = _Words(rng, split)
     roomy = image_size >= 192
     style = _style(rng, rng.choice((9, 10, 11) if roomy else (8, 9)))
-    def page(main, side=()): return _assemble(style, nav, main, side=side)
+    def page(main, side=()):
+        html = _assemble(style, nav, main, side=side)
+        return html if split == 'train' else _by_another(html)
     while True:
-        words = _words(rng, 'link', 3)[:rng.randint(1, 3) if roomy else 1]
+        words = rng.some('link', 3)[:rng.randint(1, 3) if roomy else 1]
         links = ''.join(f'<a>{word}</a>' for word in words)
-        nav = _fill(rng, f'<nav><b>{{brand}}</b><div class="row">{links}</div></nav>')
+        nav = rng.fill(f'<nav><b>{{brand}}</b><div class="row">{links}</div></nav>')
         if page_fits(page([]), image_size): break
     with_side = roomy and rng.random() < .3
-    side = [f'<p>{word}</p>' for word in _words(rng, 'link', rng.randint(3, 5))] if with_side else []
+    side = [f'<p>{word}</p>' for word in rng.some('link', rng.randint(3, 5))] if with_side else []
     main = []
     for section in rng.sample(_SECTIONS * 2, 2 * len(_SECTIONS)):
         more = main + section(rng)
@@ -172,9 +212,12 @@ def mockup(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
     browser: Chromium | None = None, # that draws the picture; None for our own painter
+    *,
+    split: str = 'train', # or 'held_out': about other things, by another author
 ) -> PairDraft: # details: painter, 'own' or 'chromium' with its version
     "A page of an application with its HTML."
-    text = write_mockup(random.Random(seed), check_image_size(image_size))
+    check_choice('split', split, SPLITS)
+    text = write_mockup(draws_of(seed), check_image_size(image_size), split)
     def paint(): return browser.draw(text, image_size) if browser else draw_page(text, image_size)
     painter = f'chromium {browser.version}' if browser else 'own'
-    return PairDraft(text, f'seed {seed}', text, paint=paint, details={'painter': painter})
+    return PairDraft(text, f'seed {seed}', paint=paint, details={'painter': painter})

@@ -6,10 +6,12 @@
 __all__ = ['Statement', 'make_statement', 'statement_code', 'TableLook', 'table_texts', 'paint_statement', 'draw_statement']
 
 # %% ../../nbs/pairs/64_statements.ipynb #461fd018
-import random
+import random, re
 from dataclasses import dataclass
 
-from .screenshots import PairDraft, bundled_font, check_image_size, load_face
+from ..core import check_choice
+from .screenshots import PairDraft, bundled_font, check_image_size, draws_of, load_face
+from .sources import SPLITS
 
 # %% ../../nbs/pairs/64_statements.ipynb #2fd7a61f
 def _sums(rows: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> tuple[int, ...]:
@@ -114,35 +116,63 @@ def _short_cash(r: _Rows):
 
 _KINDS = {'income statement': _income, 'balance sheet': _balance, 'cash flow': _cash}
 _SHORT = {'income': _short_income, 'balance': _short_balance, 'cash': _short_cash}
-_FIRMS = '''Alder Birch Cedar Dorset Elmwood Fenwick Granite Harbour Ivory Juniper Kestrel Linden Meadow Norwood Orchard
-    Pembroke Quarry Rowan Sable Thistle'''.split()
+
+# %% ../../nbs/pairs/64_statements.ipynb #8867d593
+_RENAMED = '''Product sales: Goods sold, Service fees: Services sold, Licences: Royalties, Subscriptions: Memberships,
+    Revenue: Turnover, Gross profit: Gross margin, Cost of sales: Cost of goods, Staff costs: Wages, Research: Studies,
+    Marketing: Advertising, Rent: Premises, Energy: Power, Depreciation: Wear, Operating profit: EBIT,
+    Profit before tax: Pre-tax result, Interest: Finance costs, Net profit: Net income, Tax: Taxation, Cash: Money,
+    Receivables: Debtors, Inventories: Supplies, Prepayments: Paid ahead, Property: Real estate, Equipment: Machines,
+    Software: Programs, Goodwill: Brand value, Investments: Securities, Total assets: Sum of assets,
+    Payables: Creditors, Bank loans: Bank debt, Bonds: Notes, Provisions: Reserves, Leases: Rented assets,
+    Deferred tax: Later taxes, Total liabilities: Sum of debts, Share capital: Paid-in capital,
+    Total equity: Owners' funds, Retained earnings: Kept income, Equity and liabilities: Funds and debts,
+    Operating cash flow: From operations, Change in inventories: More supplies, Change in receivables: More debtors,
+    Equipment bought: For machines, Software bought: For programs, Investing cash flow: From investing,
+    Assets sold: Sales of assets, Loans taken: New debt, Shares issued: New shares, Dividends paid: To owners,
+    Loans repaid: To banks, Financing cash flow: From financing, Net change: Sum of flows, Opening cash: Money before,
+    Closing cash: Money after, Sales: Orders, Fees: Dues, Rents: Lettings, Staff: People, Goods: Wares, Assets: Owned,
+    Stock: Store, Land: Ground, Tools: Devices, Loans: Lent, Funding: Financed by, Equity: Own funds, Operations: Trade,
+    Investment: Bought, Finance: Lenders, Change: Flow, Opening: Before, Closing: After'''
+_RENAMED = dict(pair.split(': ') for pair in re.split(r',\s+', _RENAMED))
+_FIRMS = {'train': '''Alder Birch Cedar Dorset Elmwood Fenwick Granite Harbour Ivory Juniper Kestrel Linden Meadow
+    Norwood Orchard Pembroke Quarry Rowan Sable Thistle'''.split(),
+    'held_out': 'Arden Brook Clover Dunmore Heron'.split()}
+_CURRENCIES = {'train': ('EUR', 'USD', 'GBP', 'CHF', 'JPY'), 'held_out': ('SEK', 'NOK', 'CAD', 'AUD', 'PLN')}
+_LAST_YEAR = {'train': (2008, 2025), 'held_out': (1988, 2005)}
 
 def make_statement(
     rng: random.Random, # source of all choices
     image_size: int = 256, # side of the picture on which it must find room, pixels
+    split: str = 'train', # or 'held_out': of other companies, by other names
 ) -> Statement:
     "A statement whose totals are right."
     short = image_size < 192
     kind, fill = rng.choice(list((_SHORT if short else _KINDS).items()))
-    r, last = _Rows(rng, rng.randint(1, min(3, image_size // 110))), rng.randint(2008, 2025)
+    r, last = _Rows(rng, rng.randint(1, min(3, image_size // 110))), rng.randint(*_LAST_YEAR[split])
     fill(r)
-    firm = rng.choice(_FIRMS)
+    firm = rng.choice(_FIRMS[split])
     if not short: firm += ' ' + rng.choice(('Ltd', 'AG', 'plc', 'Inc'))
-    currency, scale = rng.choice(('EUR', 'USD', 'GBP', 'CHF', 'JPY')), rng.choice(('thousand', 'million'))
+    currency, scale = rng.choice(_CURRENCIES[split]), rng.choice(('thousand', 'million'))
     if short: scale = {'thousand': 'k', 'million': 'm'}[scale]
     years = tuple(str(last - i) for i in range(len(r.growth)))
-    return Statement(f'{firm}: {kind}', f'{currency} {scale}', years, rows=r.rows, rules=tuple(r.rules))
+    def named(label): return label if split == 'train' else _RENAMED[label]
+    rows = {named(label): values for label, values in r.rows.items()}
+    rules = tuple((named(total), tuple(map(named, parts))) for total, parts in r.rules)
+    return Statement(f'{firm}: {kind}', f'{currency} {scale}', years, rows=rows, rules=rules)
 
 # %% ../../nbs/pairs/64_statements.ipynb #1808611e
 def statement_code(
     statement: Statement,
+    split: str = 'train', # or 'held_out': as another author writes it
 ) -> str: # Python that needs pandas
     "A program that rebuilds the table and checks its totals."
+    pd, table, imported = {'train': ('pd', 'table', 'pandas as pd'), 'held_out': ('pandas', 'frame', 'pandas')}[split]
     rows = [f'    {label!r}: {list(values)},' for label, values in statement.rows.items()]
-    checks = [f'assert (table.loc[{t!r}] == table.loc[{list(parts)}].sum()).all()' for t, parts in statement.rules]
-    return '\n'.join(['import pandas as pd', '', f'title = {statement.title!r}', f'unit = {statement.unit!r}',
-                      'table = pd.DataFrame.from_dict({', *rows,
-                      f"}}, orient='index', columns={list(statement.columns)})", *checks])
+    checks = [f'assert ({table}.loc[{t!r}] == {table}.loc[{list(parts)}].sum()).all()' for t, parts in statement.rules]
+    end = [f'orient={"index"!r}', f'columns={list(statement.columns)}']
+    return '\n'.join([f'import {imported}', '', f'title = {statement.title!r}', f'unit = {statement.unit!r}',
+                      f'{table} = {pd}.DataFrame.from_dict({{', *rows, f'}}, {", ".join(end)})', *checks])
 
 # %% ../../nbs/pairs/64_statements.ipynb #0b3d98c4
 @dataclass(frozen=True)
@@ -223,13 +253,15 @@ _PAPERS = (('#ffffff', '#000000', '#dfe7f1'), ('#ffffff', '#1f2d3d', '#e8e8e8'),
 def draw_statement(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
+    split: str = 'train', # or 'held_out': of other companies, by another author
 ) -> PairDraft:
     "A financial statement with the code that rebuilds and checks it; `paint` gives None where it doesn't fit."
-    rng = random.Random(seed)
-    statement = make_statement(rng, check_image_size(image_size))
+    check_choice('split', split, SPLITS)
+    rng = draws_of(seed)
+    statement = make_statement(rng, check_image_size(image_size), split)
     font, separator = rng.choice(('DejaVuSans', 'DejaVuSerif', 'DejaVuSansMono')), rng.choice((',', '.', ' ', ''))
     brackets, lined = rng.random() < .5, rng.random() < .6
     look = TableLook(font, separator, brackets, lined=lined, colors=rng.choice(_PAPERS))
-    text = statement_code(statement)
+    text = statement_code(statement, split)
     def paint(): return paint_statement(statement, look, image_size, largest=max(12, image_size // 18))
-    return PairDraft(text, f'seed {seed}', text, paint=paint)
+    return PairDraft(text, f'seed {seed}', paint=paint)

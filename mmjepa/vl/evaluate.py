@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['load_evaluated', 'EvaluationConfig', 'unigram_bound', 'score_texts', 'code_figure', 'retrieval_figure',
            'of_each_kind', 'score_pairs', 'score_problems', 'flat_scores', 'write_evaluation', 'evaluate_model',
-           'EvaluationData', 'read_fields', 'read_evaluation_data', 'main']
+           'evaluate_completions', 'EvaluationData', 'read_fields', 'read_evaluation_data', 'main']
 
 # %% ../../nbs/vl/88_evaluate.ipynb #38b0ed8d
-import contextlib, io, json, math, textwrap
+import contextlib, io, json, math, sys, textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..checkpoint import model_folder
-from ..core import UserError, command, get_device, write_text
+from ..core import UserError, check_output, command, get_device, share_id, write_text
 from ..data.text import Tokenizer, load_tokenizer
-from ..runs import RunLog
-from ..sandbox.code_scores import CodeProblem, evaluate_humaneval, exact_match, read_humaneval
+from ..runs import RunLog, StopFlag, Stopped, one_writer
+from ..sandbox.code_scores import evaluate_humaneval, exact_match, read_completions, read_humaneval
 from ..sandbox.code_scores import token_edit_similarity
 from ..sandbox.programs import refusal
 from .evaluation import EvalRecord, WrittenCode, embedding_mse, image_to_code, modal_embeddings
-from .evaluation import multimodal_retrieval, perplexity, random_rows, read_eval_records, record_batches
+from .evaluation import multimodal_retrieval, perplexity, random_rows, read_eval_records
+from .evaluation import record_batches, record_ids
 from .evaluation import write_completions, write_json_lines
 from .model import VLJEPA, load_vl_jepa
 
@@ -46,9 +47,10 @@ def load_evaluated(
     return model, tokenizer
 
 # %% ../../nbs/vl/88_evaluate.ipynb #bb851bd5
-def _check_counts(config, *names: str):
+def _check_counts(config, least: int, *names: str):
     for name in names:
-        if getattr(config, name) < 0: raise UserError(f'{name} is {getattr(config, name)}; expected 0 (all) or more')
+        value, words = getattr(config, name), {0: '0 (all)', 1: '1'}[least]
+        if value < least: raise UserError(f'{name} is {value}; expected {words} or more')
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -63,7 +65,9 @@ class EvaluationConfig:
     batch_size: int = 16 # rows at a time
     seed: int = 0 # of what is hidden, and of sampling
 
-    def __post_init__(self): _check_counts(self, 'programs')
+    def __post_init__(self):
+        _check_counts(self, 0, 'programs')
+        _check_counts(self, 1, 'samples', 'max_new_tokens', 'batch_size')
 
 # %% ../../nbs/vl/88_evaluate.ipynb #7b28da4f
 def unigram_bound(
@@ -75,6 +79,7 @@ def unigram_bound(
     for record in records:
         ids, first = record.ids(tokenizer)
         counts.update(ids[first:])
+    if not counts: raise UserError('no texts; expected one or more')
     return math.exp(-sum(c / counts.total() * math.log(c / counts.total()) for c in counts.values()))
 
 def score_texts(
@@ -87,7 +92,8 @@ def score_texts(
     "Scores of texts and of their embeddings, with pictures where there are some."
     surprise = perplexity(model, tokenizer, records, window=config.window or None, stride=config.stride or None,
                           batch_size=config.batch_size)
-    errors = embedding_mse(model, record_batches(model, tokenizer, records, batch_size=config.batch_size), config.seed)
+    batches = record_batches(model, tokenizer, records, batch_size=config.batch_size)
+    errors = embedding_mse(model, batches, config.seed, total=-(-len(records) // config.batch_size))
     cut = sum(len(r.ids(tokenizer)[0]) > model.config.context_length for r in records)
     return {'perplexity': {**surprise, 'unigram_perplexity': unigram_bound(tokenizer, records)},
             'embeddings': {**errors, 'texts_cut': cut}}
@@ -150,13 +156,16 @@ def retrieval_figure(
     k, look = min(nearest, len(records)), dict(lines=15, width=46)
     cosine = normalize(a.float(), dim=1) @ normalize(b.float(), dim=1).T
     orders = [cosine[i].argsort(descending=True, stable=True).tolist() for i in rows]
+    ids = record_ids(records)
+    right = share_id(ids, ids) # the same picture, or the same text
     heights = [_height([records[j].text for j in order[:k]], **look) for order in orders]
     fig, axs = plt.subplots(len(rows), k + 1, figsize=(3.1 * (k + 1), sum(heights)), height_ratios=heights,
                             layout='constrained', squeeze=False)
     for (first, *others), i, order in zip(axs, rows, orders):
-        _picture(first, records[i].image, f'its own text comes {order.index(i) + 1} of {len(records)}')
+        place = 1 + right[i, order].tolist().index(True)
+        _picture(first, records[i].image, f'its own text comes {place} of {len(records)}')
         for ax, j in zip(others, order):
-            color, own = ('#0173b2', ', its own') if i == j else ('black', '')
+            color, own = ('#0173b2', ', its own') if right[i, j] else ('black', '')
             _shown(ax, records[j].text, f'cosine {cosine[i, j]:.2f}{own}', color=color, **look)
     return fig
 
@@ -195,7 +204,7 @@ def score_pairs(
     blind = surprise([replace(r, image=None) for r in records])
     a, b = modal_embeddings(model, tokenizer, records, batch_size=size)
     found = {'text_of_picture': {'perplexity': surprise(records), 'without_the_picture': blind},
-             'retrieval': multimodal_retrieval(a, b)}
+             'retrieval': multimodal_retrieval(a, b, record_ids(records))}
     shown = of_each_kind([r.domain for r in records], 4)
     save_figure(retrieval_figure(records, a - a.mean(0), b - b.mean(0), rows=shown), folder/'retrieval.png')
     chosen = [records[i] for i in random_rows(len(records), config.programs)]
@@ -214,7 +223,7 @@ def score_pairs(
 def score_problems(
     model: VLJEPA, # in evaluation mode
     tokenizer: Tokenizer, # that it was trained with
-    problems: dict[str, CodeProblem], # as of `read_humaneval`
+    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
     *,
     folder: Path, # gets `completions.jsonl`
     config: EvaluationConfig = EvaluationConfig(),
@@ -222,7 +231,7 @@ def score_problems(
     note: Callable[[str], None] = print, # gets a line if prompts were cut
 ) -> dict: # of `evaluate_humaneval`, or how many were written
     "Completions of problems, and whether they work if the config allows that they run."
-    n = config.samples
+    n, problems = config.samples, read_humaneval(problems)
     completions = write_completions(
         model, tokenizer, problems, path=folder/'completions.jsonl', n=n, max_new_tokens=config.max_new_tokens,
         temperature=config.temperature if n > 1 else 0., seed=config.seed, batch_size=config.batch_size, say=note)
@@ -236,17 +245,17 @@ def flat_scores(
     scores: dict, # of dicts of numbers
     name: str = '', # of `scores` itself
 ) -> dict[str, float]: # such as `image_to_code.chart.exact`
-    "The numbers in nested dicts by their paths; what is no number is left out."
+    "The numbers in nested dicts by their paths; what is no number, such as NaN, is left out."
     out = {}
     for k, v in scores.items():
         path = f'{name}.{k}' if name else str(k)
         if isinstance(v, dict): out |= flat_scores(v, path)
-        elif isinstance(v, (int, float)) and not isinstance(v, bool): out[path] = v
+        elif isinstance(v, (int, float)) and not isinstance(v, bool) and v == v: out[path] = v
     return out
 
 def _cell(value) -> str:
     "A value in a table; a dash where nothing was measured."
-    if value is None: return '–'
+    if value is None or value != value: return '–'
     if isinstance(value, float): return f'{value:.4g}'
     return f'{value:,}' if isinstance(value, int) else str(value)
 
@@ -323,28 +332,17 @@ def write_evaluation(
     return folder/'report.md'
 
 # %% ../../nbs/vl/88_evaluate.ipynb #1bf1c39b
-def evaluate_model(
-    model: VLJEPA, # in evaluation mode, on the device to use
-    tokenizer: Tokenizer, # that it was trained with
-    output: str | Path, # folder without an evaluation
-    *,
-    records: list[EvalRecord], # for perplexity and embeddings; may be empty
-    pairs: list[EvalRecord], # for pictures; those without one are left out; may be empty
-    problems: dict[str, CodeProblem] | None = None, # of HumanEval
-    about: dict | None = None, # lines for the report on what these are
-    config: EvaluationConfig = EvaluationConfig(),
-) -> dict: # all scores
-    "Scores of a model with a report; prints what it does, and last where it is."
-    folder, runs, scores, left_out = Path(output), config.allow_code_execution, {}, []
-    if not records and not pairs and not problems:
-        raise UserError('nothing to evaluate on; expected records, pairs or problems')
+def _new_folder(output: str | Path) -> Path:
+    "A folder for an evaluation, if it holds none."
+    folder = Path(output).expanduser()
     if (folder/'report.md').exists(): raise UserError(f'{folder} holds an evaluation; expected a new folder')
-    if runs and (why := refusal()):
-        raise UserError(f'programs cannot be contained here ({why}); expected to be asked without code execution')
-    say, seen = RunLog(folder/'evaluation.log'), [r for r in pairs if r.image is not None]
-    def note(line: str):
-        left_out.append(line)
-        say(line)
+    return folder
+
+def _all_scores(model: VLJEPA, tokenizer: Tokenizer, folder: Path, *, material: dict, config: EvaluationConfig,
+                say: Callable[[str], None], note: Callable[[str], None]) -> dict:
+    "Scores by part."
+    records, pairs, problems = (material[k] for k in ('records', 'pairs', 'problems'))
+    scores, seen, runs = {}, [r for r in pairs if r.image is not None], config.allow_code_execution
     if blind := len(pairs) - len(seen): note(f'{blind:,} of {len(pairs):,} pairs have no picture')
     if records:
         say(f'perplexity and embeddings of {len(records):,} texts')
@@ -360,8 +358,63 @@ def evaluate_model(
         note('the programs of charts were not run: that needs --allow_code_execution')
     if not runs and problems:
         note('completions were written to completions.jsonl and not run: that needs --allow_code_execution')
-    say(f'report, scores and pictures: {write_evaluation(scores, about or {}, left_out, folder=folder)}')
     return scores
+
+# %% ../../nbs/vl/88_evaluate.ipynb #14af59cf
+def evaluate_model(
+    model: VLJEPA, # in evaluation mode, on the device to use
+    tokenizer: Tokenizer, # that it was trained with
+    output: str | Path, # folder without an evaluation
+    *,
+    records: list[EvalRecord], # for perplexity and embeddings; may be empty
+    pairs: list[EvalRecord], # for pictures; those without one are left out; may be empty
+    problems: dict | list | str | Path | None = None, # what `read_humaneval` gives, or reads
+    about: dict | None = None, # lines for the report on what these are
+    config: EvaluationConfig = EvaluationConfig(),
+) -> dict: # all scores
+    "Scores of a model with a report; prints what it does, and last where it is."
+    folder, left_out = _new_folder(output), []
+    material = {'records': records, 'pairs': pairs, 'problems': read_humaneval(problems) if problems else {}}
+    if not records and not problems and all(r.image is None for r in pairs):
+        blind = f', and none of the {len(pairs)} pairs has a picture' if pairs else ''
+        raise UserError(f'nothing to evaluate on{blind}; expected records, pairs or problems')
+    if config.allow_code_execution and (why := refusal()):
+        raise UserError(f'programs cannot be contained here ({why}); expected to be asked without code execution')
+    with one_writer(folder):
+        say = RunLog(folder/'evaluation.log')
+        def note(line: str):
+            left_out.append(line)
+            say(line)
+        scores = _all_scores(model, tokenizer, folder, material=material, config=config, say=say, note=note)
+        say(f'report, scores and pictures: {write_evaluation(scores, about or {}, left_out, folder=folder)}')
+    return scores
+
+# %% ../../nbs/vl/88_evaluate.ipynb #1c68179b
+def _about_completions(completions: dict[str, list[str]]) -> str:
+    "How many there are, and how many are odd."
+    texts = [(task, text) for task, found in completions.items() for text in found]
+    odd = {'empty': sum(not text.strip() for _, text in texts),
+           'the same as another one of their problem': len(texts) - len(set(texts))}
+    notes = [f'{n:,} {what}' for what, n in odd.items() if n]
+    return ', '.join([f'{len(texts):,} for {len(completions):,} problems', *notes])
+
+def evaluate_completions(
+    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
+    completions: dict | list | str | Path, # what `read_completions` gives, or reads; 10 of each give pass@10 as well
+    output: str | Path, # folder without an evaluation
+    *,
+    allow_code_execution: bool = False, # must be True for anything to run
+    timeout: float = 10., # of each program, seconds
+) -> dict: # of `evaluate_humaneval`
+    "Scores of completions, with a report."
+    folder, name = _new_folder(output), completions if isinstance(completions, (str, Path)) else 'rows'
+    problems, completions = read_humaneval(problems), read_completions(completions)
+    about = {'completions': f'{Path(name).name}: {_about_completions(completions)}'}
+    fewest = min(map(len, completions.values()))
+    ks = tuple(k for k in (1, 10, 100) if k <= fewest)
+    found = evaluate_humaneval(problems, completions, ks, allow_code_execution=allow_code_execution, timeout=timeout)
+    with one_writer(folder): print(write_evaluation({'humaneval': found}, about, [], folder=folder))
+    return found
 
 # %% ../../nbs/vl/88_evaluate.ipynb #8a8aeb18
 @dataclass(frozen=True)
@@ -372,10 +425,11 @@ class EvaluationData:
     held_out: bool = False # take just the records that mmjepa_curriculum holds out of its sources, one in twenty
     fields: str = '' # other names of fields in DATA and PAIRS, such as text=content,domain=kind
     humaneval: str = '' # problems: a file, or auto for humaneval/HumanEval.jsonl.gz in the folder of data sets
+    completions: str = '' # score these on the problems, without a model: JSON lines with task_id and completion
     limit: int = 1000 # most records of each file, drawn at random, the same each time; 0 for all
 
     def __post_init__(self):
-        _check_counts(self, 'limit')
+        _check_counts(self, 0, 'limit')
         read_fields(self.fields)
 
 def read_fields(
@@ -400,7 +454,9 @@ def read_evaluation_data(
         if not path: return []
         records, total = read_eval_records(path, source.held_out, source.limit, fields=fields)
         held_out = ', those held out from training' if source.held_out else ''
-        about[name] = f'{len(records):,} of {total:,} records of {Path(path).name}{held_out}'
+        chosen = min(total, source.limit or total)
+        captions = f' ({len(records):,} texts)' if len(records) > chosen else ''
+        about[name] = f'{chosen:,} of {total:,} records{captions} of {Path(path).name}{held_out}'
         return records
     records = read(source.data or source.pairs, 'texts')
     pairs = read(source.pairs, 'pairs') if source.pairs else [r for r in records if r.image is not None]
@@ -408,21 +464,45 @@ def read_evaluation_data(
     return {'records': records, 'pairs': pairs, 'problems': problems}, about
 
 # %% ../../nbs/vl/88_evaluate.ipynb #3213097f
-@command
-def main(
-    model: str, # folder that mmjepa_curriculum wrote
-    output: str = 'runs/evaluation', # folder of everything that is written; it must not hold an evaluation
-    source: EvaluationData = EvaluationData(),
-    config: EvaluationConfig = EvaluationConfig(),
-):
-    "Evaluate a vision-language JEPA: perplexity, embeddings, code from pictures, retrieval, HumanEval."
-    import matplotlib
-    matplotlib.use('agg')
+_WRITTEN = ('report.md', 'scores.json', 'scores.csv', 'completions.jsonl', 'written.jsonl', 'evaluation.log')
+
+def _evaluate(model: str | None, output: str, source: EvaluationData, config: EvaluationConfig):
+    "What the command does."
+    read = [p for p in (source.data, source.pairs, source.humaneval, source.completions) if p]
+    for name in _WRITTEN: check_output(Path(output)/name, *read)
+    if source.completions:
+        if model or source.data or source.pairs:
+            raise UserError('--completions are scored without a model; expected no model, no --data and no --pairs')
+        problems = read_humaneval(None if source.humaneval in ('', 'auto') else source.humaneval)
+        return evaluate_completions(problems, source.completions, output,
+                                    allow_code_execution=config.allow_code_execution)
+    if not model: raise UserError('no model is named; expected the folder that mmjepa_curriculum wrote, '
+                                  'or --completions and a file of them')
     if not source.data and not source.pairs and not source.humaneval:
         raise UserError('--data, --pairs and --humaneval are missing; expected one of them or more')
+    import matplotlib
+    matplotlib.use('agg')
     network, tokenizer = load_evaluated(model)
     weights = sum(p.numel() for p in network.parameters())
     material, about = read_evaluation_data(source)
     about = {'model': f'{model}, {weights:,} weights', **about}
     if problems := material['problems']: about['problems'] = f'{len(problems)}, {config.samples} completions each'
     evaluate_model(network.to(get_device()), tokenizer, output, **material, about=about, config=config)
+
+# %% ../../nbs/vl/88_evaluate.ipynb #5e75fdc0
+@command
+def main(
+    model: str | None, # folder that mmjepa_curriculum wrote; left out with --completions
+    output: str = 'runs/evaluation', # folder of everything that is written; it must not hold an evaluation
+    source: EvaluationData = EvaluationData(),
+    config: EvaluationConfig = EvaluationConfig(),
+):
+    """Evaluate a vision-language JEPA: perplexity, embeddings, code from pictures, retrieval, HumanEval.
+
+    Or score completions that any model wrote."""
+    with StopFlag() as stop:
+        try:
+            with stop.at_once(): _evaluate(model, output, source, config)
+        except Stopped:
+            print(f'stopped; {output} has no report, the same command starts again', file=sys.stderr)
+            sys.exit(128 + stop.signal)

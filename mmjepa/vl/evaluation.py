@@ -4,28 +4,28 @@
 
 # %% auto #0
 __all__ = ['EvalRecord', 'random_rows', 'read_eval_records', 'eval_windows', 'perplexity', 'record_batches', 'embedding_mse',
-           'modal_embeddings', 'multimodal_retrieval', 'WrittenCode', 'image_to_code', 'cut_completion',
+           'modal_embeddings', 'record_ids', 'multimodal_retrieval', 'WrittenCode', 'image_to_code', 'cut_completion',
            'write_json_lines', 'write_completions']
 
 # %% ../../nbs/vl/87_evaluation.ipynb #7f66ec89
 import json, math, re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..core import UserError, make_generator, write_text
-from ..data.records import JsonRecords, record_bytes, record_text, split_rows
+from ..core import UserError, content_id, make_generator, write_text
+from ..data.records import JsonRecords, record_bytes, record_texts, split_rows
 from ..data.text import Tokenizer
 from ..losses import lm_loss
 from ..pair_scores import rank_table
-from ..sandbox.code_scores import ChartResult, CodeProblem, code_table, draws_same, parses
+from ..runs import progress
+from ..sandbox.code_scores import ChartResult, code_table, draws_same, parses, read_humaneval
+from ..sandbox.programs import run_many
 from .curriculum import loss_weights, masked_outputs
 from .generation import generate, model_images
 from .hybrid import EmbeddingError
@@ -40,6 +40,7 @@ class EvalRecord:
     image: bytes | None = None # file of its picture
     prompt: str = '' # what stands before the text
     domain: str = 'all' # kind of record, such as chart
+    place: str = field(default='record', compare=False) # where it comes from, for errors
 
     def ids(self,
         tokenizer: Tokenizer, # of the model
@@ -48,11 +49,14 @@ class EvalRecord:
         first = [tokenizer.begin_id, *tokenizer.encode(self.prompt)]
         return [*first, *tokenizer.encode(self.text), tokenizer.end_id], len(first)
 
-def _record(r: dict, folder: Path, names: dict[str, str]) -> EvalRecord:
-    "What a file's record says; `names` are its own names of fields, by ours."
+def _of_record(r: dict, folder: Path, names: dict[str, str]) -> list[EvalRecord]:
+    "What a file's record says, each of several captions by itself; `names` are its own names of fields, by ours."
     r = {**r, **{ours: r[name] for ours, name in names.items() if name in r}}
-    text, words = record_text(r), {k: r[k] for k in ('prompt', 'domain') if isinstance(r.get(k), str)}
-    return EvalRecord(text, None if r.get('image') is None else record_bytes(r, folder), **words)
+    words = {k: r[k] for k in ('prompt', 'domain') if r.get(k) is not None}
+    for name, value in words.items():
+        if not isinstance(value, str): raise UserError(f"{r['place']}: {name!r} is {value!r:.60}; expected a text")
+    image = None if r.get('image') is None else record_bytes(r, folder)
+    return [EvalRecord(text, image, place=r['place'], **words) for text in record_texts(r)]
 
 def random_rows(
     n: int, # how many there are
@@ -69,12 +73,13 @@ def read_eval_records(
     limit: int = 0, # most records, drawn by `random_rows`; 0 for all
     *,
     fields: dict[str, str] | None = None, # what the file calls `text`, `image`, `prompt` or `domain`
-) -> tuple[list[EvalRecord], int]: # and how many there were before `limit`
-    "The records of a file."
+) -> tuple[list[EvalRecord], int]: # and how many records there were before `limit`
+    "The records of a file; one with several captions is as many."
     records = JsonRecords(path)
     rows = split_rows(len(records), HELD_OUT, 0)[1] if held_out else np.arange(len(records))
     chosen = rows[random_rows(len(rows), limit)].tolist()
-    return [_record(records[i], records.folder, fields or {}) for i in chosen], len(rows)
+    found = [r for i in chosen for r in _of_record(records[i], records.folder, fields or {})]
+    return found, len(rows)
 
 # %% ../../nbs/vl/87_evaluation.ipynb #b979e065
 def eval_windows(
@@ -92,13 +97,22 @@ def eval_windows(
         start, done = start + stride, max(done, end)
 
 # %% ../../nbs/vl/87_evaluation.ipynb #e3934767
-def _batch(model: VLJEPA, rows: list[list[int]], images: list | None = None) -> dict[str, Tensor]:
-    "Rows of ids, padded on the right, with their pictures."
+def _pictures(model: VLJEPA, records: list[EvalRecord]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    "Pictures as of `model_images`; an error names the record."
+    try: return model_images(model, [r.image for r in records])
+    except UserError:
+        for r in records:
+            try: model_images(model, [r.image])
+            except UserError as e: raise UserError(f'{r.place}: {e}') from e
+        raise
+
+def _batch(model: VLJEPA, rows: list[list[int]], records: list[EvalRecord] = ()) -> dict[str, Tensor]:
+    "Rows of ids, padded on the right, with the pictures of their records."
     device, sizes = model.step_weights.device, [len(r) for r in rows]
     longest = max(sizes)
     text = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)
     real = torch.arange(longest, device=device) < torch.tensor(sizes, device=device)[:, None]
-    batch, (image, there) = {'text': text, 'text_mask': real}, model_images(model, images)
+    batch, (image, there) = {'text': text, 'text_mask': real}, _pictures(model, records)
     return batch if image is None else {**batch, 'image': image, 'image_there': there}
 
 def _chunks(items: list, size: int) -> list[list]:
@@ -107,11 +121,11 @@ def _chunks(items: list, size: int) -> list[list]:
 
 @torch.no_grad()
 def _negative_log_likelihood(model: VLJEPA, windows: list[tuple], batch_size: int) -> float:
-    "Sum over all targets of (picture, ids, targets)."
+    "Sum over all targets of (record, ids, targets)."
     total = torch.zeros((), dtype=torch.float64)
-    for part in tqdm(_chunks(windows, batch_size), desc='perplexity', unit='batch', disable=None):
-        images, rows, targets = zip(*part)
-        batch = _batch(model, list(rows), list(images))
+    for part in progress(_chunks(windows, batch_size), 'perplexity'):
+        records, rows, targets = zip(*part)
+        batch = _batch(model, list(rows), list(records))
         labels = torch.full_like(batch['text'], -100)
         for i, t in enumerate(targets): labels[i, :len(t)] = torch.tensor(t)
         states = fused_states(model, batch)[:, -labels.shape[1]:]
@@ -139,11 +153,13 @@ def perplexity(
     if not 1 <= stride <= window: raise UserError(f'stride is {stride}; expected 1 to {window}, the window')
     if not texts: raise UserError('no texts; expected one or more')
     texts = [EvalRecord(t) if isinstance(t, str) else t for t in texts]
-    windows = [(t.image, *w) for t in texts for w in eval_windows(*t.ids(tokenizer), window=window, stride=stride)]
+    windows = [(t, *w) for t in texts for w in eval_windows(*t.ids(tokenizer), window=window, stride=stride)]
     tokens = sum(y != -100 for _, _, targets in windows for y in targets)
     size = sum(len(t.text.encode()) for t in texts)
     if not size: raise UserError('all texts are empty; expected one that is not')
     total = _negative_log_likelihood(model, windows, batch_size)
+    if not math.isfinite(total): raise UserError(f'the loss of {tokens:,} tokens is {total}; expected a number: '
+                                                 'are the weights of the model finite?')
     return {'nll': total / tokens, 'perplexity': math.exp(min(total / tokens, 700)), 'tokens': tokens,
             'bits_per_byte': total / math.log(2) / size, 'bytes': size, 'texts': len(texts), 'windows': len(windows)}
 
@@ -158,24 +174,27 @@ def record_batches(
     "Records as batches, one document a row."
     for part in _chunks(records, batch_size):
         rows = [r.ids(tokenizer)[0][:model.config.context_length] for r in part]
-        yield _batch(model, rows, [r.image for r in part])
+        yield _batch(model, rows, part)
 
 @torch.no_grad()
 def embedding_mse(
     model: VLJEPA, # in evaluation mode
     batches: Iterable[dict[str, Tensor]], # as of `record_batches`; images as bytes or in [-1, 1]
     seed: int = 0, # of what is hidden
+    *,
+    total: int | None = None, # batches, for the estimate of the time that is left
 ) -> dict: # `mse`, `relative`, `hidden`; `relative_1`, ... of further steps of the rollout
     """Squared error of predicted embeddings over all `hidden` positions.
 
     `mse` is that of a number of an embedding; `relative` is 1 where all targets' mean would predict as well."""
-    batches = tqdm(batches, desc='embeddings', unit='batch', disable=None)
     errors = [EmbeddingError() for _ in range(model.config.prediction_steps)]
     with loss_weights(model, 1., 0.):
-        for _, out in masked_outputs(model, batches, 'evaluation', seed):
+        for _, out in masked_outputs(model, progress(batches, 'embeddings', total), 'evaluation', seed):
             for error, p, z in zip(errors, out['predictions'], out['targets']): error.add(p, z)
     first, *further = errors
     if not first.n: raise UserError('nothing was hidden; expected longer texts, or pictures')
+    if not math.isfinite(first.mse): raise UserError(f'the squared error of {first.n:,} embeddings is {first.mse}; '
+                                                     'expected a number: are the weights of the model finite?')
     found = {'mse': first.mse, 'relative': first.relative, 'hidden': first.n}
     return found | {f'relative_{k}': error.relative for k, error in enumerate(further, 1)}
 
@@ -190,8 +209,8 @@ def modal_embeddings(
 ) -> tuple[Float[Tensor, 'n e'], Float[Tensor, 'n e']]: # of pictures alone and of texts alone
     "Mean embeddings of image tokens and of text tokens."
     pictures, texts = [], []
-    for part in tqdm(_chunks(records, batch_size), desc='retrieval', unit='batch', disable=None):
-        alone = _batch(model, [[0]] * len(part), [r.image for r in part])
+    for part in progress(_chunks(records, batch_size), 'retrieval'):
+        alone = _batch(model, [[0]] * len(part), part)
         alone['text_mask'][:] = False # nothing to read but the picture
         pictures.append(model.jepa_head.embed(fused_states(model, alone)[:, :model.patches]).mean(1).cpu())
         batch = _batch(model, [r.ids(tokenizer)[0][:model.config.context_length] for r in part])
@@ -199,13 +218,20 @@ def modal_embeddings(
         texts.append(((z * real).sum(1) / real.sum(1)).cpu())
     return torch.cat(pictures), torch.cat(texts)
 
+def record_ids(
+    records: list[EvalRecord], # with pictures
+) -> Int[Tensor, 'n 2']: # of each picture and of each text, by content
+    "What is the same: any text of a picture is a right one, and so is any picture of a text."
+    return torch.tensor([[content_id(r.image), content_id(r.text.strip())] for r in records], dtype=torch.int64)
+
 def multimodal_retrieval(
     a: Float[Tensor, 'n e'], # of pictures
     b: Float[Tensor, 'n e'], # of their texts
+    ids: Int[Tensor, 'n 2'] | None = None, # as of `record_ids`; None: no two are the same
 ) -> dict: # those of `rank_table`, and again with `centred_`; `pairs`
     "Ranks in both directions, as they are and without the mean of each kind."
-    centred = rank_table(a - a.mean(0), b - b.mean(0))
-    return {'pairs': len(a), **rank_table(a, b), **{f'centred_{k}': v for k, v in centred.items()}}
+    centred = rank_table(a - a.mean(0), b - b.mean(0), ids=ids)
+    return {'pairs': len(a), **rank_table(a, b, ids=ids), **{f'centred_{k}': v for k, v in centred.items()}}
 
 # %% ../../nbs/vl/87_evaluation.ipynb #46ad3b46
 @dataclass(frozen=True)
@@ -241,9 +267,7 @@ def image_to_code(
     def drawn(record: EvalRecord, text: str) -> ChartResult | None:
         if not allow_code_execution or record.domain != 'chart': return None
         return draws_same(text, record.image, tolerance, allow_code_execution=True)
-    with ThreadPoolExecutor(num_workers) as pool:
-        done = pool.map(drawn, records, texts)
-        charts = list(tqdm(done, total=len(records), desc='charts', disable=None if allow_code_execution else True))
+    charts = run_many(drawn, list(zip(records, texts)), num_workers, what='charts')
     written = [WrittenCode(*x) for x in zip(records, texts, charts)]
     kinds = {k: [w for w in written if w.record.domain == k] for k in sorted({r.domain for r in records} - {'all'})}
     return {k: _code_scores(w) for k, w in {'all': written, **kinds}.items()}, written
@@ -271,7 +295,7 @@ def _last_lines(text: str, tokenizer: Tokenizer, most: int) -> str:
 def write_completions(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # that it was trained with
-    problems: dict[str, CodeProblem], # as of `read_humaneval`
+    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
     *,
     path: str | Path, # JSON lines to write, with `task_id` and `completion`
     n: int = 1, # completions of each problem
@@ -284,6 +308,7 @@ def write_completions(
 ) -> dict[str, list[str]]: # what was written, by task_id
     "Completions of problems by a model, in a file that `evaluate_humaneval` and others' programs read."
     if n < 1: raise UserError(f'n is {n}; expected 1 or more')
+    problems = read_humaneval(problems)
     length = model.config.context_length
     room = length - 1 - min(max_new_tokens, length // 2)
     prompts = {t: _last_lines(p.prompt, tokenizer, room) for t, p in problems.items()}

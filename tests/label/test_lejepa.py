@@ -1,12 +1,15 @@
 "What a labelled view depends on, what each term of the objective sees, and which label is retrieved."
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
+from mmjepa.core import UserError
 from mmjepa.encoders import EncoderConfig
 from mmjepa.label.lejepa import Encoding, LeJEPAConfig, LeJEPAObjective, MultimodalLeJEPA
 from mmjepa.label.retrieval import LabelRetrieval
+from mmjepa.training import TrainConfig, fit
 
 B, V, K = 6, 2, 6  # samples, views, labels
 
@@ -110,6 +113,14 @@ def test_the_invariance_sees_the_label():
     z, batch = outputs()
     LeJEPAObjective(lam=0.)({'projection': z}, batch)[0].backward()
     assert z.grad[:, V:].abs().sum() > 0
+
+
+def test_a_step_in_parts_is_refused(tmp_path):
+    "SIGReg of a part of the rows is another number: the run does not start, and says what to do."
+    batches = [{'views': torch.randn(4, V, 1, 4, 4), 'label': torch.arange(4)}] * 2
+    with pytest.raises(UserError, match='accumulate is 2, and the SIGReg statistic compares .*gradient caching'):
+        fit(model(), LeJEPAObjective(num_slices=8), batches, config=TrainConfig(epochs=1, accumulate=2),
+            output_dir=tmp_path)
 
 
 # ---------------------------------------------------------------- retrieval

@@ -20,11 +20,11 @@ def complaint(capsys, *argv):
     return lines[-1]
 
 
-def tree(root, bad=None, train=3):
+def tree(root, bad=None, train=3, shades=(0, 40, 80, 120)):
     for split, n in (('train', train), ('test', 2)):
         for k in ('cat', 'dog'):
             (root/split/k).mkdir(parents=True)
-            for i in range(n): Image.new('L', (8, 8), 40 * i).save(root/split/k/f'{i}.png')
+            for i in range(n): Image.new('L', (8, 8), shades[i]).save(root/split/k/f'{i}.png')
     return root
 
 
@@ -43,6 +43,9 @@ def tree(root, bad=None, train=3):
     ([*SMALL, '--tracker', 'notebook'], ['notebook', 'expected one of']),
     ([*SMALL, '--label-drop-prob', '1.5'], ['label_drop_prob is 1.5']),
     ([*SMALL, '--image-size', '-8'], ['image_size is -8']),
+    ([*SMALL, '--images-seen', '-5'], ['images_seen is -5']),
+    ([*SMALL, '--val-split', 'nan'], ['val_split is nan']),
+    ([*SMALL, '--val-split', '.9995'], ['digits', '1 images to train on, all of one class', '--val_split 0']),
 ])
 def test_wrong_values(capsys, tmp_path, flags, words):
     line = complaint(capsys, '--output-dir', str(tmp_path/'run'), *flags)
@@ -64,6 +67,21 @@ def test_wrong_folders(capsys, tmp_path):
     root = tree(tmp_path/'sizes')
     Image.new('L', (9, 12)).save(root/'train/cat/1.png')
     assert 'image_size' in run(root)
+
+
+def test_the_smallest_sets_run(tmp_path):
+    "Two images a class, where one of four is held out; a third of three would leave a class without images."
+    flags = ['--epochs', '1', '--emb_dim', '16', '--depth', '1', '--num_heads', '2', '--val_split', '.3']
+    for train in (2, 3):
+        root = tree(tmp_path/f'{train}', train=train)
+        run_command(command, ['--data', str(root), '--output-dir', str(tmp_path/f'run{train}'), *flags])
+        assert (tmp_path/f'run{train}/report.md').is_file()
+
+
+def test_images_that_are_all_the_same(capsys, tmp_path):
+    root = tree(tmp_path/'same', shades=(7, 7, 7))
+    line = complaint(capsys, '--data', str(root), '--output-dir', str(tmp_path/'run'))
+    assert 'all 6 images are the same' in line and '--val_split 0' in line
 
 
 def test_a_finished_run_is_left_alone(capsys, tmp_path):

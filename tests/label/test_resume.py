@@ -79,3 +79,42 @@ def test_sigterm_saves_and_exits(tmp_path, whole):
     code, out = finish(start(folder, '--save-every', '0', '--resume'))
     assert code == 0, out
     assert_same(folder, whole)
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from mmjepa.core import run_command
+from mmjepa.label import mnist
+
+marker, place, *flags = sys.argv[1:]
+evaluate = mnist.Evaluation.__call__
+
+def endless(*_, **__):
+    Path(marker).touch()
+    while True: time.sleep(.01)
+
+def last_is_endless(self, model, last=True): return endless() if last else evaluate(self, model, last)
+if place == 'evaluation': mnist.Evaluation.__call__ = last_is_endless
+else: mnist.write_pictures = endless
+run_command(mnist.main.__wrapped__, flags)
+"""
+
+
+@pytest.mark.parametrize('place, code', [('evaluation', 143), ('report', -15)])
+def test_sigterm_in_what_comes_after_the_last_step(tmp_path, whole, place, code):
+    "Nine minutes at the shapes of the reference: it is heard at once, and what was interrupted is done again."
+    folder, marker, deadline = tmp_path/'run', tmp_path/'there', time.time() + 300
+    command = [sys.executable, '-c', ENDLESS, str(marker), place, *FLAGS, '--output-dir', str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not marker.exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(.01)
+    sent = time.time()
+    process.send_signal(signal.SIGTERM)
+    found, out = finish(process)
+    assert found == code and time.time() - sent < 30, out  # two seconds, and some for a machine that is busy
+    assert list_checkpoints(folder/'checkpoints') and not (folder/'report.md').exists()
+    found, out = finish(start(folder, '--resume'))
+    assert found == 0 and (folder/'report.md').exists(), out
+    assert_same(folder, whole)

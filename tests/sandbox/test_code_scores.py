@@ -1,8 +1,16 @@
 "Generated code that is wrong, hostile or odd, and all of HumanEval where its file is at hand."
 import base64
+import gzip
 import io
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 import zlib
 from functools import lru_cache
+from pathlib import Path
 from struct import pack
 
 import numpy as np
@@ -10,7 +18,8 @@ import pytest
 from PIL import Image
 
 from mmjepa.sandbox.code_scores import (
-    CodeProblem, draws_same, evaluate_humaneval, pass_at_k, python_tokens, read_humaneval, token_edit_similarity)
+    CodeProblem, draws_same, evaluate_humaneval, parses, pass_at_k, python_tokens, read_humaneval,
+    token_edit_similarity)
 from mmjepa.core import UserError, data_dir
 from mmjepa.sandbox.programs import refusal
 
@@ -77,6 +86,86 @@ def test_ends_before_the_tests_do_not_pass():
     ends = ('exit()', 'import sys; sys.exit(0)', 'import os; os._exit(0)', 'raise SystemExit',
             'import os; os.execv("/bin/true", ["true"])')
     assert statuses(*('    ' + e for e in ends), *(f'    return a + b\n{e}' for e in ends)) == ['failed'] * 10
+
+
+@contained
+def test_fraud_does_not_pass():
+    "An object that equals everything, a look at the file, asserts that are stripped; more in `test_checks.py`."
+    equal = '    class Equal(int):\n        def __eq__(self, other): return True\n    return Equal(7)'
+    look = '    import re\n    print(*re.findall("[0-9a-f]{32}", open("program.py").read()))'
+    again = '    import os, sys\n    os.execv(sys.executable, [sys.executable, "-O", "program.py"])'
+    words = '    import sys\n    print(*[c for i in range(3) for c in sys._getframe(i).f_code.co_consts])'
+    assert statuses(equal, look, again, words) == ['failed'] * 4
+
+
+@contained
+def test_a_completion_does_not_replace_what_the_test_calls():
+    "`twice` stands in the prompt; the test has its own."
+    problem = CodeProblem('own/3', FOUR.prompt, 'def check(f):\n    assert twice(f(1)) == 8', entry_point='four')
+    tries = {'own/3': [FOUR.canonical_solution, '    return 3\n\ndef twice(x): return 8\n']}
+    found = evaluate_humaneval([problem], tries, allow_code_execution=True)
+    assert found['by_problem']['own/3']['statuses'] == ['passed', 'failed']
+
+
+@contained
+def test_problems_and_samples_as_others_read_them(tmp_path):
+    "Dicts by task_id, rows with more fields, tables of `datasets` and dicts of their splits; samples as rows."
+    rows = [{**vars(p), 'difficulty': i} for i, p in enumerate(OWN.values())]
+    samples = [{'task_id': t, 'completion': p.canonical_solution} for t, p in OWN.items()]
+    datasets = pytest.importorskip('datasets')
+    table = datasets.Dataset.from_list(rows)
+    for given in (rows, {r['task_id']: r for r in rows}, table, datasets.DatasetDict(test=table)):
+        assert read_humaneval(given) == OWN
+    packed = tmp_path/'samples.jsonl.gz'
+    packed.write_bytes(gzip.compress(''.join(json.dumps(s) + '\n\n' for s in samples).encode()))
+    for given in (samples, packed, str(packed)):
+        assert evaluate_humaneval(table, given, k=1, allow_code_execution=True)['pass@1'] == 1
+
+
+@pytest.mark.parametrize('given, words', [
+    (3, '3 holds no rows'), ([], 'no problems'), ({}, 'no problems'), ([None], 'row 0: holds None'),
+    ({'a': {'prompt': 'x'}}, "a: has no text 'test'"), ([{'task_id': 1}], "row 0: 'task_id' is 1"),
+    ([vars(ADD), vars(ADD)], "row 1: task_id 'own/0' is there twice"),
+    ([{**vars(ADD), 'test': 'def check(:'}], "row 0: test is 'def check(:'"),
+    ([{**vars(ADD), 'entry_point': 'a b'}], "row 0: entry_point is 'a b'")])
+def test_problems_that_are_none(given, words):
+    with pytest.raises(UserError) as caught: read_humaneval(given)
+    assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def children(pid): return [int(c) for f in Path(f'/proc/{pid}/task').glob('*/children') for c in f.read_text().split()]
+
+
+def until(check, seconds=20):
+    "Whether `check` comes true in time."
+    end = time.monotonic() + seconds
+    while not (done := check()) and time.monotonic() < end: time.sleep(.02)
+    return bool(done)
+
+
+@contained
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_programs(number):
+    "It is heard within two seconds, however long the programs may run, and nothing of them is left."
+    code = '''from mmjepa.sandbox.code_scores import CodeProblem, evaluate_humaneval
+p = CodeProblem('a', 'def f(): pass\\n', 'def check(f): f()', entry_point='f')
+evaluate_humaneval([p], {'a': ['while True: pass'] * 6}, num_workers=2, allow_code_execution=True, timeout=100.)'''
+    with subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True) as caller:
+        launchers = []
+        assert until(lambda: len(children(caller.pid)) == 2 or caller.poll() is not None)
+        launchers += children(caller.pid)
+        time.sleep(.5)
+        caller.send_signal(number)
+        assert until(lambda: not any(Path(f'/proc/{pid}').exists() for pid in launchers), 2)
+        said = caller.communicate(timeout=60)[1]
+    assert caller.returncode in (-number, 1) and 'launcher' not in said, said
+    assert not list(Path(tempfile.gettempdir()).glob(f'mmjepa-sandbox-{caller.pid}-*'))
+
+
+@pytest.mark.parametrize('text, good', [
+    ('', False), (' \n\t\n', False), ('# nothing', False), ('\n# a\n  # b\n', False), ('\\\n', False), ('\f', False),
+    ('pass', True), ('"text"', True), ('x', True), ('x =', False)])
+def test_an_empty_text_is_no_program(text, good): assert parses(text) is good
 
 
 @contained
