@@ -124,7 +124,7 @@ class _Learnt:
 
     def fields(self, i: int) -> dict:
         record = self.records.fields(i)
-        own = {k: record.get(self.names.get(k, k)) for k in ('text', 'image', 'prompt')}
+        own = {k: record.get(self.names.get(k, k)) for k in ('text', 'image', 'prompt', 'split')}
         texts = own['text'] if isinstance(own['text'], list) else [own['text']]
         return own | {'text': [f'{own["prompt"] or ""}\0{t}' if isinstance(t, str) else t for t in texts]}
 
