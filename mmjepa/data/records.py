@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digit_pairs', 'is_json', 'EmptySource', 'JsonRecords', 'explained', 'record_file', 'record_bytes', 'decode_image',
            'image_name', 'record_image', 'text_bytes', 'record_texts', 'record_text', 'connect_rows', 'record_groups',
-           'record_sides', 'split_rows', 'split_records']
+           'named_side', 'record_sides', 'split_rows', 'split_records']
 
 # %% ../../nbs/data/22_records.ipynb #6ebd0761
 import gzip, json, os, re, stat, zlib
@@ -522,12 +522,18 @@ def _held_groups(
 _SIDES = {**dict.fromkeys(('train', 'training'), 0),
           **dict.fromkeys(('held_out', 'val', 'valid', 'validation', 'dev', 'test'), 1)}
 
+def named_side(
+    record: dict, # its fields
+) -> int: # 0 for training, 1 held out, -1 where it doesn't say
+    "The side that a record names itself, in the field `split`."
+    return _SIDES.get(str(record.get('split')).lower(), -1)
+
 def record_sides(
     records: JsonRecords, # or anything with a length and `fields(i)`
 ) -> Int[np.ndarray, ' n'] | None: # 0 for training, 1 held out, by the field `split`; None unless there are both
     "The sides that records name themselves; one that names none is for training."
     def side(i):
-        try: return _SIDES.get(str(records.fields(i).get('split')).lower(), -1)
+        try: return named_side(records.fields(i))
         except UserError: return -1 # which is told where it is read
     if not len(records) or side(0) < 0: return None # such a file has no sides: it need not be read to its end
     sides = np.array([side(i) for i in range(len(records))])
