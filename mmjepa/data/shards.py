@@ -372,7 +372,7 @@ def read_shards(
     records, output = ShardRecords(urls, on_error), Path(output).expanduser()
     folders = {field: output.with_name(f'{output.stem}_{name}') for field, name in _FOLDERS.items()}
     _check_free(output, *folders.values())
-    left = Counter({f'members {kind} left out': n for kind, n in records.left.items()})
+    left = Counter()
     with ExitStack() as stack:
         lines = stack.enter_context(atomic_path(output))
         written = {field: stack.enter_context(atomic_path(folder)) for field, folder in folders.items()}
@@ -386,6 +386,7 @@ def read_shards(
         _check_free(output, *folders.values()) # another one may have ended just now
     for folder in folders.values():
         if not any(folder.iterdir()): folder.rmdir()
+    left.update({f'members {kind} left out': k for kind, k in records.left.items()})
     say(_summary(n, str(output), records.skipped, left))
     return output
 

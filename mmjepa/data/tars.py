@@ -354,21 +354,25 @@ class ShardRecords:
 def read(
     self: ShardRecords,
     rows: Int[np.ndarray, ' n'], # positions of records, 0..len-1; fast if neighbours stay together, in ascending order
+    left: Counter | None = None, # counts members that belong to no sample, as for `tar_samples`
 ) -> Iterator[tuple[str, int, dict[str, bytes] | UserError]]: # place; position; data by extension, or why there is none
     "The samples of `rows`, in this order."
     shard = np.searchsorted(self.starts, rows, 'right') - 1
     runs = np.flatnonzero((np.diff(shard) != 0) | (np.diff(rows) <= 0)) + 1
     for s, part in zip(np.split(shard, runs), np.split(rows, runs)):
-        if len(part): yield from _read_run(self.urls[s[0]], *self.starts[s[0]:s[0] + 2].tolist(), deque(part.tolist()))
+        if not len(part): continue
+        start, end = self.starts[s[0]:s[0] + 2].tolist()
+        samples = tar_samples(self.urls[s[0]], part[0] - start, left)
+        yield from _read_run(self.urls[s[0]], samples, deque(part.tolist()), start=start, end=end)
 
 def _goes_on(samples: Iterator) -> bool:
     "Whether there is another sample."
     try: return next(samples, None) is not None
     except UserError: return False # cut short behind the last whole one, which is known from counting
 
-def _read_run(url: str, start: int, end: int, rows: deque[int]):
+def _read_run(url: str, samples: Iterator, rows: deque[int], *, start: int, end: int):
     "Some rows of one shard, which has the rows from `start` to `end`."
-    i, samples = start - 1, tar_samples(url, rows[0] - start)
+    i = start - 1
     try:
         for i, (key, members) in enumerate(samples, start):
             if i == end - 1 and _goes_on(samples): break
@@ -386,9 +390,10 @@ def each(
 ) -> Iterator: # of the results
     """`use` of all samples in their order.
 
-    A sample with a `UserError`, from reading or from `use`, is raised, or counted in `skipped` (place -> reason)."""
-    self.skipped = dict(self.damaged)
-    for place, row, members in self.read(np.arange(len(self))):
+    A sample with a `UserError`, from reading or from `use`, is raised, or counted in `skipped` (place -> reason);
+    members that belong to no sample are counted in `left`."""
+    self.skipped, self.left = dict(self.damaged), Counter()
+    for place, row, members in self.read(np.arange(len(self)), self.left):
         try:
             if isinstance(members, UserError): raise members
             result = use(place, row, members)

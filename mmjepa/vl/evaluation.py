@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import UserError, content_id, make_generator, write_text
-from ..data.records import JsonRecords, record_bytes, record_texts, split_rows
+from ..data.records import JsonRecords, record_bytes, record_texts
 from ..data.text import Tokenizer
 from ..losses import lm_loss
 from ..pair_scores import rank_table
@@ -30,7 +30,7 @@ from .curriculum import loss_weights, masked_outputs
 from .generation import generate, model_images
 from .hybrid import EmbeddingError
 from .model import VLJEPA, fused_states
-from .packing import HELD_OUT
+from .packing import split_learnt
 
 # %% ../../nbs/vl/87_evaluation.ipynb #847cd6f3
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_eval_records(
 ) -> tuple[list[EvalRecord], int]: # and how many records there were before `limit`
     "The records of a file; one with several captions is as many."
     records = JsonRecords(path)
-    rows = split_rows(len(records), HELD_OUT, 0)[1] if held_out else np.arange(len(records))
+    rows = split_learnt(records, fields=fields)[1] if held_out else np.arange(len(records))
     chosen = rows[random_rows(len(rows), limit)].tolist()
     found = [r for i in chosen for r in _of_record(records[i], records.folder, fields or {})]
     return found, len(rows)

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import UserError, check_choice, content_id, first_line, make_generator
-from ..data.records import EmptySource, JsonRecords, record_image, record_text, split_records, text_bytes
+from ..data.records import EmptySource, JsonRecords, named_side, record_image, record_text, split_records
+from ..data.records import text_bytes
 from ..data.shards import ShardBatches, in_order
 from ..data.tars import ShardRecords, sample_fields
 from ..data.text import Tokenizer
@@ -124,7 +125,7 @@ class _Learnt:
 
     def fields(self, i: int) -> dict:
         record = self.records.fields(i)
-        own = {k: record.get(self.names.get(k, k)) for k in ('text', 'image', 'prompt')}
+        own = {k: record.get(self.names.get(k, k)) for k in ('text', 'image', 'prompt', 'split')}
         texts = own['text'] if isinstance(own['text'], list) else [own['text']]
         return own | {'text': [f'{own["prompt"] or ""}\0{t}' if isinstance(t, str) else t for t in texts]}
 
@@ -134,7 +135,6 @@ def split_learnt(
     fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
 ) -> tuple[np.ndarray, np.ndarray]: # rows to learn from, and held-out rows, both sorted
     "The rows of a file that a curriculum learns from, and those that it does not."
-    if not val_split: return np.arange(len(records)), np.arange(0)
     return split_records(_Learnt(records, fields or {}), val_split)
 
 # %% ../../nbs/vl/84_packing.ipynb #fdf0cd95
@@ -263,6 +263,7 @@ def _checked(self: StreamSource, record: dict | UserError, index: int, turn: int
 def _taken(self: StreamSource, record: dict | UserError, index: int) -> bool:
     "Whether a record is of this part; one that can't be read is, whatever else is asked."
     if isinstance(record, UserError): return (_share(index) < self.split) == self.held_out
+    if named_side(record) == 1: return self.held_out and self._wanted(record) # what says so is never for training
     text, prompt = (record.get(self.names.get(k, k)) for k in ('text', 'prompt'))
     said = content_id(f'{prompt or ""}\0{text}') if isinstance(text, str) else index # what is equal is on one side
     return self._wanted(record) and (_share(said) < self.split) == self.held_out
