@@ -86,7 +86,7 @@ def test_every_file_of_records_is_read(tmp_path, kind):
     array = 'array' in kind or 'bracket' in kind
     assert all(records.place(i).startswith(f'{tmp_path/name}{"[" if array else ":"}') for i in range(3))
     if array: assert records.place(2) == f'{tmp_path/name}[2]'
-    for workers in (0, 2):
+    for workers in (0, 2) if kind in ('lines', 'packed', 'pretty array') else (0,):
         batches = list(get_ordered_loader(tmp_path/name, 'text', num_workers=workers, **SMALL))
         assert torch.cat([b['index'] for b in batches]).tolist() == [0, 1, 2]
 
