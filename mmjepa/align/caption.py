@@ -21,8 +21,8 @@ from .captioner import (CaptionEvaluation, LLMConfig, MultimodalLLM, caption_obj
                                     captioning_config, split_prompt, train_captioning)
 from .inputs import ImageTextDataset
 from .tiny_models import quiet_transformers, tiny_tokenizer
-from ..core import (UserError, atomic_path, command, get_device, is_main, main_first, seed_everything, start_ranks,
-                         world_size, write_text)
+from ..core import (UserError, atomic_path, check_output, command, get_device, is_main, main_first,
+                         seed_everything, start_ranks, world_size, write_text)
 from ..data.images import read_image
 from ..data.loaders import image_loader
 from ..runs import RunConfig, RunLog
@@ -253,6 +253,8 @@ def main(
 ):
     "Train captions: an aligned image embedding becomes tokens that a language model reads."
     if not aligner: raise UserError('--aligner is missing; expected a folder that mmjepa_align wrote')
+    check_output(run.folder/'captioner', aligner)
+    check_output(run.folder/'language_model', config.model_name)
     start_ranks()
     lora = {'r': lora_rank} if lora_rank else None
     config = replace(config, freeze_llm=config.freeze_llm and not train_llm, lora=lora)

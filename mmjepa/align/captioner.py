@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from collections.abc import Callable, Iterator
 
-import numpy as np, torch
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
@@ -229,7 +229,11 @@ class MultimodalLLM(nn.Module):
 @patch
 def embed(self: MultimodalLLM, ids: list | Tensor) -> Float[Tensor, '... e']:
     "Word embeddings of token ids, as the model reads them."
-    return self.llm.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+    layer = self.llm.get_input_embeddings()
+    if isinstance(ids, list) and max(ids, default=0) >= layer.weight.shape[0]:
+        raise UserError(f"model '{self.config.model_name}': token id {max(ids)} is beyond its table of "
+                        f'{layer.weight.shape[0]} words; expected the tokenizer that belongs to it')
+    return layer(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
 @patch
 def forward(

@@ -598,7 +598,7 @@ def _run_own(modality, module, inputs):
     return masked_mean(states, real), states, real
 
 def _squared(mode: str, size: int, image) -> Float[Tensor, '1 c s s']:
-    return to_float(torch.from_numpy(square_pixels(image, mode, size)).permute(2, 0, 1)[None].contiguous())
+    return to_float(torch.tensor(square_pixels(image, mode, size)).permute(2, 0, 1)[None].contiguous())
 
 def _own_vision(name: str) -> Tower:
     _, encoder = _own_encoder(name, 'image')
