@@ -192,6 +192,7 @@ def _legend_text(name: str) -> str:
     text = name if len(name) <= 40 else f'{name[:39]}…'
     return f' {text}'.replace('$', r'\$') if text.startswith('_') else text.replace('$', r'\$') or '(none)'
 
+# %% ../../nbs/pretrain/43_map.ipynb #223ae8d3
 def map_figure(
     xy: Float[np.ndarray, 'n 2'], # positions
     panels: dict[str, list], # title of a panel -> group of each row
@@ -369,6 +370,7 @@ def thumbnails(
         except UserError as e: missing[i] = str(e)
     return found, missing
 
+# %% ../../nbs/pretrain/43_map.ipynb #125bd9ad
 def _text(record: dict, i: int) -> str:
     "What the page says of a row: its text, or all its captions."
     text = record.get('text')
@@ -415,26 +417,6 @@ class MapConfig:
             raise UserError(f'--output is {self.output}; expected a name that ends with one of {", ".join(FORMATS)}')
         if self.cluster_domains < 0: raise UserError(f'cluster_domains is {self.cluster_domains}; expected 0 or more')
 
-def draw_map(
-    path: str | Path, # JSON lines with embeddings
-    config: MapConfig = MapConfig(), # what is drawn
-) -> dict: # `scores` of the clusters, if there are domains; `notes`, lines on what is missing; files, by what they hold
-    "Read, cluster, score, project and draw."
-    check_output(config.output, path, *filter(None, [config.kmeans_model]))
-    table, done = read_embeddings(path), {'map': Path(config.output)}
-    n, domains, done['notes'] = len(table.vectors), table.domains, []
-    if n < 4: raise UserError(f'{path}: holds {n} rows; expected 4 or more for a map')
-    panels = {'domain': domains} if domains else {}
-    if domains and '' in domains: done['notes'].append(f'{domains.count(""):,} of {n:,} rows have no domain')
-    if config.cluster_domains:
-        clusters, new = _find_clusters(table.vectors, config)
-        panels[f'{config.cluster_domains} clusters'] = clusters.tolist()
-        if new: done['centroids'] = Path(config.kmeans_model)
-        if domains: done |= _write_scores(domains, clusters, Path(config.output))
-        else: done['notes'].append('no row has a domain: the clusters are not scored')
-    done['notes'] += _write_map(table, panels, config)
-    return done
-
 def _find_clusters(vectors: np.ndarray, config: MapConfig) -> tuple[np.ndarray, bool]:
     "The cluster of each row, and whether new centroids were written."
     file, k = config.kmeans_model, config.cluster_domains
@@ -465,6 +447,26 @@ def _write_map(table: EmbeddingTable, panels: dict, config: MapConfig) -> list[s
     plt.close(fig)
     return []
 
+# %% ../../nbs/pretrain/43_map.ipynb #dcf3b550
+def draw_map(
+    path: str | Path, # JSON lines with embeddings
+    config: MapConfig = MapConfig(), # what is drawn
+) -> dict: # `scores` of the clusters, if there are domains; `notes`, lines on what is missing; files, by what they hold
+    "Read, cluster, score, project and draw."
+    check_output(config.output, path, *filter(None, [config.kmeans_model]))
+    table, done = read_embeddings(path), {'map': Path(config.output)}
+    n, domains, done['notes'] = len(table.vectors), table.domains, []
+    if n < 4: raise UserError(f'{path}: holds {n} rows; expected 4 or more for a map')
+    panels = {'domain': domains} if domains else {}
+    if domains and '' in domains: done['notes'].append(f'{domains.count(""):,} of {n:,} rows have no domain')
+    if config.cluster_domains:
+        clusters, new = _find_clusters(table.vectors, config)
+        panels[f'{config.cluster_domains} clusters'] = clusters.tolist()
+        if new: done['centroids'] = Path(config.kmeans_model)
+        if domains: done |= _write_scores(domains, clusters, Path(config.output))
+        else: done['notes'].append('no row has a domain: the clusters are not scored')
+    done['notes'] += _write_map(table, panels, config)
+    return done
 
 # %% ../../nbs/pretrain/43_map.ipynb #ac74538b
 @command
