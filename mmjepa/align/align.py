@@ -179,7 +179,7 @@ class PairSource:
     data_dir: str = '' # where named sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
     val_split: float = .1 # share of JSON lines that is held out; records with an image or text in common stay together
     on_error: str = 'raise' # at a bad record: raise or skip
-    follow_links: bool = False # follow links in the records' folder that lead out of it
+    follow_links: bool = False # follow links in the folder of records or images that lead out of it
 
 def open_records(
     source: PairSource,
@@ -192,7 +192,8 @@ def open_records(
         dataset = ImageTextDataset(source.json_data, source.on_error, follow_links=source.follow_links)
         return dataset, hold_out(dataset, source.val_split, seed)
     try:
-        with main_first(): train, test = load_images(source.images, source.data_dir or None)
+        with main_first():
+            train, test = load_images(source.images, source.data_dir or None, follow_links=source.follow_links)
     except UserError as e: # which speaks of flags that other commands have
         raise UserError(str(e).replace('--data ', '--images ').replace(', or --image_size', '')) from e
     pairs = labelled_pairs(train, source.template) + labelled_pairs(test, source.template)
