@@ -223,6 +223,8 @@ def load_weights(
 class HubModel(PyTorchModelHubMixin):
     "A model that `save_pretrained` writes and `from_pretrained` reads, whole or not at all."
     def _save_pretrained(self, save_directory: Path):
+        for part in self.modules():
+            if hasattr(part, 'check_described'): part.check_described() # raises where it could not be read again
         super()._save_pretrained(save_directory)
         share_by_umask(save_directory/'model.safetensors')
 

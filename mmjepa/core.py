@@ -299,7 +299,7 @@ class Source(str):
 def _as_one(words: list[str]) -> Source:
     "Words with weights (`a.jsonl=3 b.jsonl=1`) stay a mixture; others are one source, as WebDataset joins them."
     weighted = all(re.search(r'=\d*\.?\d+$', w) for w in words)
-    if len(words) > 1 and not weighted and any(w.endswith(('.json', '.jsonl')) for w in words):
+    if len(words) > 1 and not weighted and any(re.search(r'(?i)\.(json|jsonl|ndjson)(\.gz)?$', w) for w in words):
         raise UserError(f'{" ".join(words)}: several files of JSON lines; expected weights, as in a.jsonl=3 b.jsonl=1')
     return Source((' ' if weighted else '::').join(words))
 

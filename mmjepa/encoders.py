@@ -269,11 +269,6 @@ class MultimodalEncoder(nn.Module, HubModel, **_HUB):
         self._choose_attention()
         return self
 
-    def _save_pretrained(self, save_directory: Path):
-        "Refuse to write what could not be read: parts that `cfg` does not describe."
-        self.check_described()
-        super()._save_pretrained(save_directory)
-
     def forward(self,
         **inputs: Tensor, # `image` (b, c, h, w), `label` (b,), ... and `<modality>_mask` (b, t)
     ) -> Float[Tensor, 'b n d']: # one state a token: patches first, then the label, then the text

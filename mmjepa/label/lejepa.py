@@ -94,11 +94,6 @@ class MultimodalLeJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa',
             for name, part in parts.items():
                 if name not in used: part.requires_grad_(False)
 
-    def _save_pretrained(self, save_directory: Path):
-        "Refuse to write what could not be read."
-        self.encoder.check_described()
-        super()._save_pretrained(save_directory)
-
     def forward(self,
         batch: dict[str, Tensor], # `views` (b, v, c, h, w) and, if multimodal, `label` (b,)
     ) -> dict[str, Tensor]: # `embedding` (b, u, d), `projection` (b, u, p): u is v, one more (the label) if multimodal
