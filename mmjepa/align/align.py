@@ -20,8 +20,7 @@ from torch import Tensor
 
 from .aligner import (AlignmentConfig, AlignmentEvaluation, VisionTextAligner, present_pairs,
                                   train_alignment)
-from ..core import (UserError, check_output, command, get_device, main_first, seed_everything, start_ranks,
-                         write_text)
+from ..core import UserError, command, get_device, main_first, seed_everything, start_ranks, write_text
 from .features import FeatureSet
 from .inputs import MODALITIES, ImageTextDataset, create_dataloader, hold_out, labelled_pairs
 from ..data.augmentation import AugmentConfig
@@ -214,7 +213,6 @@ def run_alignment(
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the aligner and a report."
     (dataset, held), augmentation = records, AugmentConfig.of_strength(augment)
-    check_output(run.folder/'aligner', *filter(None, config.names.values()))
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)
