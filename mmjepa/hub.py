@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from .checkpoint import hub_copy, read_json
-from .core import UserError
+from .core import UserError, first_line
 from .data.text import load_tokenizer
 
 # %% ../nbs/90_hub.ipynb #04577cca
@@ -69,6 +69,10 @@ def load(
     "A model of this library, of whatever class it is."
     folder, about = find_model(path)
     with contextlib.redirect_stdout(io.StringIO()): # the hub's library prints
-        model = _READERS[_kind(about)](folder).eval()
+        try: model = _READERS[_kind(about)](folder).eval()
+        except UserError: raise
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as e: # a file that is missing, a wrong setting
+            raise UserError(f'{path}: the model in {folder} cannot be read ({first_line(e)}); '
+                            'expected config.json and model.safetensors as they were written') from e
     if (folder/'tokenizer').is_dir(): model.tokenizer = load_tokenizer(folder)
     return model

@@ -363,6 +363,7 @@ def step(self: Trainer, batches: list):
             self.opt.zero_grad()
     if len(batches) > 1 and _attribute(self.objective, 'weight') is None: _check_counts(counts)
     at.step += 1
+    if hasattr(self.plain, 'follow'): self.plain.follow()
     self.tell('after_step')
 
 @patch
@@ -560,7 +561,7 @@ def run(self: Trainer,
 
 # %% ../nbs/09_training.ipynb #508dfaf8
 def fit(
-    model: nn.Module, # `model(batch)` returns a dict of tensors
+    model: nn.Module, # `model(batch)` returns a dict of tensors; its `follow()`, if it has one, is called after a step
     objective: Callable, # `objective(outputs, batch)`: a loss or its terms by name, alone or with a dict of scalars
     loader: Iterable, # a `DataLoader`, or what has a length and yields batches of this rank; best with `state_dict`
     *,

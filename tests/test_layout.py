@@ -48,6 +48,12 @@ USES = {**{w: {'', 'data', w} for w in WINGS}, '': {''}, 'vl': {'', 'data', 'pai
 def wing(name): return name.rpartition('.')[0]
 
 
+def test_files_of_tests_have_names_of_their_own():
+    "pytest imports them by these."
+    names = [p.name for p in (ROOT/'tests').rglob('test_*.py')]
+    assert len(names) == len({*names})
+
+
 def test_numbers_are_unique(): assert len({p.name[:2] for p in NUMBERED}) == len(NUMBERED)
 
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from .aligner import (AlignmentConfig, AlignmentEvaluation, VisionTextAligner, present_pairs,
                                   train_alignment)
-from ..core import (UserError, check_output, command, get_device, main_first, seed_everything, start_ranks,
-                         write_text)
+from ..core import UserError, command, get_device, main_first, seed_everything, start_ranks, write_text
 from .features import FeatureSet
 from .inputs import MODALITIES, ImageTextDataset, create_dataloader, hold_out, labelled_pairs
 from ..data.augmentation import AugmentConfig
@@ -180,7 +179,7 @@ class PairSource:
     data_dir: str = '' # where named sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
     val_split: float = .1 # share of JSON lines that is held out; records with an image or text in common stay together
     on_error: str = 'raise' # at a bad record: raise or skip
-    follow_links: bool = False # follow links in the records' folder that lead out of it
+    follow_links: bool = False # follow links in the folder of records or images that lead out of it
 
 def open_records(
     source: PairSource,
@@ -193,7 +192,8 @@ def open_records(
         dataset = ImageTextDataset(source.json_data, source.on_error, follow_links=source.follow_links)
         return dataset, hold_out(dataset, source.val_split, seed)
     try:
-        with main_first(): train, test = load_images(source.images, source.data_dir or None)
+        with main_first():
+            train, test = load_images(source.images, source.data_dir or None, follow_links=source.follow_links)
     except UserError as e: # which speaks of flags that other commands have
         raise UserError(str(e).replace('--data ', '--images ').replace(', or --image_size', '')) from e
     pairs = labelled_pairs(train, source.template) + labelled_pairs(test, source.template)
@@ -213,7 +213,6 @@ def run_alignment(
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the aligner and a report."
     (dataset, held), augmentation = records, AugmentConfig.of_strength(augment)
-    check_output(run.folder/'aligner', *filter(None, config.names.values()))
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)

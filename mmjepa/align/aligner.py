@@ -9,7 +9,7 @@ __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'Vision
            'save_aligner', 'read_saved', 'load_aligner', 'zero_shot', 'embed_items', 'retrieve']
 
 # %% ../../nbs/align/55_aligner.ipynb #acfad2d6
-import json, math, os
+import json, math, operator, os
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -28,7 +28,8 @@ from torch.utils.data import Dataset
 
 from ..checkpoint import keep_trained, list_checkpoints, load_weights, model_folder
 from ..contrastive import clip_loss, mrl_loss
-from ..core import UserError, all_reduce_sum, alone, atomic_path, get_device, is_main, make_generator, world_size
+from ..core import (UserError, all_reduce_sum, alone, atomic_path, check_output, get_device, is_main,
+                         make_generator, world_size)
 from ..data.augmentation import AugmentConfig
 from ..data.loaders import image_loader
 from .features import (Features, FeatureSet, LiveSet, LiveTransform, cached_features, draw_captions,
@@ -46,6 +47,11 @@ def _device(value) -> torch.device:
     except (RuntimeError, TypeError) as e: raise UserError(f'device is {value!r}; expected cpu, cuda or mps') from e
     if device.type in ('cpu', get_device().type): return device
     raise UserError(f'device is {str(device)!r}; expected cpu or {get_device().type}, which this machine has')
+
+def _widths(dims) -> tuple[int, ...]:
+    "Widths, of one number, a list as read from JSON, or numbers of NumPy."
+    try: return (int(dims),) if isinstance(dims, (int, np.integer)) else tuple(operator.index(d) for d in dims)
+    except TypeError as e: raise UserError(f'mrl_dims is {dims!r}; expected widths, such as (128, 256)') from e
 
 # %% ../../nbs/align/55_aligner.ipynb #a8a77dd0
 @dataclass
@@ -76,10 +82,12 @@ class AlignmentConfig:
 
     def check(self):
         "A `UserError` if something is wrong; numbers of NumPy become Python's."
-        self.mrl_dims = tuple(map(int, self.mrl_dims)) # a list, as read from JSON
+        self.mrl_dims = _widths(self.mrl_dims)
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, np.generic): setattr(self, f.name, value.item())
+            number = isinstance(f.default, (int, float)) and not isinstance(getattr(self, f.name), (int, float))
+            if number: raise UserError(f'{f.name} is {value!r}; expected a number')
         least = dict(d_align=1, mrl_weight=0, clip_weight=0, batch_size=1, num_epochs=1, weight_decay=0, clip_norm=0)
         for name, low in least.items():
             if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
@@ -524,6 +532,7 @@ def train_alignment(
     dataset, size, workers = train_loader.dataset, train_loader.batch_size, train_loader.num_workers
     _check_run(model, size, cache, augmentation=augmentation)
     folder = Path(output_dir) if output_dir else new_folder('runs/alignment')
+    check_output(folder/'config.json', *(Path(t.name, 'config.json') for t in model.towers.values()))
     own = {k: getattr(cfg, k) for k in ('lr', 'weight_decay', 'warmup', 'clip_norm', 'seed')}
     config = training_config(folder, resume, **(own | {'epochs': cfg.num_epochs} | options))
     with _device_of(cfg):

@@ -253,8 +253,7 @@ def main(
 ):
     "Train captions: an aligned image embedding becomes tokens that a language model reads."
     if not aligner: raise UserError('--aligner is missing; expected a folder that mmjepa_align wrote')
-    check_output(run.folder/'captioner', aligner)
-    check_output(run.folder/'language_model', config.model_name)
+    check_output(run.folder/'config.json', Path(aligner, 'config.json'))
     start_ranks()
     lora = {'r': lora_rank} if lora_rank else None
     config = replace(config, freeze_llm=config.freeze_llm and not train_llm, lora=lora)

@@ -27,7 +27,7 @@ from .features import Features, FeatureSet, cached_features
 from .inputs import ImageTextDataset, hold_out
 from .towers import load_whole, load_words, weights_digest, words_digest
 from ..checkpoint import keep_trained, load_weights
-from ..core import UserError, atomic_path, first_line, global_mean, is_main, world_size
+from ..core import UserError, atomic_path, check_output, first_line, global_mean, is_main, world_size
 from ..data.loaders import image_loader
 from ..runs import RunLog, new_folder, progress
 from ..training import TrainConfig, fit
@@ -339,7 +339,9 @@ def generate(
     "What the language model says of each image; greedy unless options say otherwise."
     images = as_items(images, 'image')
     if prompt is None: prompt = self.config.prompt
-    prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+    prompts = [*prompt] if isinstance(prompt, (list, tuple)) else [prompt] * len(images)
+    for p in prompts:
+        if not isinstance(p, str): raise UserError(f'prompt is {p!r:.60}; expected a text, or a list of texts')
     for name in _OURS:
         if name in options:
             raise UserError(f'generate has an option {name}; expected options that change how texts are chosen')
@@ -524,6 +526,8 @@ def train_captioning(
 ) -> tuple: # DataFrame of epochs (None on ranks other than the first), and the `CaptionEvaluation`
     "Train projector, adapters or all of the language model on captions."
     folder, cfg = Path(output_dir) if output_dir else new_folder('runs/captioning'), model.config
+    read = [cfg.model_name, *(t.name for t in model.aligner.towers.values())]
+    check_output(folder/'config.json', *(Path(name, 'config.json') for name in read))
     config = captioning_config(folder, resume, batch_size, **options)
     log, towers = RunLog(folder/'training.log'), model.aligner.towers
     kind = 'states' if cfg.prefix_from == 'patches' else 'pooled'

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import UserError, first_line, is_main, storage_error, sync
+from ..core import UserError, content_id, first_line, is_main, storage_error, sync
 from ..core import data_dir as find_data_dir
 
 # %% ../../nbs/data/20_images.ipynb #94226036
@@ -54,6 +54,10 @@ class ImageSet(Dataset):
         "The labels; a `UserError` if the set has none."
         if self.labels is not None: return self.labels
         raise UserError(f'{self.name}: {len(self):,} images without labels; expected a labelled set')
+
+    def groups(self) -> Int[np.ndarray, ' n']: # from 0
+        "A number for each image, equal where all pixels are: such images belong on one side of a split."
+        return np.unique([content_id(x.tobytes()) for x in self.images.numpy()], return_inverse=True)[1]
 
     def select(self, indices): # positions, a slice or a mask
         "The images at `indices`, with the same classes."

@@ -24,7 +24,8 @@ from fastcore.basics import patch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ..core import UserError, check_choice, content_id, first_line, is_main, make_generator, write_text
+from ..core import UserError, check_choice, content_id, first_line, is_main, make_generator
+from ..core import storage_error, write_text
 from .images import DIGIT_NAMES, open_image, square_pixels
 
 # %% ../../nbs/data/22_records.ipynb #fd810726
@@ -172,7 +173,8 @@ class JsonRecords:
         i: int, # position, 0..len-1
     ) -> int: # from 1; of an array its number, from 1
         "The line of record `i`."
-        return i + 1 + (0 if self.gaps is None else int(np.searchsorted(self.gaps, i, 'right')))
+        blank = self.gaps is not None and len(self.gaps)
+        return i + 1 + (int(np.searchsorted(self.gaps, i, 'right')) if blank else 0)
 
     def place(self,
         i: int, # position, 0..len-1
@@ -228,6 +230,7 @@ def explained(
         if str(e).startswith(place): raise
         raise UserError(f'{place}: {e}') from e
     except Exception as e:
+        if storage_error(e) and not isinstance(e, PermissionError): raise # a full disk is not the record's fault
         said = first_line(e)
         kind = '' if said == type(e).__name__ else f'{type(e).__name__}: '
         raise UserError(f'{place}: cannot be used ({kind}{said}); expected another record, or another function') from e
@@ -401,7 +404,7 @@ def record_text(
 # %% ../../nbs/data/22_records.ipynb #3bfac4f2
 def _about(record: dict, root: str, follow_links: bool) -> os.stat_result:
     "What the disk says about a record's image file."
-    head, tail = os.path.split(f'{root}{os.sep}{record["image"]}')
+    head, tail = os.path.split(os.path.join(root, record['image']))
     head = _real(head)
     about = os.lstat(f'{head}{os.sep}{tail}')
     if stat.S_ISREG(about.st_mode) and f'{head}{os.sep}'.startswith(root.rstrip(os.sep) + os.sep): return about
@@ -444,6 +447,7 @@ def connect_rows(
     alike = coo_matrix((np.ones(len(rows), bool), (rows, rows[first[number]])), (n, n))
     return connected_components(alike, directed=False)[1].astype(np.int64)
 
+# %% ../../nbs/data/22_records.ipynb #52a8a764
 def _captions(fields: dict) -> list[str]:
     "Texts of a record, good ones or not."
     text = fields.get('text')
@@ -562,6 +566,7 @@ def split_rows(
     out = np.isin(groups, _held_groups(groups[order], min(held, n - 1)))
     return np.flatnonzero(~out), np.flatnonzero(out)
 
+# %% ../../nbs/data/22_records.ipynb #3f525fa6
 def split_records(
     records: JsonRecords,
     val_split: float = .1, # share that is held out, as for `split_rows`

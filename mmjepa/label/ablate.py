@@ -148,7 +148,8 @@ def main(
     "Run experiments A to C over several seeds, skip what is finished, and write one table and one figure."
     names, numbers = _variants(variants), _seeds(seeds)
     start_ranks()
-    with main_first(): train, _ = load_images(config.data, data_dir or None, config.image_size or None)
+    size, links = config.image_size or None, config.follow_links
+    with main_first(): train, _ = load_images(config.data, data_dir or None, size, follow_links=links)
     side = config.image_size or train.images.shape[-1] + -train.images.shape[-1] % 8
     exp = complete(replace(config, image_size=side, data=train.name if config.data == 'auto' else config.data), train)
     runs = run_all(exp, names, numbers, root=output_dir, data_dir=data_dir)

@@ -11,11 +11,10 @@ import os, platform, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserError, atomic_path, command, content_id, is_main, main_first, make_generator
+from ..core import UserError, atomic_path, command, is_main, main_first, make_generator
 from ..core import seed_everything, start_ranks, world_size, write_text
 from ..encoders import EncoderConfig, MultimodalEncoder, attention_maps, attention_rollout
 from ..runs import RunConfig, RunLog, one_writer, progress
@@ -32,6 +31,7 @@ from .retrieval import LabelRetrieval
 class Experiment:
     "All choices of one run."
     data: str = 'auto' # auto, digits, mnist, fashion, cifar10, or a folder with train/<class>/* and test/<class>/*
+    follow_links: bool = False # read images to which links in such a folder lead
     image_size: int = 0 # side in pixels; 0: the set's own, rounded up to a multiple of 4
     patch_size: int = 0 # side of a patch in pixels; 0: the largest divisor of image_size up to a quarter of it, or 4
     emb_dim: int = 128 # width of a token
@@ -251,16 +251,13 @@ def build(
     return model, LeJEPAObjective(exp.lam, seed=exp.seed), TrainConfig(**shared)
 
 # %% ../../nbs/label/32_mnist.ipynb #8e45f422
-def _copies(images: ImageSet) -> np.ndarray:
-    "The group of each image: the same pixels are on one side of a split."
-    return np.unique([content_id(x.tobytes()) for x in images.images.numpy()], return_inverse=True)[1]
-
 def _open(exp: Experiment, data_dir: str) -> tuple[Experiment, ImageSet, ImageSet, ImageSet | None]:
     "The complete experiment; images to train on, to test, and those held out of training, if any."
-    with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None)
+    links = dict(follow_links=exp.follow_links)
+    with main_first(): train, test = load_images(exp.data, data_dir or None, exp.image_size or None, **links)
     size = complete(exp, train).image_size
-    if size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, size)
-    copies = _copies(train) if exp.val_split else None
+    if size != train.images.shape[-1]: train, test = load_images(exp.data, data_dir or None, size, **links)
+    copies = train.groups() if exp.val_split else None
     if copies is not None and not copies.any():
         raise UserError(f'{train.name}: all {len(train)} images are the same; expected others, or --val_split 0')
     rows, held = split_rows(len(train), exp.val_split, exp.seed, groups=copies)

@@ -33,7 +33,7 @@ from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, describe_step, learning_rate_at, load_curriculum
 from .config import micro_batches, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
-from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, follow, joint_masks
+from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, joint_masks
 from .model import VLJEPA, token_indices
 from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream, skip_notes
 from .scaling import DEVICES, count_parameters, plan_cost
@@ -368,7 +368,7 @@ def run_curriculum(
     table = fit(model, objective, loader, config=train, output_dir=folder, resume=run.resume, settings=settings,
                 transform=StageTransform(config, model, objective), evaluate=scores, rate=rate,
                 columns=CURRICULUM_COLUMNS, assets=written(tokenizer.save),
-                callbacks={'after_step': [follow, CollapseWatch(say=say)]})
+                callbacks={'after_step': CollapseWatch(say=say)})
     weights = whole(model.state_dict())
     if not is_main(): return None
     trained = VLJEPA(model.config)

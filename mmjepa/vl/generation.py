@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from tqdm.auto import tqdm
 
 from ..core import UserError, first_line, make_generator
 from ..data.images import read_image, square_pixels, to_float
 from ..data.records import record_image, text_bytes
 from ..data.text import Tokenizer
+from ..runs import progress
 from .model import VLJEPA, image_states, prefix_mask
 
 # %% ../../nbs/vl/82_generation.ipynb #ff5789bd
@@ -188,10 +188,10 @@ def generate(
     chances = [make_generator('generate', seed, i) for i in range(len(rows))]
     options = dict(size=tokenizer.vocab_size, end=tokenizer.end_id if stop_at_end else None, most=max_new_tokens,
                    temperature=temperature, top_p=top_p)
-    texts, training, quiet = [], model.training, None if len(rows) > batch_size else True
+    texts, training = [], model.training
     model.eval()
     try:
-        for i in tqdm(range(0, len(rows), batch_size), desc='writing', unit='batch', disable=quiet):
+        for i in progress(range(0, len(rows), batch_size), 'writing'):
             part = slice(i, i + batch_size)
             pictures = None if images is None else images[part]
             texts += _write(model, rows[part], pictures, chances=chances[part], **options)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['next_token_labels', 'JointMasks', 'joint_masks', 'collapse_watch', 'EmbeddingError', 'VLJEPAObjective',
-           'CollapseWatch', 'follow']
+           'CollapseWatch']
 
 # %% ../../nbs/vl/81_hybrid.ipynb #a7612702
 import math
@@ -253,9 +253,3 @@ class CollapseWatch:
     ):
         "Continue there."
         vars(self).update(state)
-
-def follow(
-    t: Trainer, # of a model with a method `follow`
-):
-    "A callback after each step: the slow copy, if there is one, moves towards the weights."
-    t.plain.follow()

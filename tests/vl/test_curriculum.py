@@ -313,6 +313,21 @@ def test_a_run_in_parts_is_the_run_at_once(material, request, tmp_path, name):
     torch.testing.assert_close(load_file(tmp_path/'run/model/model.safetensors'), weights, rtol=1e-3, atol=2e-4)
 
 
+def train_in_parts(rank, world, folder, material, env):
+    os.environ.update(env)
+    return train(folder, material, world, micro=2)
+
+
+@pytest.mark.parametrize('env', [{}, SHARDED], ids=['ddp', 'fsdp'])
+def test_two_ranks_in_parts(material, single, tmp_path, env):
+    "Two ranks with two micro-batches each: SIGReg is of all four, with weights that are sharded too."
+    folder, table = single
+    rows, _ = on_ranks(train_in_parts, 2, tmp_path/'run', material, env)
+    torch.testing.assert_close(torch.tensor(rows), table, rtol=1e-4, atol=1e-4)
+    weights = load_file(folder/'model/model.safetensors')
+    torch.testing.assert_close(load_file(tmp_path/'run/model/model.safetensors'), weights, rtol=1e-3, atol=2e-4)
+
+
 def test_a_signal_in_an_evaluation(material, single, tmp_path, monkeypatch):
     "The rows after it are those that a run without it reads, and so is all that it counts."
     folder, calls, plain = tmp_path/'run', [], CurriculumEvaluation.__call__

@@ -17,12 +17,13 @@ from PIL import Image
 
 from mmjepa.core import run_command
 from mmjepa.vl.curriculum import save_vl_model
-from mmjepa.data.records import split_rows
+from mmjepa.data.records import JsonRecords
 from mmjepa.encoders import EncoderConfig
 from mmjepa.vl.evaluate import main
 from mmjepa.sandbox.programs import refusal
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig
+from mmjepa.vl.packing import split_learnt
 
 contained = pytest.mark.skipif(bool(refusal()), reason=f'no containment: {refusal()}')
 PROBLEMS = [{'task_id': f'own/{i}', 'prompt': f'def f{i}():\n    "Returns {i}."\n', 'entry_point': f'f{i}',
@@ -71,7 +72,7 @@ def test_nothing_runs_unless_it_is_asked_for(material, tmp_path):
     assert about['pairs'].startswith('2 of 2 records')
     assert scores['humaneval'] == {'problems': 2, 'completions': 4}
     assert scores['image_to_code']['all']['charts_tried'] == 0
-    held = [f'x = {i}' for i in split_rows(40, .05, 0)[1]]
+    held = [f'x = {i}' for i in split_learnt(JsonRecords(material/'pairs.jsonl'))[1]]
     assert [json.loads(line)['text'] for line in (folder/'written.jsonl').read_text().splitlines()] == held
     perplexity = scores['perplexity']
     assert 100 < perplexity['perplexity'] < 600 and perplexity['windows'] > 1  # it knows nothing of 260 words

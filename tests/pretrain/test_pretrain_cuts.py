@@ -5,7 +5,7 @@ import torch
 from mmjepa.core import UserError, seed_everything
 from mmjepa.encoders import EncoderConfig, MultimodalEncoder
 from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel, ContrastiveObjective
-from mmjepa.pretrain.masked import LatentTarget, MaskedModel, MaskedObjective, follow_target, masked_objective
+from mmjepa.pretrain.masked import LatentTarget, MaskedModel, MaskedObjective, masked_objective
 from mmjepa.training import TrainConfig, fit
 from cuts import assert_same_gradient
 
@@ -58,7 +58,7 @@ def test_slow_copy_moves_once_a_step_and_goes_on_after_resume(tmp_path):
         model.target.follow = lambda e: (calls.append(1), plain(e))
         settings = TrainConfig(epochs=2, accumulate=2, precision='fp32', max_steps=steps)
         fit(model, masked_objective, Batches(rows_of(4)), config=settings, output_dir=folder, resume=resume,
-            callbacks={'after_step': follow_target}, settings={'test': 1}, rate=lambda step: 1e-2)
+            settings={'test': 1}, rate=lambda step: 1e-2)
         return len(calls), model.state_dict()
     moves, whole = run(tmp_path/'whole')
     assert moves == 4 and not whole['target.encoder.norm.weight'].equal(whole['encoder.norm.weight'])
