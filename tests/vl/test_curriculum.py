@@ -303,7 +303,7 @@ def test_two_ranks(material, request, tmp_path, env, name):
         torch.testing.assert_close(load_file(tmp_path/run/'model/model.safetensors'), weights, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize('name', ['curriculum', 'slow'])
+@pytest.mark.parametrize('name', ['curriculum', 'slow'], ids=['SIGReg', 'slow copy'])
 def test_a_run_in_parts_is_the_run_at_once(material, request, tmp_path, name):
     "Four rows at a time or one: losses of every stage, and the weights at the end."
     folder, table = request.getfixturevalue('slow' if name == 'slow' else 'single')
