@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch

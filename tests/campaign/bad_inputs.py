@@ -280,7 +280,9 @@ def written(output):
     return len(keys)
 
 
-def skipped(said): return sum(int(n.replace(',', '')) for n in re.findall(r'([\d,]+) (?:bad )?records? skipped', said))
+def skipped(said):
+    found = re.findall(r'([\d,]+)(?: of [\d,]+)? bad (?:records|ones) skipped', said)
+    return sum(int(n.replace(',', '')) for n in found)
 
 
 def judge(case, done, before):
