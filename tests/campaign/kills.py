@@ -31,14 +31,13 @@ class Stage:
 
 def stages(root):
     pairs = ['--json_data', root/'pairs.jsonl']
-    mnist = [x for x in MNIST if x not in ('--max_steps', '2', '--precision', 'fp32')]
-    mnist[mnist.index('--epochs') + 1] = '12'
+    mnist = ['--data', root/'images', *MNIST, '--epochs', 12]
     align = [x for x in ALIGN if x not in ('--precision', 'fp32')]
     align[align.index('--num_epochs') + 1] = '6'
     cache = ['--cache_dir', root/'cache']
     caption = ['--aligner', root/'aligned', '--model_name', root/'qwen2', '--epochs', 3, '--batch_size', 4]
     return [
-        Stage('mnist', 'label.mnist', ['--data', root/'images', *mnist, *SAVES], 'model', 12),
+        Stage('mnist', 'label.mnist', [*mnist, *SAVES], 'model', 12),
         Stage('masked', 'pretrain.masked', [*pairs, *SHAPE, '--epochs', 3, *SAVES], 'encoder', 14),
         Stage('contrastive', 'pretrain.contrastive', [*pairs, *SHAPE, '--epochs', 3, *SAVES], 'model', 14),
         Stage('align', 'align.align', [*towers(root), *pairs, *align, *cache, *SAVES], 'aligner', 12),
@@ -81,7 +80,7 @@ def trial(stage, folder, whole, *, seconds, kills, rng):
     if stage.ranks: ranks = [rng.choice([1, 2]) for _ in range(kills)]
     for n in ranks:
         processes = go(stage, folder, n)
-        time.sleep(rng.uniform(.05, seconds))
+        time.sleep(rng.uniform(.05, .8 * seconds))
         if kill(processes): done += 1
         else: shutil.rmtree(folder, ignore_errors=True)  # it had ended: another run
     last = rng.choice([1, 2]) if stage.ranks else 1
