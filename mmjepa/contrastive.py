@@ -88,6 +88,7 @@ def _gather(own: Tensor, chunk: int | None, cached: int) -> tuple[Tensor, int, i
 def _identities(ids: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor] | None:
     "Those of this rank's rows and of all rows, (b, k) and (n, k)."
     if ids is None: return None
+    ids = torch.as_tensor(ids)
     if ids.is_floating_point() or ids.ndim not in (1, 2) or len(ids) != len(own):
         raise UserError(f'ids have shape {tuple(ids.shape)} and type {ids.dtype}; '
                         f'expected integers ({len(own)},) or ({len(own)}, k), those of each row')

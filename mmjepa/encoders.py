@@ -90,7 +90,11 @@ def check_range(
     if low < 0 or high >= n: raise UserError(f'{name} holds {low if low < 0 else high}; expected 0 to {n - 1}')
 
 def _indices(ids: Tensor, table: nn.Embedding, name: str, *, ndim: int) -> Tensor:
-    "Rows of a table, (b,) or (b, t); a single one is one row."
+    "Rows of a table, (b,) or (b, t); a single one is one row, also a plain number."
+    if not isinstance(ids, Tensor):
+        try: ids = torch.as_tensor(ids, device=table.weight.device)
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise UserError(f'{name} is {ids!r:.60}; expected integers from 0 to {len(table.weight) - 1}') from e
     ids = ids[None] if ids.ndim == ndim - 1 else ids
     if ids.ndim != ndim: raise UserError(f'{name} has shape {tuple(ids.shape)}; expected {ndim} dimensions')
     check_range(ids, len(table.weight), name)

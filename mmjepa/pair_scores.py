@@ -21,12 +21,13 @@ from .core import UserError, make_generator, share_id
 from .probes import linear_probe
 
 # %% ../nbs/11_pair_scores.ipynb #5f54419b
-def _check_pairs(a: Tensor, b: Tensor, chunk: int, gallery: bool = False):
-    "`gallery`: whether `b` may have rows that are nobody's partner."
-    _check_rows(a, b, chunk, wanted=f"(n{' or more' * gallery}, d)",
+def _check_pairs(a: Tensor, b: Tensor, chunk: int, gallery: bool = False) -> tuple[Tensor, Tensor]:
+    "Both as tensors, which they may not be yet; `gallery`: whether `b` may have rows that are nobody's partner."
+    return _check_rows(a, b, chunk, wanted=f"(n{' or more' * gallery}, d)",
                 fits=len(a) <= len(b) if gallery else len(a) == len(b))
 
-def _check_rows(a: Tensor, b: Tensor, chunk: int, wanted: str, fits: bool):
+def _check_rows(a: Tensor, b: Tensor, chunk: int, wanted: str, fits: bool) -> tuple[Tensor, Tensor]:
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1] or not fits:
         raise UserError(f'a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, d) and {wanted}')
     if not len(a): raise UserError('there is no pair; expected 1 or more')
@@ -34,6 +35,7 @@ def _check_rows(a: Tensor, b: Tensor, chunk: int, wanted: str, fits: bool):
     for name, x in (('a', a), ('b', b)):
         if bad := sum(int((~part.isfinite()).any(1).sum()) for part in x.split(4096)):
             raise UserError(f'{name}: NaN or infinity in {bad} of {len(x)} rows; expected finite numbers')
+    return a, b
 
 def _unit(x: Tensor, start: int, chunk: int) -> Float[Tensor, 'chunk d']:
     "Rows from `start` on, of length 1, in float32; zeros after the last."
@@ -50,6 +52,7 @@ def _numbers(ids: Int[Tensor, ' n']) -> tuple[Tensor, Tensor]:
 
 def _check_ids(ids: Tensor, n: int) -> Int[Tensor, 'n k']:
     "Identities with a column each."
+    ids = torch.as_tensor(ids)
     if ids.is_floating_point() or ids.ndim not in (1, 2) or len(ids) != n:
         raise UserError(f'ids have shape {tuple(ids.shape)} and type {ids.dtype}; '
                         f'expected integers ({n},) or ({n}, k), those of each row of b')
@@ -146,7 +149,7 @@ def partner_ranks(
     ids: Int[Tensor, 'm k'] | Int[Tensor, ' m'] | None = None, # (m, 2): what a[i] and b[i] are; else their groups
 ) -> Float[Tensor, ' n']: # 1 (the nearest) to m; the mean where several are as near
     "Rank by cosine of each query's partner in the gallery, or of the nearest of several, computed in float32."
-    _check_pairs(a, b, chunk, gallery=True)
+    a, b = _check_pairs(a, b, chunk, gallery=True)
     a, b, right, query = _sides(a, b, ids)
     return _mean_ranks(_counts(a, b, right, chunk=chunk, both=False)[0]).float()[query.to(a.device)]
 
@@ -161,7 +164,8 @@ def nearest_rows(
     ids: Int[Tensor, 'm k'] | Int[Tensor, ' m'] | None = None, # with `others`: and all that share one with b[i]
 ) -> Int[Tensor, ' n']: # rows of the gallery; the first of several that are as near
     "Nearest row by cosine of the gallery for each query, computed in float32."
-    _check_rows(a, b, chunk, wanted='(m, d), m above 0' if not others else '(m, d), m above 1', fits=len(b) > others)
+    wanted = '(m, d), m above 0' if not others else '(m, d), m above 1'
+    a, b = _check_rows(a, b, chunk, wanted, fits=len(b) > others)
     ids = _others(a, b, others, ids=ids)
     chunk = -(-chunk // 64) * 64
     best, at = a.new_full((len(a),), -torch.inf, dtype=torch.float), torch.zeros_like(a[:, 0], dtype=torch.int64)
@@ -210,6 +214,7 @@ def recall_at(
     ids: Int[Tensor, 'c k'] | Int[Tensor, ' c'] | None = None, # of the candidates; any that shares one with it is right
 ) -> dict[int, float]: # share of queries, 0 to 1, for each k
     "R@k of a whole matrix of similarities; ties in expectation."
+    similarity, partner = torch.as_tensor(similarity), torch.as_tensor(partner)
     _check_similarity(similarity, partner, ks)
     if ids is None:
         own = similarity.gather(1, partner[:, None])
@@ -228,9 +233,9 @@ def _check_similarity(similarity: Tensor, partner: Tensor, ks):
                         'expected (q, c) and q, 1 or more')
     if bad := int(similarity.isnan().any(1).sum()):
         raise UserError(f'similarity: NaN in {bad} of {len(similarity)} rows; expected numbers')
-    low, high = partner.min().item(), partner.max().item()
-    if low < 0 or high >= similarity.shape[1]:
-        raise UserError(f'partners are {low} to {high}; expected 0 to {similarity.shape[1] - 1}, the candidates')
+    low, high, n = partner.min().item(), partner.max().item(), similarity.shape[1]
+    if not 0 <= low <= high < n or partner.is_floating_point():
+        raise UserError(f'partners are {low} to {high}; expected integers from 0 to {n - 1}, the candidates')
     _check_ks(ks)
 
 def _check_ks(ks):
@@ -247,7 +252,7 @@ def rank_table(
     ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # (n, 2): what a[i] and b[i] are; else their groups
 ) -> dict[str, float]: # `image_to_text_r1`, `image_to_text_mean_rank`, `image_to_text_median_rank`, `text_to_image_r1`
     "Recall and ranks in both directions, of the nearest of several partners; ties in expectation."
-    _check_pairs(a, b, chunk)
+    a, b = _check_pairs(a, b, chunk)
     _check_ks(ks)
     a, b, right, _ = _sides(a, b, ids)
     out = {}
@@ -290,7 +295,7 @@ def margin(
     ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # rows that share one are not compared
 ) -> float: # -2 to 2; 0 if all embeddings are one vector; NaN if there is nothing but pairs
     "Mean cosine of pairs minus that of all other combinations."
-    _check_pairs(a, b, 1)
+    a, b = _check_pairs(a, b, 1)
     n, (a, b) = len(a), (normalize(x.float(), dim=-1) for x in (a, b))
     pairs, everything = (a * b).sum().double(), a.double().sum(0) @ b.double().sum(0)
     alike, count = (pairs, n) if ids is None else _products_of_alike(a, b, _check_ids(ids, n).to(a.device))
@@ -352,7 +357,7 @@ def modality_gap(
 ) -> dict[str, float]:
     """`gap`: distance of the means of the normalized embeddings, 0 (they agree) to 2; and `separability`: how well a
     linear classifier tells the modalities apart (5-fold), about .5 (clouds agree) to 1, NaN for a single pair."""
-    _check_pairs(a, b, 1)
+    a, b = _check_pairs(a, b, 1)
     if rows < 2: raise UserError(f'rows is {rows}; expected 2 or more')
     def mean(x): return sum(normalize(part.float(), dim=1).sum(0).cpu().double() for part in x.split(4096)) / len(x)
     out = {'gap': (mean(a) - mean(b)).norm().item(), 'separability': math.nan}
@@ -393,7 +398,7 @@ def alignment_uniformity(
 ) -> dict[str, float]: # `alignment`, 0 (partners agree) to 2**alpha; `image_uniformity`, `text_uniformity`: see below
     """Mean distance of partners, and how evenly each modality fills the sphere: -4t to 0 (one point), NaN for a single
     pair; lower is better."""
-    _check_pairs(a, b, chunk)
+    a, b = _check_pairs(a, b, chunk)
     if alpha <= 0 or t <= 0: raise UserError(f'alpha and t are {alpha} and {t}; expected both above 0')
     with torch.autocast(a.device.type, enabled=False):
         total = 0.

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoint import Checkpoint, differences, list_checkpoints, newest_checkpoint
+from .checkpoint import Checkpoint, as_json, differences, list_checkpoints, newest_checkpoint
 from .core import UserError, all_reduce_sum, atomic_path, first_line, get_device, is_main, storage_error
 from .core import world_size, write_text
 
@@ -300,10 +299,6 @@ def _fixed(new, old) -> dict:
     if before and (now == 0 or now and now > before): more['max_steps'] = before # 0 is no limit
     return out | more
 
-def _as_json(settings: dict) -> str:
-    "Settings as text; NumPy's numbers are numbers."
-    return json.dumps(settings, indent=1, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
-
 def open_run(
     folder: str | Path, # output folder of the run
     settings: dict, # JSON-able; what decides the result
@@ -319,10 +314,10 @@ def open_run(
     if resume and config.exists():
         try: old = json.loads(config.read_text())
         except ValueError as e: raise UserError(f'{config} is damaged: {e}; expected the settings of the run') from e
-        asked = json.loads(_as_json(settings))
+        asked = json.loads(as_json(settings))
         if changed := differences(_fixed(old, old), _fixed(asked, old)):
             raise UserError(f'--resume with other settings than {config}: {"; ".join(changed)}')
-    if is_main(): write_text(config, _as_json(settings))
+    if is_main(): write_text(config, as_json(settings))
     return newest_checkpoint(folder/'checkpoints', say) if resume else None
 
 # %% ../nbs/08_runs.ipynb #5a570ee5

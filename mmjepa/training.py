@@ -15,13 +15,14 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .core import LostRank, UserError, all_reduce_sum, alone, check_choice, counted, get_device, is_main
-from .core import make_generator, rank, seed_everything, start_ranks, world_size
+from .core import make_generator, rank, seed_everything, start_ranks, whole_number, world_size
 from .checkpoint import Checkpoint, drop_after, load_weights, prune_checkpoints, save_checkpoint, set_aside_after
 from .runs import Progress, RunLog, StopFlag, Stopped, check_finite, one_writer, open_run, shared, whole
 from .runs import write_table
@@ -51,11 +52,12 @@ class TrainConfig:
 
     def __post_init__(self):
         least = dict(epochs=1, accumulate=1, eval_every=1, keep=1)
-        least |= dict.fromkeys(('max_steps', 'save_every', 'log_every', 'seed', 'weight_decay', 'clip_norm'), 0)
-        for name, low in least.items():
-            if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
+        least |= dict.fromkeys(('max_steps', 'save_every', 'log_every', 'seed'), 0)
+        for name, low in least.items(): object.__setattr__(self, name, whole_number(name, getattr(self, name), low))
+        for name in ('weight_decay', 'clip_norm'):
+            if not getattr(self, name) >= 0: raise UserError(f'{name} is {getattr(self, name)}; expected 0 or more')
         if not 0 <= self.warmup <= 1: raise UserError(f'warmup is {self.warmup}; expected 0 to 1, a share of the steps')
-        if not self.lr > 0: raise UserError(f'lr is {self.lr}; expected more than 0')
+        if not 0 < self.lr < math.inf: raise UserError(f'lr is {self.lr}; expected more than 0')
         check_choice('precision', self.precision, ('auto', 'fp32', 'bf16', 'fp16'))
         check_choice('tracker', self.tracker, ('', 'tensorboard', 'wandb'))
 
@@ -284,11 +286,24 @@ def shares(self: Trainer, batches: list[dict]) -> list[dict[str, Tensor | float]
     "For each batch of a step and each term, the part of what counts in the step, over all ranks, that is in it."
     weight = _attribute(self.objective, 'weight')
     if len(batches) == 1 or weight is None: return [{'': 1 / len(batches)}] * len(batches)
-    counts = [c if isinstance(c, dict) else {'': c} for c in map(weight, batches)]
-    rows = [torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in c.values()])
-            for c in counts]
-    table = all_reduce_sum(torch.stack(rows))
-    return [dict(zip(counts[0], row)) for row in (table / table.sum(0)).nan_to_num(0.)]
+    counts = [_counts(weight(batch), self.device) for batch in batches]
+    names = [*counts[0]]
+    for found in counts:
+        if found.keys() != counts[0].keys() or not found:
+            raise UserError(f'weight(batch) of the objective names {names} in one batch and {[*found]} in another; '
+                            'expected the same terms, 0 where nothing counts')
+    table = all_reduce_sum(torch.stack([torch.stack([found[k] for k in names]) for found in counts]))
+    return [dict(zip(names, row)) for row in (table / table.sum(0)).nan_to_num(0.)]
+
+def _counts(found, device: torch.device) -> dict[str, Tensor]:
+    "What counts in a batch, by term."
+    found = {k: torch.as_tensor(v, dtype=torch.float32, device=device)
+             for k, v in (found if isinstance(found, dict) else {'': found}).items()}
+    for n in found.values():
+        if n.numel() != 1:
+            raise UserError(f'weight(batch) of the objective has shape {tuple(n.shape)}; expected a number, or a dict '
+                            'of numbers by term')
+    return {k: n.reshape(()) for k, n in found.items()}
 
 def _share(shares: dict, name: str, terms: Iterable[str]) -> Tensor | float:
     "That of one term."
@@ -321,6 +336,9 @@ def loss(self: Trainer,
         raise UserError(f'{place}: {e}; if the loss diverged, try a smaller --lr') from e
     self.batch, self.outputs = batch, outputs # for callbacks
     loss = sum(_share(shares, k, terms) * v for k, v in terms.items())
+    if not loss.requires_grad:
+        raise UserError('the loss of the objective depends on no weight that trains; expected one made of the outputs '
+                        'of the model, some weights of which are not frozen')
     own = shares.get('', 1 / self.cfg.accumulate)
     logs = {k: v * shares.get(k.removeprefix('loss_'), own) for k, v in logs.items()}
     return loss, {'loss_total': loss.detach(), **logs}
@@ -330,7 +348,9 @@ def loss(self: Trainer,
 def ready(self: Trainer, batch, number: int) -> dict:
     "A batch of a step by its names, on the device, transformed."
     named = _named(batch, self.keys)
-    batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in named.items()}
+    tensors = {k: torch.as_tensor(v) if isinstance(v, np.ndarray) and v.dtype.kind in 'biuf' else v
+               for k, v in named.items()}
+    batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in tensors.items()}
     if not self.transform: return batch
     return self.transform(batch, make_generator('transform', self.cfg.seed, self.at.step, number, rank()))
 
@@ -479,7 +499,15 @@ def _evaluate(t: Trainer, evaluate: Callable | None, flag: StopFlag) -> dict | N
             with at_once, alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
         except Stopped: stopped = True
     if all_reduce_sum(torch.tensor(float(stopped), device=t.device)): return None # the others have waited here
-    return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
+    if isinstance(scores, Mapping): return {k: _number(k, v) for k, v in scores.items()}
+    raise UserError(f'the evaluation returned a {type(scores).__name__}; expected a dict of numbers by name')
+
+def _number(name: str, value) -> float | None:
+    "A score as Python's number; those of tensors and NumPy are numbers."
+    size = value.numel() if isinstance(value, Tensor) else np.size(value)
+    if size == 1 and hasattr(value, 'item'): value = value.item()
+    if value is None or isinstance(value, (int, float)): return value
+    raise UserError(f'the score {name} of the evaluation is {value!r:.60}; expected a number')
 
 def _line(row: dict, epochs: int) -> str:
     "One epoch as a line of text."
@@ -581,12 +609,13 @@ def fit(
 ): # pandas DataFrame, one row an epoch
     "Train to the end, or to a signal; everything is in `output_dir`. Returns the table of epochs."
     folder, settings = Path(output_dir).expanduser(), settings or {'train': vars(config)}
-    chosen, log = choose_precision(config.precision, get_device()), RunLog(folder/'training.log')
+    chosen = choose_precision(config.precision, get_device())
     if config.tracker and not find_spec(config.tracker):
         raise UserError(f"tracker is {config.tracker}, which is not installed; expected "
                         f"pip install 'mmjepa[{config.tracker}]'")
     start_ranks()
     with one_writer(folder), _peers(folder):
+        log = RunLog(folder/'training.log')
         ckpt = open_run(folder, settings, resume, say=log)
         seed_everything(config.seed)
         if config.precision == 'auto' and os.environ.get('ACCELERATE_MIXED_PRECISION') == 'fp16' != chosen:

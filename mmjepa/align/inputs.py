@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ..core import UserError, content_id, first_line, rank, world_size
+from ..core import UserError, content_id, first_line, rank, whole_number, world_size
 from ..data.images import DIGIT_NAMES, ImageSet, flat_image, open_image, read_image
 from ..data.loaders import EpochSampler, quiet_torchdata
 from ..data.records import JsonRecords, connect_rows, record_bytes, record_file, record_sides, record_texts
@@ -233,7 +233,7 @@ def create_dataloader(
 ) -> StatefulDataLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
     "Batches of raw records, as dicts of lists."
     if not isinstance(dataset, ImageTextDataset): dataset = ImageTextDataset(dataset)
-    if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
+    batch_size = whole_number('batch_size', batch_size, 1)
     sampler = EpochSampler(len(dataset), shuffle, seed, drop_last=False, rank=rank(), world_size=world_size())
     with quiet_torchdata():
         return StatefulDataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_columns)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ..core import UserError, check_choice, content_id, first_line, make_generator, rank, world_size
+from ..core import UserError, check_choice, content_id, first_line, make_generator, rank, whole_number, world_size
 from .images import ImageSet
 from .records import EmptySource, JsonRecords, decode_image, explained, image_name, record_bytes
 from .records import record_text, record_texts, split_records
@@ -77,7 +77,7 @@ def image_loader(
     `image` is uint8 (b,c,h,w); `label`, where the set has labels, int64 (b,)."""
     own, ranks = shard or (rank(), world_size())
     sampler = EpochSampler(len(images), shuffle, seed, drop_last=drop_last, rank=own, world_size=ranks)
-    if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
+    batch_size = whole_number('batch_size', batch_size, 1)
     if drop_last and len(sampler) < batch_size:
         raise UserError(f'batch_size is {batch_size}, but each of {ranks} ranks has {len(sampler)} images of '
                         f'{images.name}; expected no more than these')
@@ -281,8 +281,7 @@ def load_state_dict(
 def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0,
             note='') -> RecordLoader:
     "A loader of some rows: shuffled and in full batches for training, else in order."
-    if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
-    if num_workers < 0: raise UserError(f'num_workers is {num_workers}; expected 0 or more')
+    batch_size, num_workers = whole_number('batch_size', batch_size, 1), whole_number('num_workers', num_workers)
     sampler = EpochSampler(len(rows), train, seed, drop_last=train, rank=shard[0], world_size=shard[1])
     if train and len(sampler) < batch_size:
         raise EmptySource(f'batch_size is {batch_size}, but each of {shard[1]} ranks has {len(sampler)} '
@@ -336,6 +335,14 @@ def get_json_loaders(
                     note=_sit_out(val, reads, mode), **common))
 
 # %% ../../nbs/data/24_loaders.ipynb #79af9c8e
+def _positions(rows, n: int) -> Int[np.ndarray, ' k']:
+    "Rows as an array, each from 0 to n - 1."
+    rows = np.asarray(rows)
+    if rows.ndim == 1 and (not len(rows) or rows.dtype.kind in 'iu' and 0 <= rows.min() <= rows.max() < n):
+        return rows.astype(np.int64)
+    raise UserError(f'rows are {str(rows):.60} of {rows.dtype}; expected positions from 0 to {n - 1}, such as those '
+                    'that np.flatnonzero makes of a mask')
+
 def get_ordered_loader(
     path: str | Path, # as for `get_json_loaders`
     mode: str, # 'image', 'text' or 'pair'
@@ -356,6 +363,6 @@ def get_ordered_loader(
     records = JsonRecords(path, on_error, follow_links)
     transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
                                 follow_links=follow_links)
-    rows = np.arange(len(records)) if rows is None else np.asarray(rows, np.int64)
+    rows = np.arange(len(records)) if rows is None else _positions(rows, len(records))
     return _loader(records, rows, transform, train=False, name=str(path), batch_size=batch_size, shard=(0, 1),
                    num_workers=num_workers, say=say)

@@ -159,6 +159,7 @@ class JsonRecords:
         self._data = _unpacked(self.path)
         with self._open() as file: self.starts, self.stops, self.gaps = _spans(file, self.path)
         if not len(self): raise EmptySource(f'{path}: holds no line with a record; expected one JSON object a line')
+        if not any(map(self._is_object, range(len(self)))): self.fields(0) # raises: it is another kind of file
 
     def _open(self) -> BinaryIO: return open(self.path, 'rb') if self._data is None else BytesIO(self._data)
     def __len__(self): return len(self.starts)
@@ -168,6 +169,11 @@ class JsonRecords:
         if self._data is not None: return self._data[start:stop]
         if not self._file: self._file = open(self.path, 'rb', buffering=0)
         return os.pread(self._file.fileno(), stop - start, start)
+
+    def _is_object(self, i: int) -> bool:
+        try: self.fields(i)
+        except UserError: return False
+        return True
 
     def line(self,
         i: int, # position, 0..len-1
@@ -530,7 +536,7 @@ def named_side(
     record: dict, # its fields
 ) -> int: # 0 for training, 1 held out, -1 where it doesn't say
     "The side that a record names itself, in the field `split`."
-    return _SIDES.get(str(record.get('split')).lower(), -1)
+    return _SIDES.get(str(record.get('split')).strip().lower(), -1)
 
 def record_sides(
     records: JsonRecords, # or anything with a length and `fields(i)`
@@ -539,8 +545,7 @@ def record_sides(
     def side(i):
         try: return named_side(records.fields(i))
         except UserError: return -1 # which is told where it is read
-    if not len(records) or side(0) < 0: return None # such a file has no sides: it need not be read to its end
-    sides = np.array([side(i) for i in range(len(records))])
+    sides = np.fromiter(map(side, range(len(records))), np.int64, len(records))
     return sides.clip(0) if (sides == 0).any() and (sides == 1).any() else None
 
 # %% ../../nbs/data/22_records.ipynb #77fcac78

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch.utils.data import Dataset, Sampler
 
 from ..core import Source, UserError, alone, atomic_path, command, content_id, storage_error, write_text
-from ..core import is_main, make_generator, rank, remove, sync, world_size
+from ..core import is_main, make_generator, rank, remove, sync, whole_number, world_size
 from ..runs import one_writer, progress
 from .images import open_image
 from .records import EmptySource, JsonRecords, is_json, record_file, text_bytes
@@ -322,8 +322,8 @@ def get_shard_loader(
     say: Callable[[str], None] = print, # gets the lines about records that are left out, skipped or cut
 ) -> RecordLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
     "A restartable loader of the records of shards; `loader.dataset.dropped` tells how many sit out each epoch."
-    for name, value, low in (('batch_size', batch_size, 1), ('num_workers', num_workers, 0), ('buffer', buffer, 0)):
-        if value < low: raise UserError(f'{name} is {value}; expected {low} or more')
+    batch_size, num_workers = whole_number('batch_size', batch_size, 1), whole_number('num_workers', num_workers)
+    buffer = whole_number('buffer', buffer)
     records, (r, ranks) = ShardRecords(urls, on_error, index), shard or (rank(), world_size())
     transform = RecordTransform(mode, tokenizer, image_size, context=context)
     batches = ShardBatches(records, transform, batch_size, streams=max(1, num_workers), shuffle=shuffle, seed=seed,

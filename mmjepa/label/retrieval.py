@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import UserError
+from ..core import UserError, whole_number
 from ..runs import progress
-from .lejepa import Encoding, as_images
+from ..data.images import as_images
+from .lejepa import Encoding
 
 # %% ../../nbs/label/31_retrieval.ipynb #f80f5569
 def _cosine(a: Encoding, b: Encoding) -> Float[Tensor, 'space b k']:
@@ -24,15 +25,21 @@ def _cosine(a: Encoding, b: Encoding) -> Float[Tensor, 'space b k']:
     spaces = [(normalize(x.float(), dim=-1)[:, None], normalize(y.float(), dim=-1)) for x, y in zip(a, b)]
     return torch.stack([(x * y).sum(-1) for x, y in spaces])
 
+def _batch(model: nn.Module, images) -> Float[Tensor, 'b c h w']:
+    "Images for the model; a model that is not one of this library takes them as they are."
+    config, device = getattr(model, 'config', None), next(model.parameters()).device
+    return images.to(device) if config is None else as_images(images, config.encoder, device)
+
 def similarities(
     model: nn.Module, # with `encode_image`, `encode_label`, `encode_multimodal`, in evaluation mode
-    images: Float[Tensor, 'b c h w'], # standardized images
+    images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (`as_images`)
     num_classes: int, # labels 0..k-1 are the candidates
     *,
     methods: tuple[int, ...] = (1, 2), # 1 and/or 2
     chunk: int = 1024, # pairs of image and label that are encoded at once
 ) -> dict[int, Float[Tensor, 'space b k']]: # cosines; space 0 is the embedding, 1 the projection
     "Cosine of each image with each label, by method."
+    images = _batch(model, images)
     labels = torch.arange(num_classes, device=images.device)
     image, out = model.encode_image(images), {}
     if 1 in methods:
@@ -82,19 +89,14 @@ class LabelRetrieval:
     ):
         self.model, self.chunk = model.eval(), chunk
         known = getattr(getattr(model, 'config', None), 'encoder', None)
-        self.num_classes = known.num_classes if num_classes is None else num_classes
+        self.num_classes = known.num_classes if num_classes is None else whole_number('num_classes', num_classes)
         if self.num_classes < 1 or known and self.num_classes > known.num_classes:
             most = f', at most {known.num_classes}: those of the model' if known else ''
             raise UserError(f'num_classes is {self.num_classes}; expected 1 or more{most}')
 
-    def _batch(self, images) -> Float[Tensor, 'b c h w']:
-        "Images for the model; a model that is not one of this library takes them as they are."
-        config, device = getattr(self.model, 'config', None), next(self.model.parameters()).device
-        return images.to(device) if config is None else as_images(images, config.encoder, device)
-
     @torch.inference_mode()
     def _method(self, method, images, labels, space):
-        images = self._batch(images)
+        images = _batch(self.model, images)
         labels = torch.atleast_1d(torch.as_tensor(labels, device=images.device))
         if len(images) != len(labels):
             raise UserError(f'{len(images)} images and {len(labels)} labels; expected as many')
@@ -131,10 +133,10 @@ def evaluate(
     device, found, labels = next(self.model.parameters()).device, [], []
     for batch in progress(loader, 'label retrieval'):
         if 'label' not in batch: raise UserError('a batch has no label; expected labelled images')
-        x = self._batch(batch['image'])
+        x = _batch(self.model, batch['image'])
         s = similarities(self.model, x, self.num_classes, methods=methods, chunk=self.chunk)
         found.append(torch.cat([s[m] for m in methods]))
-        labels.append(batch['label'].to(device))
+        labels.append(torch.as_tensor(batch['label'], device=device))
     if not found: raise UserError('the loader has no batch; expected one or more')
     names, labels = [f'm{m}{space}' for m in methods for space in ('', '_proj')], torch.cat(labels)
     return {name: retrieval_scores(s, labels) for name, s in zip(names, torch.cat(found, 1))}

@@ -25,7 +25,7 @@ from ..core import (Source, UserError, command, is_main, make_generator, seed_ev
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
 from ..data.augmentation import AugmentConfig, augment
-from ..data.images import to_float
+from ..data.images import as_images, to_float
 from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
                                     train_config, whole_model, word_loss)
 from ..masking import TokenCorruption
@@ -93,7 +93,8 @@ class ContrastiveModel(
         return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in parts if len(part[0])])
 
     def encode_image(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b p']:
-        "Embeddings of images in the common space, not normalized."
+        "Embeddings of images in the common space, not normalized; pictures of any kind are standardized (`as_images`)."
+        image = as_images(image, self.config.encoder, self.log_scale.device)
         return self.image_head(self._states(image=image).mean(1))
 
     def encode_text(self, text: Int[Tensor, 'b t'], text_mask: Bool[Tensor, 'b t']) -> Float[Tensor, 'b p']:

@@ -17,15 +17,14 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from .contrastive import load_pair_model
 from ..core import (UserError, atomic_path, check_choice, check_output, command, get_device, is_main, rank, remove,
-                         start_ranks, world_size, write_text)
+                         start_ranks, whole_number, world_size, write_text)
 from ..data.records import JsonRecords
 from ..data.loaders import get_ordered_loader
 from ..data.images import to_float
-from ..runs import one_writer
+from ..runs import one_writer, progress
 
 # %% ../../nbs/pretrain/42_embed.ipynb #f61ae7ec
 MODES = {'image': 'image', 'text': 'text', 'both': 'pair'} # what is embedded -> mode of the loader
@@ -37,6 +36,7 @@ def embed_batch(
 ) -> Float[Tensor, 'b p']: # unit vectors, float32, on the CPU
     "Embeddings of a batch; of both halves where it has both."
     device, parts = next(model.parameters()).device, []
+    if not batch.keys() & {'image', 'text'}: raise UserError('the batch has neither image nor text; expected either')
     if 'image' in batch: parts.append(model.encode_image(to_float(batch['image'].to(device))))
     if 'text' in batch: parts.append(model.encode_text(batch['text'].to(device), batch['text_mask'].to(device)))
     return normalize(sum(normalize(p.float(), dim=-1) for p in parts), dim=-1).cpu()
@@ -89,7 +89,8 @@ class EmbedConfig:
 
     def __post_init__(self):
         check_choice('--of', self.of, tuple(MODES))
-        if self.block < 1: raise UserError(f'block is {self.block}; expected 1 or more records')
+        for name in ('block', 'batch_size'):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
 
 def _job(records: JsonRecords, model: nn.Module, config: EmbedConfig) -> dict:
     "What decides the blocks."
@@ -139,7 +140,7 @@ def _write_blocks(model: nn.Module, tokenizer, records: JsonRecords, *, files: d
     if len(missing) < len(own): say(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
     loading = {k: getattr(config, k) for k in ('batch_size', 'num_workers', 'on_error', 'follow_links')}
     loading |= dict(tokenizer=tokenizer, image_size=shape.image_size, context=shape.context)
-    for i in tqdm(missing, unit='block', disable=not is_main()):
+    for i in progress(missing, 'embedding'):
         rows = np.arange(i, min(i + config.block, len(records)))
         loader = get_ordered_loader(records.path, MODES[config.of], rows, say=_silent, **loading)
         write_text(files[i], ''.join(f'{line}\n' for line in embed_rows(model, loader, records)))
