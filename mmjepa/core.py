@@ -131,6 +131,12 @@ def share_by_umask(
         mode = p.stat().st_mode
         p.chmod(mode | (0o777 if p.is_dir() else 0o666) & ~mask)
 
+def _check_replaced(old: Path, new: Path):
+    "A folder is replaced by one with the same entries or more: others are not of who writes it."
+    kept = {p.name for p in new.iterdir()} if new.is_dir() else set()
+    lost = sorted(p.name for p in old.iterdir() if p.name not in kept and p.name[0] != '.')
+    if lost: raise UserError(f'{old}: holds {lost[0]}, which would be lost; expected a folder or file of its own')
+
 @contextmanager
 def atomic_path(
     path: str | Path, # file or folder to write; its parent folder is made
@@ -145,7 +151,9 @@ def atomic_path(
         yield temp
         share_by_umask(temp)
         for p in [*temp.rglob('*'), temp]: sync(p)
-        if path.is_dir(): path.rename(old) # a folder can't be renamed over one that has entries
+        if path.is_dir():
+            _check_replaced(path, temp)
+            path.rename(old) # a folder can't be renamed over one that has entries
         temp.rename(path)
         sync(path.parent)
         remove(old)

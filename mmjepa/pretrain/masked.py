@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from ..checkpoint import load_weights, model_folder
-from ..core import (Source, UserError, atomic_path, check_choice, command, get_device, is_main, make_generator,
-                         seed_everything, start_ranks, world_size)
+from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, get_device, is_main,
+                         make_generator, seed_everything, start_ranks, world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
@@ -386,6 +386,7 @@ def run_masked(
     "Pretrain, write the encoder and a report."
     start_ranks()
     folder, tokenizer = run.folder, load_tokenizer(config.tokenizer or 'bytes')
+    if encoder_out: check_output(encoder_out, *config.sources.values(), flag='--encoder_out')
     loader, held = open_masked(config, tokenizer)
     model, transform = build_masked(config, tokenizer)
     evaluate = MaskedEvaluation(held, transform)
