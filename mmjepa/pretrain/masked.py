@@ -253,9 +253,7 @@ def load_encoder(
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no encoder there; '
                         'expected a folder written by mmjepa_masked_pretrain --encoder_out')
-    try: encoder = MultimodalEncoder.from_pretrained(folder)
-    except (OSError, RuntimeError, ValueError, TypeError) as e:
-        raise UserError(f'{folder}: the encoder cannot be read ({str(e).splitlines()[0]})') from e
+    encoder = MultimodalEncoder.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     if encoder.cfg.vocab_size != tokenizer.vocab_size:
         raise UserError(f'{folder}: the encoder knows {encoder.cfg.vocab_size} tokens and its tokenizer '

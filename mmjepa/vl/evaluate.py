@@ -8,7 +8,7 @@ __all__ = ['load_evaluated', 'EvaluationConfig', 'unigram_bound', 'score_texts',
            'evaluate_completions', 'EvaluationData', 'read_fields', 'read_evaluation_data', 'main']
 
 # %% ../../nbs/vl/88_evaluate.ipynb #38b0ed8d
-import contextlib, io, json, math, sys, textwrap
+import json, math, sys, textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ def load_evaluated(
     folder = model_folder(path, fields=('prediction_steps',))
     if not (folder/'config.json').is_file() or not (folder/'tokenizer').is_dir():
         raise UserError(f'{path}: no model with its tokenizer there; expected a folder that mmjepa_curriculum wrote')
-    with contextlib.redirect_stdout(io.StringIO()): model = load_vl_jepa(str(folder)) # the hub's library prints
+    model = load_vl_jepa(str(folder))
     tokenizer, words = load_tokenizer(folder), model.config.vocab_size
     if words < tokenizer.vocab_size:
         raise UserError(f'{folder}: the model knows {words} words and the tokenizer {tokenizer.vocab_size}; '
