@@ -318,7 +318,7 @@ def loss(self: Trainer,
     try: terms, logs = _terms_and_logs(self.objective(outputs, batch))
     except UserError as e:
         place = f'step {self.at.step + 1} of epoch {self.at.epoch}'
-        raise UserError(f'{place}: {e}; if the loss diverged, try a smaller --lr') from e
+        raise UserError(f'{place}: {e}; if the loss diverged, try a smaller learning rate') from e
     self.batch, self.outputs = batch, outputs # for callbacks
     loss = sum(_share(shares, k, terms) * v for k, v in terms.items())
     own = shares.get('', 1 / self.cfg.accumulate)
