@@ -479,6 +479,15 @@ def _evaluate(t: Trainer, evaluate: Callable | None, flag: StopFlag) -> dict | N
             with at_once, alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
         except Stopped: stopped = True
     if all_reduce_sum(torch.tensor(float(stopped), device=t.device)): return None # the others have waited here
+    return _numbers(scores)
+
+def _numbers(scores: dict) -> dict:
+    "Scores as Python's numbers."
+    if not isinstance(scores, dict):
+        raise UserError(f'evaluate returned a {type(scores).__name__}; expected a dict of scalars')
+    for k, v in scores.items():
+        if (v.numel() if isinstance(v, Tensor) else getattr(v, 'size', 1)) != 1:
+            raise UserError(f'evaluate returned {k} of shape {tuple(v.shape)}; expected a scalar')
     return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
 
 def _line(row: dict, epochs: int) -> str:
