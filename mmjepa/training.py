@@ -266,7 +266,8 @@ def _named(batch, keys: tuple[str, ...]) -> dict:
                     "keys=('image', 'label')")
 
 def _scalar(name: str, value: Tensor | float) -> Tensor | float:
-    "A log without its graph."
+    "A log without its graph, or its parts by the term of the loss that they belong to."
+    if isinstance(value, dict): return {term: _scalar(name, x) for term, x in value.items()}
     if not isinstance(value, Tensor): return value
     if value.numel() == 1: return value.detach().reshape(())
     raise UserError(f'the log {name} has shape {tuple(value.shape)}; expected a single number')
@@ -305,6 +306,11 @@ def _counts(found, device: torch.device) -> dict[str, Tensor]:
                             'of numbers by term')
     return {k: n.reshape(()) for k, n in found.items()}
 
+def _part_of_step(shares: dict, name: str, value, *, own: float) -> Tensor | float:
+    "What the log of a batch adds to that of the step."
+    if isinstance(value, dict): return sum(shares.get(term, own) * x for term, x in value.items())
+    return value * shares.get(name.removeprefix('loss_'), own)
+
 def _share(shares: dict, name: str, terms: Iterable[str]) -> Tensor | float:
     "That of one term."
     if '' in shares: return shares['']
@@ -333,14 +339,14 @@ def loss(self: Trainer,
     try: terms, logs = _terms_and_logs(self.objective(outputs, batch))
     except UserError as e:
         place = f'step {self.at.step + 1} of epoch {self.at.epoch}'
-        raise UserError(f'{place}: {e}; if the loss diverged, try a smaller --lr') from e
+        raise UserError(f'{place}: {e}; if the loss diverged, try a smaller learning rate') from e
     self.batch, self.outputs = batch, outputs # for callbacks
     loss = sum(_share(shares, k, terms) * v for k, v in terms.items())
     if not loss.requires_grad:
         raise UserError('the loss of the objective depends on no weight that trains; expected one made of the outputs '
                         'of the model, some weights of which are not frozen')
     own = shares.get('', 1 / self.cfg.accumulate)
-    logs = {k: v * shares.get(k.removeprefix('loss_'), own) for k, v in logs.items()}
+    logs = {k: _part_of_step(shares, k, v, own=own) for k, v in logs.items()}
     return loss, {'loss_total': loss.detach(), **logs}
 
 # %% ../nbs/09_training.ipynb #9897b001
@@ -499,15 +505,16 @@ def _evaluate(t: Trainer, evaluate: Callable | None, flag: StopFlag) -> dict | N
             with at_once, alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
         except Stopped: stopped = True
     if all_reduce_sum(torch.tensor(float(stopped), device=t.device)): return None # the others have waited here
-    if isinstance(scores, Mapping): return {k: _number(k, v) for k, v in scores.items()}
-    raise UserError(f'the evaluation returned a {type(scores).__name__}; expected a dict of numbers by name')
+    return _numbers(scores)
 
-def _number(name: str, value) -> float | None:
-    "A score as Python's number; those of tensors and NumPy are numbers."
-    size = value.numel() if isinstance(value, Tensor) else np.size(value)
-    if size == 1 and hasattr(value, 'item'): value = value.item()
-    if value is None or isinstance(value, (int, float)): return value
-    raise UserError(f'the score {name} of the evaluation is {value!r:.60}; expected a number')
+def _numbers(scores: dict) -> dict:
+    "Scores as Python's numbers."
+    if not isinstance(scores, dict):
+        raise UserError(f'evaluate returned a {type(scores).__name__}; expected a dict of scalars')
+    for k, v in scores.items():
+        if (v.numel() if isinstance(v, Tensor) else getattr(v, 'size', 1)) != 1:
+            raise UserError(f'evaluate returned {k} of shape {tuple(v.shape)}; expected a scalar')
+    return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
 
 def _line(row: dict, epochs: int) -> str:
     "One epoch as a line of text."

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..checkpoint import HubModel, model_folder
-from ..core import UserError, first_line
+from ..core import UserError
 from ..encoders import EncoderConfig, MultimodalEncoder, Projector, check_range, masked_mean
 from ..data.images import as_images
 from ..losses import invariance_loss
@@ -204,9 +203,4 @@ def load_model(
     path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> MultimodalLeJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
-    folder = model_folder(path, fields=('proj_hidden',))
-    try: return MultimodalLeJEPA.from_pretrained(folder).eval()
-    except UserError: raise
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
-        raise UserError(f'{path}: no model of this library could be read there ({first_line(e)}); '
-                        'expected config.json and model.safetensors') from e
+    return MultimodalLeJEPA.from_pretrained(model_folder(path, fields=('proj_hidden',)))

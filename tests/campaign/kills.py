@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -49,7 +50,21 @@ def stages(root):
 def result(stage, folder):
     "Weights and table of a run."
     table = pd.read_csv(folder/'metrics.csv')
-    return load_file(folder/stage.weights/'model.safetensors'), table.drop(columns=[c for c in CLOCK if c in table])
+    files = sorted((folder/stage.weights).rglob('*.safetensors'))
+    weights = {f'{p.name} {k}': v for p in files for k, v in load_file(p).items()}
+    assert weights, f'{stage.name} wrote none'
+    return weights, table.drop(columns=[c for c in CLOCK if c in table])
+
+
+def with_meaning(weights):
+    """Weights without the biases of attention keys: a softmax doesn't change with them, so that their gradient is
+    rounding alone, which AdamW makes as large as any other."""
+    out = dict(weights)
+    for k, v in weights.items():
+        if not k.endswith(('qkv.bias', 'in_proj_bias')): continue
+        query, key, value = v.chunk(3)
+        out[k] = torch.cat([query, torch.zeros_like(key), value])
+    return out
 
 
 def go(stage, folder, ranks=1):
@@ -96,8 +111,9 @@ def trial(stage, folder, whole, *, seconds, kills, rng):
             assert all(a[k].equal(b[k]) for k in a), 'other weights'
             pd.testing.assert_frame_equal(x, y, check_exact=True)
         else:
-            assert_close(a, b, rtol=1e-5, atol=1e-5)
-            pd.testing.assert_frame_equal(x, y, rtol=1e-4, atol=1e-5)
+            assert_close(with_meaning(a), with_meaning(b), rtol=1e-5, atol=1e-5)
+            looks = [c for c in x if c.startswith('watch_')]  # at the rows of one process
+            pd.testing.assert_frame_equal(x.drop(columns=looks), y.drop(columns=looks), rtol=1e-5, atol=1e-5)
     except AssertionError as e: return done, moved, [f'{stage.name}, ranks {ways}: {str(e)[:300]}']
     shutil.rmtree(folder)
     return done, moved, []
