@@ -12,8 +12,9 @@ __all__ = ['ALIGN_COLUMNS', 'AlignmentConfig', 'Standardize', 'adapter', 'Vision
 import json, math, operator, os
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
+from numbers import Integral
 from pathlib import Path
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -34,7 +35,7 @@ from ..data.augmentation import AugmentConfig
 from ..data.loaders import image_loader
 from .features import (Features, FeatureSet, LiveSet, LiveTransform, cached_features, draw_captions,
                                    prepare_items)
-from .inputs import MODALITIES, ImageTextDataset, errors_at, hold_out
+from .inputs import MODALITIES, ImageTextDataset, errors_at, hold_out, item_content
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
 from ..pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
 from ..runs import RunLog, new_folder, progress, whole
@@ -244,14 +245,13 @@ def as_items(
 
     An array is one picture if it has two axes, or three with 1, 3 or 4 channels in front or behind; one wave if it has
     one axis."""
-    if isinstance(items, (list, tuple)): return [*items]
-    if not isinstance(items, (Tensor, np.ndarray)): # or other sequences, such as a column of a data set
-        one = isinstance(items, (str, bytes, Path, dict)) or not hasattr(items, '__len__')
-        return [items] if one else [*items]
-    waves = modality == 'audio' or modality is None and items.ndim == 1
-    channels = (1, 3, 4)
-    picture = items.ndim == 2 or items.ndim == 3 and (items.shape[0] in channels or items.shape[-1] in channels)
-    return [items] if (items.ndim == 1 if waves else picture) else [*items]
+    if isinstance(items, np.ndarray) and items.dtype.kind in 'OSU': items = items.tolist() # of texts, paths or pictures
+    if isinstance(items, (Tensor, np.ndarray)):
+        waves, channels = modality == 'audio' or modality is None and items.ndim == 1, (1, 3, 4)
+        picture = items.ndim == 2 or items.ndim == 3 and (items.shape[0] in channels or items.shape[-1] in channels)
+        one = items.ndim == 0 or (items.ndim == 1 if waves else picture)
+    else: one = isinstance(items, (str, bytes, bytearray, memoryview, Path, dict)) or not hasattr(items, '__len__')
+    return [item_content(x) for x in ([items] if one else items)]
 
 # %% ../../nbs/align/55_aligner.ipynb #461277f9
 @patch
@@ -638,9 +638,12 @@ def load_aligner(
     return model.eval()
 
 # %% ../../nbs/align/55_aligner.ipynb #fb4ef945
+def _check_whole(name: str, value, most: int, *, what: str):
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UserError(f'{name} is {value!r}; expected 1 to {most}, {what}')
+
 def _unit(z: Tensor, dim: int | None) -> Tensor:
-    if dim is not None and not 1 <= dim <= z.shape[1]:
-        raise UserError(f'dim is {dim}; expected a width from 1 to {z.shape[1]}')
+    if dim is not None: _check_whole('dim', dim, z.shape[1], what='the width of the embeddings')
     return normalize(z[:, :dim].float(), dim=-1)
 
 def zero_shot(
@@ -651,7 +654,10 @@ def zero_shot(
     dim: int | None = None, # Matryoshka width; None for all
 ) -> Float[Tensor, 'b k']: # rows sum to 1
     "Probability of each class for each image, by the texts of the classes."
-    lists = [[c] if isinstance(c, str) else list(c) for c in class_texts]
+    classes = [class_texts] if isinstance(class_texts, str) else [*class_texts]
+    odd = [c for c in classes if not isinstance(c, Iterable)]
+    if odd: raise UserError(f'class_texts has {odd[0]!r:.60}; expected a text, or a list of texts, for each class')
+    lists = [[c] if isinstance(c, str) else [*c] for c in classes]
     if not lists or not all(lists):
         raise UserError('class_texts has a class without text; expected one or more texts a class')
     texts = _unit(model.encode_text([t for c in lists for t in c]), dim).split([len(c) for c in lists])
@@ -684,6 +690,6 @@ def retrieve(
     a, b = (_unit(embed_items(model, items), dim) for items in (query, gallery))
     if a.shape[1] != b.shape[1]:
         raise UserError(f'queries have {a.shape[1]} numbers and the gallery {b.shape[1]}; expected as many')
-    if not 1 <= k <= len(b): raise UserError(f'k is {k}; expected 1 to {len(b)}, the size of the gallery')
+    _check_whole('k', k, len(b), what='the size of the gallery')
     found = [(part @ b.T).topk(k) for part in a.split(max(1, 2**24 // len(b)))] # at most 64 MiB of cosines
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])

@@ -177,7 +177,7 @@ def _image_shape(aligner: VisionTextAligner, patches: bool) -> tuple[int, int]:
     "How many vectors the projector gets of an image, and their width: states of the tower, or an aligned embedding."
     if not patches: return 1, aligner.config.d_align
     tower = aligner.towers['image']
-    return tuple(tower.states(**tower.prepare([tower.blank]))[0].shape[1:])
+    return tuple(tower.states(**tower.prepare([tower.sample]))[0].shape[1:])
 
 @torch.no_grad()
 def _word_scale(llm: nn.Module) -> float:
@@ -206,6 +206,7 @@ class MultimodalLLM(nn.Module):
         width = self.llm.get_input_embeddings().weight.shape[1]
         self.projector = PrefixProjector(d, width, n, scale=_word_scale(self.llm))
         keep_trained(self).train().to(aligner.device)
+        self._try()
 
     def train(self, mode: bool = True):
         "Training mode for what trains; the aligner, and a language model that is frozen as a whole, evaluate."
@@ -322,6 +323,15 @@ def write(
     try: ids = self._ask(self._start(features.to(self.device), prompts, options))
     finally: self.train(training)
     return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+@patch
+def _try(self: MultimodalLLM):
+    "A `UserError` before anything is trained, if the language model can't write after vectors."
+    image = self.aligner.towers['image'].sample
+    try: self.write(self.see([image]), [self.config.prompt], max_new_tokens=1)
+    except UserError as e:
+        raise UserError(f"model '{self.config.model_name}': can't write after vectors of an image "
+                        f"({first_line(e.__cause__ or e)}); expected a causal language model of texts") from e
 
 # %% ../../nbs/align/57_captioner.ipynb #5cb22703
 _OURS = ('inputs_embeds', 'input_ids', 'attention_mask', 'streamer', 'return_dict_in_generate') # decided here
