@@ -399,7 +399,7 @@ def _longest(folder: Path, tokenizer, module: nn.Module) -> int:
     names = ('max_position_embeddings', 'max_encoder_position_embeddings') # XLNet has -1: as many as there are; LED's
     rooms = [getattr(module.config, name, None) for name in names]
     found = (asked, *rooms, _positions(module), tokenizer.model_max_length, 8192)
-    return int(min(x for x in found if x and x > 0))
+    return int(min(x for x in found if isinstance(x, (int, float)) and x > 0))
 
 def _rows_of_words(module: nn.Module) -> int | None:
     "Rows of a table of words."

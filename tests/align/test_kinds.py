@@ -1,5 +1,6 @@
 """Whatever a tower, its tokenizer or its processors do with an input of a user: a right vector, or one line."""
 import json
+import math
 import os
 
 import numpy as np
@@ -324,6 +325,14 @@ def test_one_picture_is_a_batch_of_one(models, monkeypatch):
         retrieve(aligner, 'lost.wav', ['a', 'b'])
 
 
+def test_a_language_model_that_cannot_write_after_vectors_is_said_at_the_start(models, root):
+    shape = TEXT | dict(max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    config = hf.Gemma3Config(text_config=shape | dict(head_dim=16), vision_config=EYES)
+    folder = store(root/'gemma3', lambda: hf.Gemma3ForConditionalGeneration(config), tiny_tokenizer())
+    with pytest.raises(UserError, match="model '.*gemma3': can't write after vectors"):
+        MultimodalLLM(VisionTextAligner(towers(models, 'clip', 'bert')), LLMConfig(str(folder), max_text=8))
+
+
 def test_the_reference_s_quick_start(models, tmp_path):
     "As it is written there, with a smaller shape and the names of our modules."
     from mmjepa.core import get_device, seed_everything
@@ -342,6 +351,30 @@ def test_the_reference_s_quick_start(models, tmp_path):
     assert len(output) == 1
     cfg.device = 'no such device'
     with pytest.raises(UserError, match='device is'): VisionTextAligner(cfg)
+
+
+@pytest.mark.parametrize('fields', [
+    {'batch_size': 1.5}, {'num_epochs': math.nan}, {'mrl_weight': math.nan}, {'lr': math.inf}, {'seed': None},
+    {'standardize': 'no'}, {'learn_temperature': 1}, {'d_align': True}, {'text_model_name': 3},
+    {'d_align': 10**9, 'hidden_factor': 1e9}], ids=str)
+def test_wrong_settings_of_an_alignment(models, fields):
+    with pytest.raises(UserError, match=f'{next(iter(fields))} is ') as e:
+        VisionTextAligner(AlignmentConfig(str(models/'clip'), **{'text_model_name': str(models/'bert')} | fields))
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('fields', [
+    {'model_name': None}, {'prompt': 3}, {'n_prefix': 1.5}, {'max_text': True}, {'freeze_llm': 'no'}], ids=str)
+def test_wrong_settings_of_a_captioner(fields):
+    with pytest.raises(UserError, match=f'{next(iter(fields))} is .*; expected'): LLMConfig(**fields)
+
+
+@pytest.mark.parametrize('lora', [{'r': None}, {'r': 1.5}, {'r': 10**9}, {'target_modules': 3}], ids=str)
+def test_wrong_settings_of_adapters(models, lora):
+    config = LLMConfig(str(models/'qwen2'), lora={'target_modules': ['q_proj'], **lora})
+    with pytest.raises(UserError, match="peft can't adapt it") as e:
+        MultimodalLLM(VisionTextAligner(towers(models, 'clip', 'bert')), config)
+    assert '\n' not in str(e.value)
 
 
 def test_an_aligner_has_exactly_its_tensors(models, tmp_path):
