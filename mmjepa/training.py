@@ -264,7 +264,8 @@ def _named(batch, keys: tuple[str, ...]) -> dict:
                     "keys=('image', 'label')")
 
 def _scalar(name: str, value: Tensor | float) -> Tensor | float:
-    "A log without its graph."
+    "A log without its graph, or its parts by the term of the loss that they belong to."
+    if isinstance(value, dict): return {term: _scalar(name, x) for term, x in value.items()}
     if not isinstance(value, Tensor): return value
     if value.numel() == 1: return value.detach().reshape(())
     raise UserError(f'the log {name} has shape {tuple(value.shape)}; expected a single number')
@@ -289,6 +290,11 @@ def shares(self: Trainer, batches: list[dict]) -> list[dict[str, Tensor | float]
             for c in counts]
     table = all_reduce_sum(torch.stack(rows))
     return [dict(zip(counts[0], row)) for row in (table / table.sum(0)).nan_to_num(0.)]
+
+def _part_of_step(shares: dict, name: str, value, *, own: float) -> Tensor | float:
+    "What the log of a batch adds to that of the step."
+    if isinstance(value, dict): return sum(shares.get(term, own) * x for term, x in value.items())
+    return value * shares.get(name.removeprefix('loss_'), own)
 
 def _share(shares: dict, name: str, terms: Iterable[str]) -> Tensor | float:
     "That of one term."
@@ -322,7 +328,7 @@ def loss(self: Trainer,
     self.batch, self.outputs = batch, outputs # for callbacks
     loss = sum(_share(shares, k, terms) * v for k, v in terms.items())
     own = shares.get('', 1 / self.cfg.accumulate)
-    logs = {k: v * shares.get(k.removeprefix('loss_'), own) for k, v in logs.items()}
+    logs = {k: _part_of_step(shares, k, v, own=own) for k, v in logs.items()}
     return loss, {'loss_total': loss.detach(), **logs}
 
 # %% ../nbs/09_training.ipynb #9897b001

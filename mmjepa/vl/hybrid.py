@@ -161,18 +161,20 @@ class VLJEPAObjective(nn.Module):
         outputs: dict, # of `VLJEPA`
         batch: dict[str, Tensor], # that they were made of
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # terms whose sum is the loss; logs; both by name
-        "Terms `lm`, `jepa_0`, ..., `sigreg`; logs `loss_jepa` (all steps) and `loss_...` of each term, `sigreg_ratio`."
-        _, jepa, lm = hybrid_loss(outputs, batch, self.alpha, beta=self.beta)
+        "Terms `lm`, `jepa_0`, ..., `sigreg`; logs `loss_jepa` (its parts) and `loss_...` of each term, `sigreg_ratio`."
+        lm = hybrid_loss(outputs, batch, self.alpha, beta=self.beta)[2]
         terms, logs = ({'lm': self.beta * lm}, {'loss_lm': lm}) if self.beta else ({}, {})
         if self.alpha:
             steps = rollout_losses(outputs)
-            terms |= {f'jepa_{k}': self.alpha * w * x for k, (w, x) in enumerate(zip(outputs['step_weights'], steps))}
-            logs |= {'loss_jepa': jepa} | {f'loss_jepa_{k}': x for k, x in enumerate(steps)}
+            parts = {f'jepa_{k}': w * x for k, (w, x) in enumerate(zip(outputs['step_weights'], steps))}
+            terms |= {k: self.alpha * x for k, x in parts.items()}
+            logs |= {'loss_jepa': {k: x.detach() for k, x in parts.items()}}
+            logs |= {f'loss_jepa_{k}': x for k, x in enumerate(steps)}
             if 'embeddings' in outputs:
                 sigreg = self._sigreg(outputs['embeddings'], batch)
                 terms['sigreg'] = self.alpha * self.sigreg_weight * sigreg
                 logs |= {'loss_sigreg': sigreg, 'sigreg_ratio': sigreg / self.sigreg.expected}
-        return terms, {k: x.detach() for k, x in logs.items()}
+        return terms, {k: x.detach() if isinstance(x, Tensor) else x for k, x in logs.items()}
 
     def weight(self,
         batch: dict[str, Tensor], # ready for the model
@@ -182,7 +184,7 @@ class VLJEPAObjective(nn.Module):
         if not self.alpha: return counts
         if 'pairs_0' not in batch: batch = token_indices(batch, self.steps)
         pairs = {k.replace('pairs', 'jepa'): len(v) for k, v in batch.items() if k.startswith('pairs_')}
-        return counts | pairs | {'jepa': pairs['jepa_0'], 'sigreg': 1}
+        return counts | pairs | {'sigreg': 1}
 
 # %% ../../nbs/vl/81_hybrid.ipynb #8354cd06
 @patch

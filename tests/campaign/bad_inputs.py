@@ -149,8 +149,7 @@ def picture_cases(root, new, rng, n):
         yield Case('pictures', name, module, args, folder, path, **counts(module, folder, RECORDS))
 
 
-MNIST = ('--emb_dim 8 --depth 1 --num_heads 2 --batch_size 4 --epochs 1 --max_steps 2 --precision fp32 --image_size 8 '
-         '--patch_size 4').split()
+MNIST = '--emb_dim 8 --depth 1 --num_heads 2 --batch_size 4 --image_size 8 --patch_size 4 --epochs 1'.split()
 
 
 def shard_cases(root, new, rng, n):

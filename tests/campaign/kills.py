@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -31,14 +32,13 @@ class Stage:
 
 def stages(root):
     pairs = ['--json_data', root/'pairs.jsonl']
-    mnist = [x for x in MNIST if x not in ('--max_steps', '2', '--precision', 'fp32')]
-    mnist[mnist.index('--epochs') + 1] = '12'
+    mnist = ['--data', root/'images', *MNIST, '--epochs', 12]
     align = [x for x in ALIGN if x not in ('--precision', 'fp32')]
     align[align.index('--num_epochs') + 1] = '6'
     cache = ['--cache_dir', root/'cache']
     caption = ['--aligner', root/'aligned', '--model_name', root/'qwen2', '--epochs', 3, '--batch_size', 4]
     return [
-        Stage('mnist', 'label.mnist', ['--data', root/'images', *mnist, *SAVES], 'model', 12),
+        Stage('mnist', 'label.mnist', [*mnist, *SAVES], 'model', 12),
         Stage('masked', 'pretrain.masked', [*pairs, *SHAPE, '--epochs', 3, *SAVES], 'encoder', 14),
         Stage('contrastive', 'pretrain.contrastive', [*pairs, *SHAPE, '--epochs', 3, *SAVES], 'model', 14),
         Stage('align', 'align.align', [*towers(root), *pairs, *align, *cache, *SAVES], 'aligner', 12),
@@ -50,7 +50,21 @@ def stages(root):
 def result(stage, folder):
     "Weights and table of a run."
     table = pd.read_csv(folder/'metrics.csv')
-    return load_file(folder/stage.weights/'model.safetensors'), table.drop(columns=[c for c in CLOCK if c in table])
+    files = sorted((folder/stage.weights).rglob('*.safetensors'))
+    weights = {f'{p.name} {k}': v for p in files for k, v in load_file(p).items()}
+    assert weights, f'{stage.name} wrote none'
+    return weights, table.drop(columns=[c for c in CLOCK if c in table])
+
+
+def with_meaning(weights):
+    """Weights without the biases of attention keys: a softmax doesn't change with them, so that their gradient is
+    rounding alone, which AdamW makes as large as any other."""
+    out = dict(weights)
+    for k, v in weights.items():
+        if not k.endswith(('qkv.bias', 'in_proj_bias')): continue
+        query, key, value = v.chunk(3)
+        out[k] = torch.cat([query, torch.zeros_like(key), value])
+    return out
 
 
 def go(stage, folder, ranks=1):
@@ -81,7 +95,7 @@ def trial(stage, folder, whole, *, seconds, kills, rng):
     if stage.ranks: ranks = [rng.choice([1, 2]) for _ in range(kills)]
     for n in ranks:
         processes = go(stage, folder, n)
-        time.sleep(rng.uniform(.05, seconds))
+        time.sleep(rng.uniform(.05, .8 * seconds))
         if kill(processes): done += 1
         else: shutil.rmtree(folder, ignore_errors=True)  # it had ended: another run
     last = rng.choice([1, 2]) if stage.ranks else 1
@@ -97,7 +111,7 @@ def trial(stage, folder, whole, *, seconds, kills, rng):
             assert all(a[k].equal(b[k]) for k in a), 'other weights'
             pd.testing.assert_frame_equal(x, y, check_exact=True)
         else:
-            assert_close(a, b, rtol=1e-5, atol=1e-5)
+            assert_close(with_meaning(a), with_meaning(b), rtol=1e-5, atol=1e-5)
             pd.testing.assert_frame_equal(x, y, rtol=1e-4, atol=1e-5)
     except AssertionError as e: return done, moved, [f'{stage.name}, ranks {ways}: {str(e)[:300]}']
     shutil.rmtree(folder)
