@@ -153,6 +153,7 @@ def _plain(llm: nn.Module) -> nn.Module:
     "The model of transformers behind its adapters, if it has some."
     return llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
 
+# %% ../../nbs/align/57_captioner.ipynb #0737810f
 def _check_room(llm: nn.Module, config: LLMConfig, ids: list[int], *, image: int):
     "Prompt and caption have to fit into the tables of words and of positions."
     rows, room = llm.get_input_embeddings().weight.shape[0], _plain(llm).config.get_text_config()

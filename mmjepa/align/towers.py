@@ -11,6 +11,7 @@ __all__ = ['weights_digest', 'Inputs', 'stack_inputs', 'Tower', 'load_whole', 'I
 import contextlib, hashlib, inspect, json
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -451,7 +452,7 @@ def read_wave(
     if isinstance(item, (str, Path, bytes)): return read_sound(item, rate).numpy()
     found = item if isinstance(item, dict) else {'array': item, 'sampling_rate': rate}
     x, own = np.asarray(found.get('array', ())), found.get('sampling_rate')
-    if not isinstance(own, (int, np.integer)) or own < 1:
+    if not isinstance(own, Real) or own < 1 or own % 1: # tables make 8000.0 of 8000
         raise UserError(f'sound has sampling_rate {own!r}; expected a whole number of Hz beside array')
     numbers = x.dtype.kind == 'f' or x.dtype in (np.uint8, np.int16, np.int32)
     channels = x.ndim == 2 and min(x.shape) <= 8
