@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['pack', 'unpack', 'Checkpoint', 'save_checkpoint', 'written', 'DamagedCheckpoint', 'load_checkpoint',
            'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'drop_after',
-           'prune_checkpoints', 'load_weights', 'HubModel', 'differences', 'keep_trained', 'hub_copy', 'read_json',
-           'model_folder']
+           'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'hub_copy', 'read_json', 'model_folder',
+           'read_config', 'HubModel']
 
 # %% ../nbs/01_checkpoint.ipynb #51b018cb
-import hashlib, json, re, tempfile
-from dataclasses import dataclass, field
+import hashlib, json, math, re, tempfile
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 from collections.abc import Callable
 
 import numpy as np
@@ -219,28 +219,6 @@ def load_weights(
                             'use the settings it was trained with')
     module.load_state_dict(weights, strict=len(weights) == len(own))
 
-# %% ../nbs/01_checkpoint.ipynb #539a010d
-class HubModel(PyTorchModelHubMixin):
-    "A model that `save_pretrained` writes and `from_pretrained` reads, whole or not at all."
-    def _save_pretrained(self, save_directory: Path):
-        for part in self.modules():
-            if hasattr(part, 'check_described'): part.check_described() # raises where it could not be read again
-        super()._save_pretrained(save_directory)
-        share_by_umask(save_directory/'model.safetensors')
-
-    @classmethod
-    def _load_as_safetensor(cls, model, model_file, map_location, strict):
-        try: weights = load_file(model_file)
-        except (SafetensorError, OSError) as e:
-            raise UserError(f'{model_file}: cannot be read ({first_line(e)}); expected the weights of a '
-                            f'{cls.__name__}, as save_pretrained writes them') from e
-        load_weights(model, weights, model_file)
-        return model.to(map_location).eval()
-
-    @classmethod
-    def _load_as_pickle(cls, model, model_file, map_location, strict):
-        raise UserError(f'{model_file}: is a pickle, which may run code; expected model.safetensors')
-
 # %% ../nbs/01_checkpoint.ipynb #76e04e07
 def differences(
     old: dict, # nested settings
@@ -283,11 +261,12 @@ def keep_trained(
 # %% ../nbs/01_checkpoint.ipynb #5443f564
 def hub_copy(
     name: str, # such as owner/name
+    **options, # of `huggingface_hub.snapshot_download`, such as `revision`
 ) -> Path:
     "The files of a model on the hub, or its cache without a network; configuration, weights and tokenizer alone."
     from huggingface_hub import snapshot_download
     wanted = [f'{folder}{kind}' for folder in ('', '*/') for kind in ('*.json', '*.safetensors', '*.spm', '*.txt')]
-    try: return Path(snapshot_download(name, allow_patterns=wanted))
+    try: return Path(snapshot_download(name, allow_patterns=wanted, **options))
     except Exception as e: # no such name, no network, no right to read: the hub's library raises many kinds
         raise UserError(f'{name}: no such folder, and not to be had from the hub ({first_line(e)})') from e
 
@@ -329,3 +308,81 @@ def model_folder(
     if isinstance(about, dict) and any(f in about for f in fields): return folder
     raise UserError(f'{path}: holds {_content(folder)}; expected {_KINDS.get(fields[0], "a model")} '
                     f'({" or ".join(fields)} in its config.json)')
+
+# %% ../nbs/01_checkpoint.ipynb #ab319499
+_TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
+
+def _fits(value, kind) -> bool:
+    "Whether a value of JSON is of a field's type, where that is a number, text, truth value or tuple of them."
+    if get_origin(kind) is tuple: return isinstance(value, list) and all(_fits(x, get_args(kind)[0]) for x in value)
+    if kind is float: return type(value) in (int, float) and math.isfinite(value)
+    return kind not in _TYPES or type(value) is kind
+
+def _arguments(kinds: dict[str, type], needed: set[str], about: dict, *, place: str) -> dict:
+    "What a JSON file holds, as arguments of these types."
+    if not isinstance(about, dict): raise UserError(f'{place} is {about!r:.60}; expected keys with values')
+    if unknown := sorted(about.keys() - kinds.keys()):
+        raise UserError(f'{place}: unknown key {unknown[0]}; expected some of {", ".join(kinds)}')
+    if missing := [k for k in kinds if k in needed - about.keys()]:
+        raise UserError(f'{place}: {missing[0]} is missing; expected all of {", ".join(sorted(needed))}')
+    for k, v in about.items():
+        if not is_dataclass(kinds[k]) and not _fits(v, kinds[k]):
+            raise UserError(f'{place}: {k} is {v!r:.60}; expected {_TYPES.get(kinds[k], "a list of numbers")}')
+    return {k: read_config(kinds[k], v, f'{place}: {k}') if is_dataclass(kinds[k]) else v for k, v in about.items()}
+
+def read_config(
+    kind: type, # a dataclass
+    about: dict, # its fields, all of them, as `asdict` and JSON have them
+    place: str, # file, for messages
+): # one of `kind`
+    "Settings as they were written; a key that is unknown or missing, or a value of another type, is a `UserError`."
+    kinds = get_type_hints(kind)
+    arguments = _arguments(kinds, {*kinds}, about, place=place)
+    try: return kind(**arguments)
+    except UserError as e: raise UserError(f'{place}: {e}') from e
+
+# %% ../nbs/01_checkpoint.ipynb #539a010d
+class HubModel(PyTorchModelHubMixin):
+    "A model that `save_pretrained` writes and `from_pretrained` reads, whole or not at all."
+    def _save_pretrained(self, save_directory: Path):
+        for part in self.modules():
+            if hasattr(part, 'check_described'): part.check_described() # raises where it could not be read again
+        super()._save_pretrained(save_directory)
+        share_by_umask(save_directory/'model.safetensors')
+
+    @classmethod
+    def from_pretrained(cls,
+        path: str | Path, # folder of a model, or a name on the hub
+        *,
+        map_location: str = 'cpu', # device of the weights
+        strict: bool = True, # always: the mixin has a choice
+        **options, # arguments of the model in place of those in `config.json`; others go to the hub, such as `revision`
+    ): # in evaluation mode
+        "The model as it was written; what is wrong with its settings or tensors is a `UserError`."
+        given = {k: options.pop(k) for k in [*options] if k in cls._hub_mixin_init_parameters}
+        folder = Path(path).expanduser()
+        if not folder.is_dir(): folder = hub_copy(str(path), **options)
+        return cls._load_as_safetensor(cls._made(folder/'config.json', given), folder/'model.safetensors', map_location)
+
+    @classmethod
+    def _made(cls, file: Path, given: dict):
+        "An untrained model with the settings of a file."
+        own = {k: p for k, p in [*cls._hub_mixin_init_parameters.items()][1:] if p.kind is p.POSITIONAL_OR_KEYWORD}
+        kinds = {k: Any for k in own} | {k: v for k, v in get_type_hints(cls.__init__).items() if k in own}
+        needed = {k for k, p in own.items() if p.default is p.empty} - given.keys()
+        about = read_json(file) if needed or file.exists() else {}
+        if not is_dataclass(kinds.get('config')): found = _arguments(kinds, needed, about, place=str(file))
+        elif 'config' in given: found = {}
+        else: found = {'config': read_config(kinds['config'], about, str(file))} # the mixin writes its fields alone
+        try: return cls(**found | given)
+        except (RuntimeError, MemoryError, ValueError, TypeError) as e:
+            raise UserError(f'{file}: no model of this shape can be made ({first_line(e)})') from e
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file, map_location):
+        try: weights = load_file(model_file)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f'{model_file}: cannot be read ({first_line(e)}); expected the weights of a '
+                            f'{cls.__name__}, as save_pretrained writes them') from e
+        load_weights(model, weights, model_file)
+        return model.to(map_location).eval()

@@ -123,11 +123,19 @@ def share_by_umask(
         mode = p.stat().st_mode
         p.chmod(mode | (0o777 if p.is_dir() else 0o666) & ~mask)
 
+def _check_replaced(path: Path, new: Path):
+    "A folder is replaced by one with the same entries, or more: what else lies there is not ours to delete."
+    if not path.is_dir() or path.is_symlink(): return
+    lost = {p.name for p in path.iterdir()} - {p.name for p in new.glob('*')} - {'.DS_Store'}
+    if lost: raise UserError(f'{path} holds {min(lost)}, which would be deleted; expected a folder of its own')
+
 @contextmanager
 def atomic_path(
     path: str | Path, # file or folder to write; its parent folder is made
 ):
-    "A temporary path beside `path`; at the end of the block it takes its place, or vanishes if the block failed."
+    """A temporary path beside `path`; at the end of the block it takes its place, or vanishes if the block failed.
+
+    A folder that holds anything else than the new one stays as it is, and is named by a `UserError`."""
     path = Path(path)
     temp = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
     old = temp.with_name(f'{temp.name}.old')
@@ -135,6 +143,7 @@ def atomic_path(
         path.parent.mkdir(parents=True, exist_ok=True)
         for p in (temp, old): remove(p) # left by a killed process that had the same number
         yield temp
+        _check_replaced(path, temp)
         share_by_umask(temp)
         for p in [*temp.rglob('*'), temp]: sync(p)
         if path.is_dir(): path.rename(old) # a folder can't be renamed over one that has entries

@@ -6,13 +6,12 @@
 __all__ = ['PLACES', 'find_model', 'load']
 
 # %% ../nbs/90_hub.ipynb #728f5215
-import contextlib, io
 from pathlib import Path
 
 from torch import nn
 
 from .checkpoint import hub_copy, read_json
-from .core import UserError, first_line
+from .core import UserError
 from .data.text import load_tokenizer
 
 # %% ../nbs/90_hub.ipynb #04577cca
@@ -55,7 +54,7 @@ def _pairs(folder: Path):
 
 def _encoder(folder: Path):
     from mmjepa.encoders import MultimodalEncoder
-    return MultimodalEncoder.from_pretrained(folder).eval()
+    return MultimodalEncoder.from_pretrained(folder)
 
 # A field of config.json that only this kind has.
 _READERS = {'captioning': _captioner, 'alignment': _aligner, 'prediction_steps': _vision_language,
@@ -68,11 +67,6 @@ def load(
 ) -> nn.Module: # in evaluation mode, on the CPU; with its `tokenizer`, if it has one
     "A model of this library, of whatever class it is."
     folder, about = find_model(path)
-    with contextlib.redirect_stdout(io.StringIO()): # the hub's library prints
-        try: model = _READERS[_kind(about)](folder).eval()
-        except UserError: raise
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as e: # a file that is missing, a wrong setting
-            raise UserError(f'{path}: the model in {folder} cannot be read ({first_line(e)}); '
-                            'expected config.json and model.safetensors as they were written') from e
+    model = _READERS[_kind(about)](folder).eval()
     if (folder/'tokenizer').is_dir(): model.tokenizer = load_tokenizer(folder)
     return model

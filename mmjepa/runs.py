@@ -120,7 +120,7 @@ def check_finite(
     bad = [f'{k} is {v}' for k, v in logs.items() if not math.isfinite(v)]
     if bad:
         raise UserError(f'{", ".join(bad)} at step {step + 1} of epoch {epoch}; the last checkpoint, if there is one, '
-                        'has the weights before it: try a smaller --lr, or --precision fp32')
+                        'has the weights before it: try a smaller learning rate, or --precision fp32')
 
 # %% ../nbs/08_runs.ipynb #a9eb8a96
 class Progress:

@@ -324,7 +324,7 @@ def loss(self: Trainer,
     try: terms, logs = _terms_and_logs(self.objective(outputs, batch))
     except UserError as e:
         place = f'step {self.at.step + 1} of epoch {self.at.epoch}'
-        raise UserError(f'{place}: {e}; if the loss diverged, try a smaller --lr') from e
+        raise UserError(f'{place}: {e}; if the loss diverged, try a smaller learning rate') from e
     self.batch, self.outputs = batch, outputs # for callbacks
     loss = sum(_share(shares, k, terms) * v for k, v in terms.items())
     own = shares.get('', 1 / self.cfg.accumulate)
@@ -485,6 +485,15 @@ def _evaluate(t: Trainer, evaluate: Callable | None, flag: StopFlag) -> dict | N
             with at_once, alone(), without_grad, t.acc.autocast(): scores = evaluate(t.plain, last) or {}
         except Stopped: stopped = True
     if all_reduce_sum(torch.tensor(float(stopped), device=t.device)): return None # the others have waited here
+    return _numbers(scores)
+
+def _numbers(scores: dict) -> dict:
+    "Scores as Python's numbers."
+    if not isinstance(scores, dict):
+        raise UserError(f'evaluate returned a {type(scores).__name__}; expected a dict of scalars')
+    for k, v in scores.items():
+        if (v.numel() if isinstance(v, Tensor) else getattr(v, 'size', 1)) != 1:
+            raise UserError(f'evaluate returned {k} of shape {tuple(v.shape)}; expected a scalar')
     return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
 
 def _line(row: dict, epochs: int) -> str:

@@ -562,7 +562,7 @@ def split_rows(
     groups = np.asarray(groups)
     if (groups == groups[0]).all():
         raise UserError(f'all {n} records are one group: each has its image or its text in common with another, '
-                        'directly or through others; expected val_split 0, or held-out data of its own (--val_data)')
+                        'directly or through others; expected val_split 0, or held-out data of its own')
     out = np.isin(groups, _held_groups(groups[order], min(held, n - 1)))
     return np.flatnonzero(~out), np.flatnonzero(out)
 

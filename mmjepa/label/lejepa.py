@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..checkpoint import HubModel, model_folder
-from ..core import UserError, first_line
+from ..core import UserError
 from ..encoders import EncoderConfig, MultimodalEncoder, Projector, check_range, masked_mean
 from ..data.images import read_image, square_pixels, to_float
 from ..losses import invariance_loss
@@ -223,9 +222,4 @@ def load_model(
     path: str | Path, # folder of a run or of a model, or a name on the hub
 ) -> MultimodalLeJEPA: # in evaluation mode
     "A trained model; weights are read as safetensors."
-    folder = model_folder(path, fields=('proj_hidden',))
-    try: return MultimodalLeJEPA.from_pretrained(folder).eval()
-    except UserError: raise
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as e:
-        raise UserError(f'{path}: no model of this library could be read there ({first_line(e)}); '
-                        'expected config.json and model.safetensors') from e
+    return MultimodalLeJEPA.from_pretrained(model_folder(path, fields=('proj_hidden',)))

@@ -328,11 +328,7 @@ def load_pair_model(
     folder = model_folder(folder, fields=('decoder_depth',))
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no model there; expected a folder written by mmjepa_contrastive_pretrain')
-    try: model = ContrastiveModel.from_pretrained(folder).eval()
-    except (OSError, RuntimeError, ValueError, TypeError) as e:
-        raise UserError(f'{folder}: the model cannot be read ({str(e).splitlines()[0]}); '
-                        'expected one of mmjepa_contrastive_pretrain') from e
-    return model, load_tokenizer(folder)
+    return ContrastiveModel.from_pretrained(folder), load_tokenizer(folder)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #af8ea9a8
 def run_contrastive(

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from ..checkpoint import load_weights, model_folder
-from ..core import (Source, UserError, atomic_path, check_choice, command, get_device, is_main, make_generator,
-                         seed_everything, start_ranks, world_size)
+from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, get_device, is_main,
+                         make_generator, seed_everything, start_ranks, world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
@@ -253,9 +253,7 @@ def load_encoder(
     if not (folder/'config.json').is_file():
         raise UserError(f'{folder}: no encoder there; '
                         'expected a folder written by mmjepa_masked_pretrain --encoder_out')
-    try: encoder = MultimodalEncoder.from_pretrained(folder)
-    except (OSError, RuntimeError, ValueError, TypeError) as e:
-        raise UserError(f'{folder}: the encoder cannot be read ({str(e).splitlines()[0]})') from e
+    encoder = MultimodalEncoder.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     if encoder.cfg.vocab_size != tokenizer.vocab_size:
         raise UserError(f'{folder}: the encoder knows {encoder.cfg.vocab_size} tokens and its tokenizer '
@@ -378,6 +376,12 @@ def whole_model(
     return trained.to(get_device()).eval()
 
 # %% ../../nbs/pretrain/40_masked.ipynb #8f6af3b0
+def _check_place(folder: Path, config: MaskedRun):
+    "The folder of the encoder is new, or holds one: it is replaced as a whole."
+    check_output(folder, *config.sources.values(), flag='--encoder_out')
+    if folder.exists() and not (folder/'model.safetensors').exists() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f'--encoder_out is {folder}, which holds no encoder; expected a new folder, or that of one')
+
 def run_masked(
     config: MaskedRun,
     run: RunConfig,
@@ -385,6 +389,7 @@ def run_masked(
 ): # DataFrame of epochs; None on ranks other than the first
     "Pretrain, write the encoder and a report."
     start_ranks()
+    if encoder_out: _check_place(Path(encoder_out).expanduser(), config)
     folder, tokenizer = run.folder, load_tokenizer(config.tokenizer or 'bytes')
     loader, held = open_masked(config, tokenizer)
     model, transform = build_masked(config, tokenizer)
@@ -395,9 +400,10 @@ def run_masked(
                 settings=run_settings(config, tokenizer, loader), columns=MASKED_COLUMNS)
     model = whole_model(model, lambda: build_masked(config, tokenizer)[0])
     if not is_main(): return None
-    save_with_tokenizer(model.encoder, tokenizer, encoder_out or folder/'encoder')
+    place = Path(encoder_out).expanduser() if encoder_out else folder/'encoder'
+    save_with_tokenizer(model.encoder, tokenizer, place)
     say = RunLog(folder/'training.log')
-    say(f'encoder: {encoder_out or folder/"encoder"}')
+    say(f'encoder: {place}')
     report = write_masked_report(config, model, evaluate, table=table, folder=folder)
     say(f'report and pictures: {report}')
     return table

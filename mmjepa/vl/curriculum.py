@@ -187,13 +187,14 @@ def open_sources(
     seed: int = 0, # of the order of documents
     root: str | Path = '.', # folder of relative paths
     on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
+    follow_links: bool = False, # whether images may be links that lead out of the folder of their JSON lines
     say: Callable[[str], None] = print, # gets notes on sources that are left out
 ) -> dict[str, JsonSource]: # by name
     "Readers of the sources that have a path."
     found, unused = {}, config.sources.keys() - {k for s in config.stages for k in stage_mixture(config, s)}
     for name, s in config.sources.items():
         if s.path is None: continue
-        options = dict(root=Path(root), seed=seed, held_out=held_out, on_error=on_error)
+        options = dict(root=Path(root), seed=seed, held_out=held_out, on_error=on_error, follow_links=follow_links)
         try:
             found[name] = _open(config, name, tokenizer, **options)
             if held_out: found[name].first() # is there one?
@@ -209,15 +210,14 @@ def open_sources(
     if idle := sorted(unused & found.keys()): say(f'sources that no stage asks for are not read: {", ".join(idle)}')
     return found
 
-def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Path, seed: int,
+def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Path, seed: int, follow_links: bool,
           **options) -> JsonSource | StreamSource:
     "The reader of one source."
     s = config.sources[name]
     options |= dict(longest=config.training.lm.context_length, val_split=HELD_OUT, where=s.where, fields=s.fields,
                     image_size=config.model.vision.image_size if s.topic == 'vision' else 0)
-    if s.kind == 'json': return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, **options)
-    source = StreamSource(_stream(s, root, seed), tokenizer, name, **options)
-    return source
+    if s.kind != 'json': return StreamSource(_stream(s, root, seed), tokenizer, name, **options)
+    return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, follow_links=follow_links, **options)
 
 def _stream(source: SourceSettings, root: Path, seed: int) -> Callable[[int], Iterator[dict]]:
     "Passes over the records of shards, or of a dataset of the hub."
@@ -486,6 +486,7 @@ def main(
     config: str, # YAML file of the curriculum
     total_tokens: str = '', # scale all stages to so many, such as 2M (the file's)
     on_error: str = 'raise', # at a record that can't be used: raise, or skip and count
+    follow_links: bool = False, # read images to which links in the folder of their JSON lines lead
     lm_only: bool = False, # the control: predict tokens alone in every stage (alpha 0, beta 1)
     plan: bool = False, # print stages, steps and the learning rate's curve, and stop
     tokenizer: str = 'bytes', # bytes, a *.spm file, or a folder or name of transformers
@@ -499,7 +500,8 @@ def main(
     settings, root = load_curriculum(config, total_tokens or None, 0 if plan else world_size()), Path(config).parent
     if lm_only: settings = without_embeddings(settings)
     if plan: return print_plan(settings, run.folder, root)
-    words, common = load_tokenizer(tokenizer), dict(seed=seed, root=root, on_error=on_error)
+    words = load_tokenizer(tokenizer)
+    common = dict(seed=seed, root=root, on_error=on_error, follow_links=follow_links)
     lines = []
     sources, held = (open_sources(settings, words, part, say=lines.append, **common) for part in (False, True))
     if is_main(): print(*dict.fromkeys(lines), sep='\n', end='\n' if lines else '')

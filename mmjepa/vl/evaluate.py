@@ -8,7 +8,7 @@ __all__ = ['load_evaluated', 'EvaluationConfig', 'unigram_bound', 'score_texts',
            'evaluate_completions', 'EvaluationData', 'read_fields', 'read_evaluation_data', 'main']
 
 # %% ../../nbs/vl/88_evaluate.ipynb #38b0ed8d
-import contextlib, io, json, math, sys, textwrap
+import json, math, sys, textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ def load_evaluated(
     folder = model_folder(path, fields=('prediction_steps',))
     if not (folder/'config.json').is_file() or not (folder/'tokenizer').is_dir():
         raise UserError(f'{path}: no model with its tokenizer there; expected a folder that mmjepa_curriculum wrote')
-    with contextlib.redirect_stdout(io.StringIO()): model = load_vl_jepa(str(folder)) # the hub's library prints
+    model = load_vl_jepa(str(folder))
     tokenizer, words = load_tokenizer(folder), model.config.vocab_size
     if words < tokenizer.vocab_size:
         raise UserError(f'{folder}: the model knows {words} words and the tokenizer {tokenizer.vocab_size}; '
@@ -427,6 +427,7 @@ class EvaluationData:
     humaneval: str = '' # problems: a file, or auto for humaneval/HumanEval.jsonl.gz in the folder of data sets
     completions: str = '' # score these on the problems, without a model: JSON lines with task_id and completion
     limit: int = 1000 # most records of each file, drawn at random, the same each time; 0 for all
+    follow_links: bool = False # read images to which links in the folder of the JSON lines lead
 
     def __post_init__(self):
         _check_counts(self, 0, 'limit')
@@ -452,7 +453,8 @@ def read_evaluation_data(
     about, fields = {}, read_fields(source.fields)
     def read(path: str, name: str) -> list[EvalRecord]:
         if not path: return []
-        records, total = read_eval_records(path, source.held_out, source.limit, fields=fields)
+        records, total = read_eval_records(path, source.held_out, source.limit, fields=fields,
+                                           follow_links=source.follow_links)
         held_out = ', those held out from training' if source.held_out else ''
         chosen = min(total, source.limit or total)
         captions = f' ({len(records):,} texts)' if len(records) > chosen else ''

@@ -49,13 +49,15 @@ class EvalRecord:
         first = [tokenizer.begin_id, *tokenizer.encode(self.prompt)]
         return [*first, *tokenizer.encode(self.text), tokenizer.end_id], len(first)
 
-def _of_record(r: dict, folder: Path, names: dict[str, str]) -> list[EvalRecord]:
+def _of_record(records: JsonRecords, i: int, names: dict[str, str]) -> list[EvalRecord]:
     "What a file's record says, each of several captions by itself; `names` are its own names of fields, by ours."
+    r = records[i]
     r = {**r, **{ours: r[name] for ours, name in names.items() if name in r}}
     words = {k: r[k] for k in ('prompt', 'domain') if r.get(k) is not None}
     for name, value in words.items():
         if not isinstance(value, str): raise UserError(f"{r['place']}: {name!r} is {value!r:.60}; expected a text")
-    image = None if r.get('image') is None else record_bytes(r, folder)
+    image = None
+    if r.get('image') is not None: image = record_bytes(r, records.folder, follow_links=records.follow_links)
     return [EvalRecord(text, image, place=r['place'], **words) for text in record_texts(r)]
 
 def random_rows(
@@ -73,12 +75,13 @@ def read_eval_records(
     limit: int = 0, # most records, drawn by `random_rows`; 0 for all
     *,
     fields: dict[str, str] | None = None, # what the file calls `text`, `image`, `prompt` or `domain`
+    follow_links: bool = False, # whether images may be links that lead out of the file's folder
 ) -> tuple[list[EvalRecord], int]: # and how many records there were before `limit`
     "The records of a file; one with several captions is as many."
-    records = JsonRecords(path)
+    records = JsonRecords(path, follow_links=follow_links)
     rows = split_learnt(records, fields=fields)[1] if held_out else np.arange(len(records))
     chosen = rows[random_rows(len(rows), limit)].tolist()
-    found = [r for i in chosen for r in _of_record(records[i], records.folder, fields or {})]
+    found = [r for i in chosen for r in _of_record(records, i, fields or {})]
     return found, len(rows)
 
 # %% ../../nbs/vl/87_evaluation.ipynb #b979e065

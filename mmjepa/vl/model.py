@@ -10,9 +10,8 @@ __all__ = ['VLJEPAConfig', 'prefix_mask', 'document_positions', 'Fusion', 'JEPAH
 # %% ../../nbs/vl/80_model.ipynb #cb935923
 import copy, math
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
 
 import torch
 from fastcore.basics import patch
@@ -23,8 +22,8 @@ from torch.nn.functional import cross_entropy, layer_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import HubModel, model_folder, read_json
-from ..core import UserError, all_reduce_sum, first_line
+from ..checkpoint import HubModel, model_folder
+from ..core import UserError, all_reduce_sum
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
 
@@ -459,30 +458,6 @@ def following(
     try: yield
     finally: handle.remove()
 
-# %% ../../nbs/vl/80_model.ipynb #f4b6f896
-_KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
-
-def _fits(value, kind) -> bool:
-    "Whether a value of JSON is of a field's type."
-    if get_origin(kind) is tuple: return isinstance(value, list) and all(_fits(x, get_args(kind)[0]) for x in value)
-    if kind is float: return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
-def _read_config(kind: type, about: dict, place: str):
-    "A dataclass of what a JSON file holds; a key that is unknown, or a value of another type, is a `UserError`."
-    if not isinstance(about, dict): raise UserError(f'{place} is {about!r:.60}; expected keys with values')
-    kinds, values = get_type_hints(kind), {}
-    if unknown := sorted(about.keys() - kinds.keys()):
-        raise UserError(f'{place}: unknown key {unknown[0]}; expected some of {", ".join(kinds)}')
-    for k, v in about.items():
-        if is_dataclass(kinds[k]): v = _read_config(kinds[k], v, f'{place}: {k}')
-        elif not _fits(v, kinds[k]):
-            wanted = _KINDS.get(kinds[k], 'a list of numbers')
-            raise UserError(f'{place}: {k} is {v!r:.60}; expected {wanted}')
-        values[k] = v
-    try: return kind(**values)
-    except UserError as e: raise UserError(f'{place}: {e}') from e
-
 # %% ../../nbs/vl/80_model.ipynb #68040854
 def load_vl_jepa(
     path: str | Path, # folder of a run or of a model, or a name on the hub
@@ -492,8 +467,4 @@ def load_vl_jepa(
     file = folder/'config.json'
     if not file.is_file():
         raise UserError(f'{path}: no VLJEPA there, for want of a config.json; expected the folder of a run or a model')
-    config = _read_config(VLJEPAConfig, read_json(file), str(file))
-    try: model = VLJEPA(config)
-    except (RuntimeError, MemoryError, ValueError, TypeError) as e:
-        raise UserError(f'{file}: no model of this shape can be made ({first_line(e)})') from e
-    return VLJEPA._load_as_safetensor(model, folder/'model.safetensors', 'cpu', True)
+    return VLJEPA.from_pretrained(folder)

@@ -40,10 +40,12 @@ class Document:
 class _Source:
     "What makes documents of records, and knows which records it takes."
     def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: int, longest: int, on_error: str,
-                 where: dict[str, str] | None, fields: dict[str, str] | None, folder: Path | None = None):
+                 where: dict[str, str] | None, fields: dict[str, str] | None, folder: Path | None = None,
+                 follow_links: bool = False):
         check_choice('on_error', on_error, ('raise', 'skip'))
         self.tokenizer, self.name, self.image_size, self.longest = tokenizer, name, image_size, longest
-        self.where, self.names, self.folder, self.on_error = where or {}, fields or {}, folder, on_error
+        self.where, self.names, self.on_error = where or {}, fields or {}, on_error
+        self.files = dict(root=folder, follow_links=follow_links) # where images lie
         self.skipped, self.cut, self.reason = set(), set(), '' # numbers of records; why the first one was skipped
 
     @property
@@ -107,7 +109,7 @@ def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
     if not answer: raise UserError(f"{place}: 'text' {record['text']!r:.60} has no tokens; expected some")
     ids = [t.begin_id, *prompt, *answer, t.end_id]
     if self.has_images and record.get('image') is not None:
-        image = record_image(record, self.image_size, self.folder)
+        image = record_image(record, self.image_size, **self.files)
         if self.longest and len(ids) > self.longest:
             ids = ids[:self.longest]
             self.cut.add(index)
@@ -152,10 +154,11 @@ class JsonSource(_Source):
         where: dict[str, str] | None = None, # fields that a record must have; it takes one reading of the file
         fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
+        follow_links: bool = False, # whether images may be links that lead out of the file's folder
     ):
-        self.records, self.seed, self._order = JsonRecords(path), seed, (-1, None)
+        self.records, self.seed, self._order = JsonRecords(path, follow_links=follow_links), seed, (-1, None)
         super().__init__(tokenizer, str(path), image_size=image_size, longest=longest, where=where, fields=fields,
-                         folder=self.records.folder, on_error=on_error)
+                         folder=self.records.folder, follow_links=follow_links, on_error=on_error)
         self.rows = split_learnt(self.records, val_split, fields)[int(held_out)]
         if where: self.rows = np.array([i for i in self.rows.tolist() if self._try(i, self._asked, i)], int)
         if not len(self.rows):

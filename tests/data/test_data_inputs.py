@@ -250,7 +250,7 @@ def test_a_set_that_is_one_group_is_one_line(tmp_path):
     picture(tmp_path/'a.png')
     path = write(tmp_path/'a.jsonl', [{'image': 'a.png', 'text': f't{i}'} for i in range(12)])
     with pytest.raises(UserError) as error: get_json_loaders(path, 'pair', 4, **SMALL)
-    one_line(error, str(path), 'all 12 records are one group', 'val_split 0', '--val_data')
+    one_line(error, str(path), 'all 12 records are one group', 'val_split 0', 'held-out data of its own')
     assert len(list(get_json_loaders(path, 'pair', 4, val_split=0, **SMALL)[0])) == 3
 
 

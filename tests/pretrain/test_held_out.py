@@ -1,11 +1,13 @@
 """Few records, none held out, or none that can be read: both stages run, or say at the start why not."""
 import json
+from pathlib import Path
 
 import pytest
 
-from mmjepa.core import UserError
+from mmjepa.core import UserError, run_command
 from mmjepa.data.records import digit_pairs
 from mmjepa.pretrain.contrastive import ContrastiveRun, run_contrastive
+from mmjepa.pretrain import masked
 from mmjepa.pretrain.masked import MaskedRun, run_masked
 from mmjepa.runs import RunConfig
 
@@ -68,3 +70,17 @@ def test_images_and_texts_that_are_no_pairs(tmp_path, lines):
     mixed = [json.dumps({k: r[k]}) for i, r in enumerate(rows) for k in [('image', 'text')[i % 2]]]
     found, _ = run('masked', tmp_path, mixed)
     assert found.notna().all(axis=None)
+
+
+@pytest.mark.parametrize('place', ['precious', 'data', 'data/pairs.jsonl'])
+def test_the_encoder_takes_no_place_of_other_files(tmp_path, monkeypatch, capsys, place):
+    "It replaces a folder as a whole: that of the data, or of something else, is refused before anything is trained."
+    monkeypatch.chdir(tmp_path)
+    digit_pairs(Path('data'), 12)
+    Path('precious').mkdir()
+    Path('precious/thesis.txt').write_text('years of work')
+    before = {p: p.read_bytes() for p in Path().rglob('*') if p.is_file()}
+    with pytest.raises(SystemExit) as e:
+        run_command(masked.main, ['--json_data', 'data/pairs.jsonl', '--encoder_out', place])
+    assert e.value.code == 2 and f'--encoder_out is {place}' in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in Path().rglob('*') if p.is_file()} == before

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import mmjepa
 from mmjepa.core import UserError
-from mmjepa.encoders import EncoderConfig
+from mmjepa.encoders import EncoderConfig, MultimodalEncoder
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig, load_vl_jepa
 
 CONFIG = VLJEPAConfig(EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2), 40, 24, hidden_size=16,
@@ -41,9 +41,28 @@ def test_a_key_that_is_wrong(good, tmp_path, changes, said):
     folder = shutil.copytree(good, tmp_path/'wrong')
     about = json.loads((folder/'config.json').read_text())
     (folder/'config.json').write_text(json.dumps(about | changes))
-    for read in (load_vl_jepa, mmjepa.load):
+    for read in (load_vl_jepa, mmjepa.load, VLJEPA.from_pretrained):
         with pytest.raises(UserError) as e: read(folder)
         assert said in str(e.value) and f'{folder}/config.json: ' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_setting_that_is_missing(good, tmp_path):
+    "Another number of heads has weights of the same shapes: a default would be another model, in silence."
+    about = json.loads((good/'config.json').read_text())
+    for part, place in ((about, 'config.json: '), (about['vision'], 'config.json: vision: ')):
+        heads = part.pop('num_heads')
+        folder = shutil.copytree(good, tmp_path/place.strip(': '))
+        (folder/'config.json').write_text(json.dumps(about))
+        for read in (load_vl_jepa, mmjepa.load, VLJEPA.from_pretrained):
+            with pytest.raises(UserError, match=f'{place}num_heads is missing; expected all of '): read(folder)
+        part['num_heads'] = heads
+    encoder = MultimodalEncoder(CONFIG.vision)
+    encoder.save_pretrained(tmp_path/'encoder')
+    file = tmp_path/'encoder/config.json'
+    for wrong, said in (({'cfg': {}}, 'cfg: image_size is missing'), ({'cgf': 1}, 'unknown key cgf'), ([], 'a list')):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=f'{file}: .*{said}'): MultimodalEncoder.from_pretrained(file.parent)
+    with pytest.raises(UserError, match='no such folder'): MultimodalEncoder.from_pretrained(tmp_path/'nowhere')
 
 
 @pytest.mark.parametrize('change, said', [

@@ -1,14 +1,17 @@
 "What records may be: bad ones are one line or counted by record, long ones go on, and a stream resumes with all of it."
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
 
-from mmjepa.core import UserError
+from mmjepa.core import UserError, run_command
 from mmjepa.data.records import EmptySource, digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer
+from mmjepa.vl import curriculum, evaluate
+from mmjepa.vl.evaluation import read_eval_records
 from mmjepa.vl.packing import JsonSource, StreamSource, TokenMixture, shard_stream, skip_notes
 
 TOK = ByteTokenizer()
@@ -167,3 +170,23 @@ def test_sources_of_equal_names_keep_their_own_counts(tmp_path):
     state = both.state_dict()
     assert {*state['at']} == {*state['sources']} == {'a', '1 a'} and state['at']['a'] != state['at']['1 a']
     assert torch.tensor([*state['drawn'].values()]).sum() == 72
+
+
+# ---------------------------------------------------------------- links
+
+def test_links_are_followed_where_it_is_said(tmp_path, capsys):
+    "A folder of links to the pictures of another set, as people make them; the advice is a flag of both commands."
+    (tmp_path/'here').mkdir()
+    path = digit_pairs(tmp_path/'there', 12)
+    for line in map(json.loads, path.read_text().splitlines()):
+        link = tmp_path/'here'/line['image']
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path/'there'/line['image'])
+    path = shutil.copy(path, tmp_path/'here/pairs.jsonl')
+    for read in (lambda **kw: [JsonSource(path, TOK, 8, **kw).document(i) for i in range(12)],
+                 lambda **kw: read_eval_records(path, **kw)[0]):
+        with pytest.raises(UserError, match='leads out of .* by a link.*--follow_links'): read()
+        assert len(read(follow_links=True)) == 12
+    for command in (curriculum.main, evaluate.main):
+        with pytest.raises(SystemExit): run_command(command, ['--help'])
+        assert '--follow_links' in capsys.readouterr().out
