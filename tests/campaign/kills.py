@@ -112,7 +112,8 @@ def trial(stage, folder, whole, *, seconds, kills, rng):
             pd.testing.assert_frame_equal(x, y, check_exact=True)
         else:
             assert_close(with_meaning(a), with_meaning(b), rtol=1e-5, atol=1e-5)
-            pd.testing.assert_frame_equal(x, y, rtol=1e-4, atol=1e-5)
+            looks = [c for c in x if c.startswith('watch_')]  # at the rows of one process
+            pd.testing.assert_frame_equal(x.drop(columns=looks), y.drop(columns=looks), rtol=1e-5, atol=1e-5)
     except AssertionError as e: return done, moved, [f'{stage.name}, ranks {ways}: {str(e)[:300]}']
     shutil.rmtree(folder)
     return done, moved, []
