@@ -393,7 +393,7 @@ class AlignmentEvaluation:
             if len(x) < 2: continue
             scores |= rank_table(x, y, names, ids=ids)
             scores |= matryoshka_table(x, y, self.dims, names=names, ids=ids)
-            for k, v in (modality_gap(x, y) | alignment_uniformity(x, y, names=names)).items():
+            for k, v in (modality_gap(x, y) | alignment_uniformity(x, y, names=names, ids=ids)).items():
                 own = names == ('image', 'text') or k.endswith('uniformity') # a name that is clear by itself
                 scores[k if own else '_'.join((*names, k))] = v
         return scores

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checkpoint import read_json
+from ..checkpoint import read_config, read_json
 from ..core import UserError, check_choice, first_line
 from ..encoders import EncoderConfig, MultimodalEncoder, masked_mean
 from ..data.images import read_image, square_pixels, to_float
@@ -589,7 +589,8 @@ def _own_config(name: str) -> tuple[Path, dict, str] | None:
 def _own_encoder(name: str, modality: str) -> tuple[Path, MultimodalEncoder]:
     folder, shape, prefix = _own_config(name)
     try:
-        encoder, weights = MultimodalEncoder(EncoderConfig(**shape)), load_file(folder/'model.safetensors')
+        encoder = MultimodalEncoder(read_config(EncoderConfig, shape, f'{folder}/config.json'))
+        weights = load_file(folder/'model.safetensors')
         encoder.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     except (OSError, RuntimeError, TypeError, SafetensorError) as e:
         raise UserError(f'{folder}: the encoder cannot be read ({first_line(e)})') from e
