@@ -373,18 +373,24 @@ def modality_gap(
     return out | {'separability': right / len(some)}
 
 # %% ../nbs/11_pair_scores.ipynb #3900edaa
-def _uniformity(x: Tensor, t: float, chunk: int) -> float:
-    "Log of the mean potential over pairs of different rows, normalized here; tiles in float32, sums in float64."
-    n, total = len(x), 0.
+def _uniformity(x: Tensor, t: float, chunk: int, *, ids: Tensor | None) -> float:
+    "Log of the mean potential over pairs of rows that share no id, normalized here; tiles in float32, sums in float64."
+    n, total, alike = len(x), 0., 0
     for i in range(0, n, chunk):
         u = normalize(x[i:i + chunk].float(), dim=1)
         for j in range(i, n, chunk):
             v = normalize(x[j:j + chunk].float(), dim=1)
             squares = (u * u).sum(1)[:, None] + (v * v).sum(1) # 2, but for vectors of zeros
             potential = squares.sub_(u @ v.T, alpha=2).clamp_(min=0).mul_(-t).exp_()
-            total += (potential.triu_(1) if i == j else potential).sum(1).cpu().double().sum().item()
-    if n < 2: return math.nan
-    return math.log(total / (n * (n - 1) / 2)) if total else -math.inf
+            if i == j: potential.triu_(1)
+            if ids is not None:
+                same = share_id(ids[i:i + chunk], ids[j:j + chunk])
+                potential.masked_fill_(same, 0)
+                alike += int((same.triu(1) if i == j else same).sum())
+            total += potential.sum(1).cpu().double().sum().item()
+    pairs = n * (n - 1) // 2 - alike
+    if not pairs: return math.nan
+    return math.log(total / pairs) if total else -math.inf
 
 @torch.no_grad()
 def alignment_uniformity(
@@ -395,6 +401,7 @@ def alignment_uniformity(
     t: float = 2, # how fast the potential falls with the squared distance, above 0
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
     chunk: int = 1024, # rows that are compared at once
+    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # (n, 2): what a[i] and b[i] are, which is met once
 ) -> dict[str, float]: # `alignment`, 0 (partners agree) to 2**alpha; `image_uniformity`, `text_uniformity`: see below
     """Mean distance of partners, and how evenly each modality fills the sphere: -4t to 0 (one point), NaN for a single
     pair; lower is better."""
@@ -406,4 +413,6 @@ def alignment_uniformity(
             distance = (normalize(x.float(), dim=1) - normalize(y.float(), dim=1)).norm(dim=1)
             total += distance.cpu().double().pow(alpha).sum().item()
         out = {'alignment': total / len(a)}
-        return out | {f'{name}_uniformity': _uniformity(x, t, chunk) for name, x in zip(names, (a, b))}
+        if ids is not None: ids = _check_ids(ids, len(a)).to(a.device)
+        own = (ids, ids) if ids is None or ids.shape[1] != 2 else ids.split(1, 1)
+        return out | {f'{k}_uniformity': _uniformity(x, t, chunk, ids=i) for k, x, i in zip(names, (a, b), own)}

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .aligner import (VisionTextAligner, as_items, load_aligner, other_rows, read_items, read_saved,
-                                  save_aligner, training_config)
+from .aligner import (VisionTextAligner, as_items, check_fields, load_aligner, other_rows,
+                                  read_items, read_saved, save_aligner, training_config)
 from .features import Features, FeatureSet, cached_features
 from .inputs import ImageTextDataset, hold_out
 from .towers import load_whole, load_words, weights_digest, words_digest
@@ -58,10 +58,10 @@ class LLMConfig:
     max_text: int = 64 # longest caption, tokens; longer ones are cut
 
     def __post_init__(self):
+        check_fields(self)
         if self.prefix_from not in ('embedding', 'patches'):
             raise UserError(f'prefix_from is {self.prefix_from!r}; expected embedding or patches')
         for name in ('n_prefix', 'max_text'):
-            object.__setattr__(self, name, int(getattr(self, name))) # of NumPy, too
             if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}; expected 1 or more')
         if self.lora is None: return
         if not self.freeze_llm:
@@ -136,8 +136,8 @@ def _with_lora(llm: nn.Module, config: LLMConfig) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning) # peft 0.21 asks transformers 5 by an old name
             return get_peft_model(llm, LoraConfig(**{'task_type': 'CAUSAL_LM', **config.lora}))
-    except ValueError as e:
-        raise UserError(f"model '{config.model_name}': peft can't adapt it ({str(e).splitlines()[0]:.200}); "
+    except Exception as e: # of whatever kind: peft checks little
+        raise UserError(f"model '{config.model_name}': peft can't adapt it ({first_line(e)}); "
                         'expected target_modules in lora that name layers of it') from e
 
 def _language_model(config: LLMConfig):
@@ -153,6 +153,7 @@ def _plain(llm: nn.Module) -> nn.Module:
     "The model of transformers behind its adapters, if it has some."
     return llm.get_base_model() if hasattr(llm, 'get_base_model') else llm
 
+# %% ../../nbs/align/57_captioner.ipynb #0737810f
 def _check_room(llm: nn.Module, config: LLMConfig, ids: list[int], *, image: int):
     "Prompt and caption have to fit into the tables of words and of positions."
     rows, room = llm.get_input_embeddings().weight.shape[0], _plain(llm).config.get_text_config()
@@ -163,6 +164,16 @@ def _check_room(llm: nn.Module, config: LLMConfig, ids: list[int], *, image: int
     if 0 < room < used:
         raise UserError(f"model '{config.model_name}': the prompt, {image} image tokens and max_text {config.max_text} "
                         f'are {used} tokens; expected {room} or fewer, all that it has room for')
+
+@torch.no_grad()
+def _check_writing(llm: nn.Module, config: LLMConfig, ids: list[int]):
+    "The model has to write after vectors, here those of words; some that read pictures by themselves can't."
+    ids = torch.tensor([ids], device=llm.get_input_embeddings().weight.device)
+    options = {'attention_mask': torch.ones_like(ids), 'max_new_tokens': 1, 'do_sample': False, 'pad_token_id': 0}
+    try: llm.generate(inputs_embeds=llm.get_input_embeddings()(ids), **options)
+    except Exception as e: # of whatever kind: the model is somebody else's code
+        raise UserError(f"model '{config.model_name}': can't write after vectors ({first_line(e)}); "
+                        'expected a causal language model of texts') from e
 
 # %% ../../nbs/align/57_captioner.ipynb #1c1d73d1
 def _frozen_copy(aligner: VisionTextAligner) -> VisionTextAligner:
@@ -177,7 +188,7 @@ def _image_shape(aligner: VisionTextAligner, patches: bool) -> tuple[int, int]:
     "How many vectors the projector gets of an image, and their width: states of the tower, or an aligned embedding."
     if not patches: return 1, aligner.config.d_align
     tower = aligner.towers['image']
-    return tuple(tower.states(**tower.prepare([tower.blank]))[0].shape[1:])
+    return tuple(tower.states(**tower.prepare([tower.sample]))[0].shape[1:])
 
 @torch.no_grad()
 def _word_scale(llm: nn.Module) -> float:
@@ -203,6 +214,7 @@ class MultimodalLLM(nn.Module):
         self.prompt = split_prompt(self.tokenizer, config.prompt)
         ids = [*self.prompt[0], *self.prompt[1], self.tokenizer.eos_token_id]
         _check_room(self.llm, config, ids, image=vectors * n)
+        _check_writing(self.llm, config, ids)
         width = self.llm.get_input_embeddings().weight.shape[1]
         self.projector = PrefixProjector(d, width, n, scale=_word_scale(self.llm))
         keep_trained(self).train().to(aligner.device)
@@ -582,7 +594,7 @@ def load_captioner(
     names: dict[str, str] | None = None, # by modality, where towers lie now
 ) -> MultimodalLLM: # in evaluation mode, on the CPU
     "Read a captioner; nothing is unpickled."
-    def parse(about): return LLMConfig(**about['captioning']), about['llm']
+    def parse(about): return LLMConfig(**about['captioning']), str(about['llm'])
     folder, weights, (config, known) = read_saved(folder, 'captioner', 'trained.safetensors', parse=parse)
     aligner = load_aligner(folder/'aligner', names)
     try: model = MultimodalLLM(aligner, replace(config, model_name=model_name or config.model_name))

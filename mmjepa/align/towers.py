@@ -11,6 +11,7 @@ __all__ = ['weights_digest', 'Inputs', 'stack_inputs', 'Tower', 'load_whole', 'I
 import contextlib, hashlib, inspect, json
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checkpoint import read_json
+from ..checkpoint import read_config, read_json
 from ..core import UserError, check_choice, first_line
 from ..encoders import EncoderConfig, MultimodalEncoder, masked_mean
 from ..data.images import read_image, square_pixels, to_float
@@ -113,19 +114,20 @@ class Tower(nn.Module):
         return self.run(inputs)[0].float()
 
     @property
-    def blank(self):
-        "An item of no content, as large as the encoder's configuration says, if it does."
-        side = getattr(getattr(self.module, 'config', None), 'image_size', None)
-        if self.modality != 'image' or not side: return _BLANK[self.modality]
-        return np.zeros((side, side) if isinstance(side, int) else tuple(side), np.uint8)
+    def sample(self):
+        "An item to try the encoder with, an image as large as its configuration says, if it does."
+        side = getattr(getattr(self.module, 'config', None), 'image_size', None) or 32
+        if self.modality != 'image': return _SAMPLES[self.modality]
+        size = (side, side) if isinstance(side, int) else tuple(side)
+        return np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
     @cached_property
     def dim(self) -> int:
         "Width of the vectors; a `UserError` if the encoder is not deterministic."
-        inputs = self.prepare([self.blank])
+        inputs = self.prepare([self.sample])
         z, again = self(**inputs), self(**inputs)
         if not z.isfinite().all():
-            raise UserError(f'{self.name}: gives NaN or infinity for an empty {self.modality}; expected whole weights')
+            raise UserError(f'{self.name}: gives NaN or infinity for any {self.modality}; expected whole weights')
         if (z - again).abs().max() > 1e-3 * z.abs().max():
             raise UserError(f'{self.name}: gives another vector each time, such as a model that masks its input; '
                             'expected a deterministic encoder')
@@ -162,8 +164,7 @@ def states(
 
 # %% ../../nbs/align/52_towers.ipynb #ca2e4efb
 _NOISE = .1 * np.random.default_rng(0).standard_normal(8000).astype(np.float32) # silence has no spectrum
-_BLANK = {'image': np.zeros((32, 32), np.uint8), 'text': 'a',
-          'audio': {'array': _NOISE, 'sampling_rate': 16000}} # an item of each kind
+_SAMPLES = {'text': 'a', 'audio': {'array': _NOISE, 'sampling_rate': 16000}}
 
 # %% ../../nbs/align/52_towers.ipynb #1878370f
 @contextlib.contextmanager
@@ -396,9 +397,10 @@ def _longest(folder: Path, tokenizer, module: nn.Module) -> int:
     "Most tokens that a text tower takes."
     about = folder/'sentence_bert_config.json'
     asked = read_json(about).get('max_seq_length') if about.is_file() else None
-    room = getattr(module.config, 'max_position_embeddings', None) # XLNet has -1: as many as there are
-    found = (asked, room, _positions(module), tokenizer.model_max_length, 8192)
-    return int(min(x for x in found if x and x > 0))
+    names = ('max_position_embeddings', 'max_encoder_position_embeddings') # XLNet has -1: as many as there are; LED's
+    rooms = [getattr(module.config, name, None) for name in names]
+    found = (asked, *rooms, _positions(module), tokenizer.model_max_length, 8192)
+    return int(min(x for x in found if isinstance(x, (int, float)) and x > 0))
 
 def _rows_of_words(module: nn.Module) -> int | None:
     "Rows of a table of words."
@@ -408,6 +410,7 @@ def _rows_of_words(module: nn.Module) -> int | None:
 def _pools(model: nn.Module, folder: Path) -> tuple[str, bool]:
     "How the states of a model's texts are pooled, and whether vectors get unit length."
     if not any(hasattr(model, n) for n in _HALVES['image'] + _HALVES['audio']): return _declared(folder)
+    if hasattr(model, 'language_model'): return 'mean', False # its first state has read one token
     return 'end' if 'siglip' in str(model.config.model_type) else 'pooler', False
 
 _SHORT, _LONG = 'a', 'a text of some more words, for one that stands beside it'
@@ -449,7 +452,7 @@ def read_wave(
     if isinstance(item, (str, Path, bytes)): return read_sound(item, rate).numpy()
     found = item if isinstance(item, dict) else {'array': item, 'sampling_rate': rate}
     x, own = np.asarray(found.get('array', ())), found.get('sampling_rate')
-    if not isinstance(own, (int, np.integer)) or own < 1:
+    if not isinstance(own, Real) or own < 1 or own % 1: # tables make 8000.0 of 8000
         raise UserError(f'sound has sampling_rate {own!r}; expected a whole number of Hz beside array')
     numbers = x.dtype.kind == 'f' or x.dtype in (np.uint8, np.int16, np.int32)
     channels = x.ndim == 2 and min(x.shape) <= 8
@@ -586,7 +589,8 @@ def _own_config(name: str) -> tuple[Path, dict, str] | None:
 def _own_encoder(name: str, modality: str) -> tuple[Path, MultimodalEncoder]:
     folder, shape, prefix = _own_config(name)
     try:
-        encoder, weights = MultimodalEncoder(EncoderConfig(**shape)), load_file(folder/'model.safetensors')
+        encoder = MultimodalEncoder(read_config(EncoderConfig, shape, f'{folder}/config.json'))
+        weights = load_file(folder/'model.safetensors')
         encoder.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     except (OSError, RuntimeError, TypeError, SafetensorError) as e:
         raise UserError(f'{folder}: the encoder cannot be read ({first_line(e)})') from e

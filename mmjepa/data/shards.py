@@ -25,7 +25,7 @@ from ..core import Source, UserError, alone, atomic_path, command, content_id, s
 from ..core import is_main, make_generator, rank, remove, sync, whole_number, world_size
 from ..runs import one_writer, progress
 from .images import open_image
-from .records import EmptySource, JsonRecords, is_json, record_file, text_bytes
+from .records import EmptySource, JsonRecords, is_json, record_file, record_sides, text_bytes
 from .loaders import RecordLoader, RecordSamples, RecordTransform
 from .tars import AUDIO_KINDS, IMAGE_KINDS, ShardRecords, member_kind, numbered_names, read_index
 from .tars import sample_fields, shard_address
@@ -159,6 +159,8 @@ def write_shards(
             if not storage_error(e): raise
             raise UserError(f'{output}: cannot write, {storage_error(e)}; no shard is written') from e
     more = Counter({f"files that the field '{name}' names are not packed": n for name, n in beside.items()})
+    if (sides := record_sides(records)) is not None:
+        more["of them are held out by their field 'split': pack the sides apart, a shard is on one"] = sides.sum()
     say(_summary(sum(e['nsamples'] for e in entries), f'{len(entries)} shards, {output}', records.skipped, more))
     return [folder/e['url'] for e in entries]
 

@@ -52,7 +52,7 @@ def from_plain(
 def _answer_calls(questions, answers): # files: of lines to read, and to write
     "Run the program of the first line, then answer calls of its function."
     task = json.loads(questions.readline())
-    program = sys.modules['__main__'] = types.ModuleType('__main__')
+    program = sys.modules['program'] = types.ModuleType('program')
     exec(compile(task['program'], 'program.py', 'exec', dont_inherit=True), vars(program))
     function, answer = vars(program)[task['name']], {}
     while True:
@@ -138,6 +138,7 @@ def _two_processes():
             _answer_calls(open(read_question), open(write_answer, 'w'))
         else:
             for fd in (read_question, write_answer): os.close(fd)
+            del sys.path[0] # this folder, where the program may write a module that the checks import
             signal.signal(signal.SIGINT, signal.SIG_DFL) # no exception that a check might expect
             _run_checks(json.load(sys.stdin), open(write_question, 'w'), open(read_answer), pid=pid)
             os._exit(0)

@@ -127,15 +127,26 @@ def _must_be_allowed(allow_code_execution: bool):
     if allow_code_execution is not True: raise UserError(_WARNING)
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #8ace6637
+def _samples(place: str, row) -> Iterator[tuple[str, str]]: # task_id, and a text
+    "What a row holds: a completion, several of them, or whole programs, as EvalPlus has them."
+    known = row if isinstance(row, Mapping) else {}
+    name = 'solution' if 'solution' in known and 'completion' not in known else 'completion'
+    rows = [{**row, name: text} for text in row[name]] if isinstance(known.get(name), list) else [row]
+    for one in rows:
+        one = _texts(place, one, 'task_id', name)
+        yield one['task_id'], one[name]
+
 def read_completions(
     source: str | Path | Mapping | Iterable, # JSON lines with `task_id` and `completion`, packed or not; or rows
 ) -> dict[str, list[str]]: # by task_id
-    "What a model wrote; several rows for a problem are several samples. A dict of lists by task_id stays as it is."
-    if isinstance(source, Mapping) and 'task_id' not in source: return dict(source)
+    """What a model wrote; several rows for a problem are several samples, and so are several texts in one row.
+
+    In place of `completion` may stand `solution`, a whole program. A dict by task_id has texts or lists of texts."""
+    if isinstance(source, Mapping) and 'task_id' not in source:
+        return {task: [texts] if isinstance(texts, str) else texts for task, texts in source.items()}
     found = {}
     for place, row in _rows(source):
-        row = _texts(place, row, 'task_id', 'completion')
-        found.setdefault(row['task_id'], []).append(row['completion'])
+        for task, text in _samples(place, row): found.setdefault(task, []).append(text)
     if found: return found
     raise UserError(f'{source if isinstance(source, (str, Path)) else "rows"}: holds no completion; '
                     'expected rows with task_id and completion')
@@ -172,7 +183,7 @@ def evaluate_humaneval(
     `by_problem` has of each its `n`, `c` and `statuses`. Rows and files are read by `read_completions`."""
     _must_be_allowed(allow_code_execution)
     problems, completions = read_humaneval(problems), read_completions(completions)
-    k = (k,) if isinstance(k, Integral) else tuple(k)
+    k = tuple(k) if isinstance(k, Iterable) else (k,)
     _check_completions(problems, completions, k)
     helpers = {task: _helpers(p) for task, p in problems.items()}
     tasks = [(task, text) for task in problems for text in completions[task]]

@@ -92,7 +92,8 @@ def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
         try: item = Path(item).expanduser().read_bytes()
         except (OSError, ValueError) as e:
             raise UserError(f'image {item!s:.80}: cannot be read ({first_line(e)}); expected a path of a file') from e
-    if isinstance(item, bytes): return record_image({'image': item, 'place': 'image'}, size)
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return record_image({'image': bytes(item), 'place': 'image'}, size)
     if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, size, size): return item.cpu()
     return torch.from_numpy(square_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
 
@@ -106,7 +107,8 @@ def _picture(item, size: int) -> Float[Tensor, '3 s s']:
 def _listed(images) -> list:
     "Images one by one; a single one, of whatever kind, is a list of one."
     if isinstance(images, (Tensor, np.ndarray)): return [*images] if images.ndim == 4 else [images]
-    if isinstance(images, (str, Path, bytes)) or not isinstance(images, Iterable): return [images]
+    if isinstance(images, (str, Path, bytes, bytearray, memoryview, dict)) or not isinstance(images, Iterable):
+        return [images]
     return [*images]
 
 def model_images(

@@ -1,5 +1,6 @@
 """Whatever a tower, its tokenizer or its processors do with an input of a user: a right vector, or one line."""
 import json
+import math
 import os
 
 import numpy as np
@@ -23,6 +24,8 @@ from mmjepa.align.towers import load_audio_tower, load_text_tower, load_vision_t
 from mmjepa.core import UserError
 from mmjepa.runs import RunConfig
 
+HALVES = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+              encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=400)
 W = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 TEXT = dict(**W, vocab_size=400, max_position_embeddings=20)
 BEHIND = dict(**TEXT, pad_token_id=1)
@@ -62,6 +65,11 @@ TEXTS = {
     'gpt2': (20, lambda: hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=400, n_positions=20))),
     't5 encoder': (8192, lambda: hf.T5EncoderModel(hf.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
                                                               vocab_size=400))),
+    'led': (24, lambda: hf.LEDModel(hf.LEDConfig(**HALVES, max_encoder_position_embeddings=24, attention_window=4,
+                                                max_decoder_position_embeddings=16, pad_token_id=0))),
+    'llava': (64, lambda: hf.LlavaModel(hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**TEXT | dict(max_position_embeddings=64)),
+        vision_config=hf.CLIPVisionConfig(**EYES)))),
     'blip': (20, lambda: hf.BlipModel(hf.BlipConfig(
         text_config=TEXT | dict(encoder_hidden_size=32, pad_token_id=0, bos_token_id=2, eos_token_id=3),
         vision_config=EYES, projection_dim=16)))}
@@ -76,6 +84,7 @@ def test_a_text_is_cut_and_its_vector_is_its_own(root, kind):
     together = tower(**tower.prepare(texts))
     assert tower.prepare.cut == (longest < 100)
     for text, z in zip(texts, together): assert_close(tower(**tower.prepare([text]))[0], z, rtol=1e-4, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-5
 
 
 def test_ids_without_a_word_embedding_name_the_record(root, tmp_path):
@@ -124,6 +133,12 @@ def test_images_of_several_sizes(root, kind):
     for image, z in zip(images, together): assert_close(tower(**tower.prepare([image]))[0], z, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_masks_its_input_is_refused(root):
+    tower = load_vision_tower(store(root/'mae', lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**EYES)),
+                                    hf.ViTImageProcessor(size=SQUARE)))
+    with pytest.raises(UserError, match='gives another vector each time'): print(tower.dim)
+
+
 def test_an_image_that_does_not_fit_names_its_record(root, tmp_path):
     tower = load_vision_tower(store(root/'strict', lambda: hf.ViTModel(hf.ViTConfig(**EYES)),
                                     hf.ViTImageProcessor(do_resize=False)))
@@ -138,8 +153,6 @@ def test_an_image_that_does_not_fit_names_its_record(root, tmp_path):
 # Sounds
 
 CONV = dict(conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, apply_spec_augment=False)
-HALVES = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-              encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=400)
 CLAP = dict(patch_size=4, num_mel_bins=16, spec_size=64, patch_embeds_hidden_size=8, depths=[1, 1],
             num_attention_heads=[1, 1], window_size=4, hidden_size=16, projection_dim=16)
 SOUNDS = {  # how many of two sounds of .2 and 5 seconds are cut
@@ -170,6 +183,7 @@ def test_a_sound_is_the_same_alone_and_in_a_batch(root, kind):
     tower = load_audio_tower(store(root/f'sound-{kind}', model, extractor()))
     def noise(seconds): return np.random.default_rng(0).standard_normal(int(16000 * seconds)) * .1
     sounds = [{'array': noise(s), 'sampling_rate': 16000} for s in (.2, .6, .2, .45)]
+    sounds[1]['sampling_rate'] = 16000.
     together = tower(**tower.prepare(sounds))
     for sound, z in zip(sounds, together): assert_close(tower(**tower.prepare([sound]))[0], z, rtol=1e-4, atol=1e-5)
     assert tower.prepare.cut == 0
@@ -287,7 +301,8 @@ def test_one_picture_is_a_batch_of_one(models, monkeypatch):
     picture = Image.open(models/'png/3.png').convert('RGB')
     pixels = np.asarray(picture)
     singles = [picture, pixels, torch.tensor(pixels), pixels.transpose(2, 0, 1), models/'png/3.png',
-               str(models/'png/3.png'), (models/'png/3.png').read_bytes()]
+               str(models/'png/3.png'), data := (models/'png/3.png').read_bytes(), bytearray(data),
+               {'bytes': data, 'path': None}, {'bytes': None, 'path': str(models/'png/3.png')}]
     for one in singles:
         assert_close(zero_shot(aligner, one, ['a', 'b']), zero_shot(aligner, [picture], ['a', 'b']))
         assert_close(retrieve(aligner, one, ['a', 'b'], k=2)[0], retrieve(aligner, [picture], ['a', 'b'], k=2)[0])
@@ -298,10 +313,25 @@ def test_one_picture_is_a_batch_of_one(models, monkeypatch):
     heard = retrieve(aligner, aligner.encode_audio(models/'wav/3.wav'), ['a', 'b'], k=2)
     assert_close(retrieve(aligner, '3.wav', ['a', 'b'], k=2)[0], heard[0])
     assert_close(retrieve(aligner, tone(260, .2).numpy(), ['a', 'b'], k=2)[0], heard[0], rtol=1e-3, atol=1e-3)
+    sound = {'bytes': (models/'wav/3.wav').read_bytes(), 'path': '3.wav'}
+    assert_close(retrieve(aligner, sound, np.array(['a', 'b']), k=2)[0], heard[0])
+    assert zero_shot(aligner, picture, 'one class').shape == (1, 1)
     assert retrieve(aligner, 'a red fox', [picture] * 2, k=2)[0].shape == (1, 2)
+    for wrong in (dict(k=1.5), dict(k='1'), dict(k=1, dim=8.)):
+        with pytest.raises(UserError, match='expected 1 to'): retrieve(aligner, 'a', ['b', 'c'], **wrong)
+    with pytest.raises(UserError, match='image is an array'): zero_shot(aligner, np.array(3), ['a'])
+    with pytest.raises(UserError, match='class_texts has 1; expected'): zero_shot(aligner, picture, [1, 2])
     assert [modality_of(x) for x in ('a fox. Or v1.2', '3.wav', models/'png/3.png')] == ['text', 'audio', 'image']
     with pytest.raises(UserError, match='ends like the path of a sound, and there is no such file'):
         retrieve(aligner, 'lost.wav', ['a', 'b'])
+
+
+def test_a_language_model_that_cannot_write_after_vectors_is_said_at_the_start(models, root):
+    shape = TEXT | dict(max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    config = hf.Gemma3Config(text_config=shape | dict(head_dim=16), vision_config=EYES)
+    folder = store(root/'gemma3', lambda: hf.Gemma3ForConditionalGeneration(config), tiny_tokenizer())
+    with pytest.raises(UserError, match="model '.*gemma3': can't write after vectors"):
+        MultimodalLLM(VisionTextAligner(towers(models, 'clip', 'bert')), LLMConfig(str(folder), max_text=8))
 
 
 def test_the_reference_s_quick_start(models, tmp_path):
@@ -322,6 +352,30 @@ def test_the_reference_s_quick_start(models, tmp_path):
     assert len(output) == 1
     cfg.device = 'no such device'
     with pytest.raises(UserError, match='device is'): VisionTextAligner(cfg)
+
+
+@pytest.mark.parametrize('fields', [
+    {'batch_size': 1.5}, {'num_epochs': math.nan}, {'mrl_weight': math.nan}, {'lr': math.inf}, {'seed': None},
+    {'standardize': 'no'}, {'learn_temperature': 1}, {'d_align': True}, {'text_model_name': 3},
+    {'d_align': 10**9, 'hidden_factor': 1e9}], ids=str)
+def test_wrong_settings_of_an_alignment(models, fields):
+    with pytest.raises(UserError, match=f'{next(iter(fields))} is ') as e:
+        VisionTextAligner(AlignmentConfig(str(models/'clip'), **{'text_model_name': str(models/'bert')} | fields))
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('fields', [
+    {'model_name': None}, {'prompt': 3}, {'n_prefix': 1.5}, {'max_text': True}, {'freeze_llm': 'no'}], ids=str)
+def test_wrong_settings_of_a_captioner(fields):
+    with pytest.raises(UserError, match=f'{next(iter(fields))} is .*; expected'): LLMConfig(**fields)
+
+
+@pytest.mark.parametrize('lora', [{'r': None}, {'r': 1.5}, {'r': 10**9}, {'target_modules': 3}], ids=str)
+def test_wrong_settings_of_adapters(models, lora):
+    config = LLMConfig(str(models/'qwen2'), lora={'target_modules': ['q_proj'], **lora})
+    with pytest.raises(UserError, match="peft can't adapt it") as e:
+        MultimodalLLM(VisionTextAligner(towers(models, 'clip', 'bert')), config)
+    assert '\n' not in str(e.value)
 
 
 def test_an_aligner_has_exactly_its_tensors(models, tmp_path):

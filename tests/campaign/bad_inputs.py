@@ -16,8 +16,8 @@ import forked
 from material import ALIGN, ENV, RECORDS, SHAPE, SHORT, towers
 
 TIMEOUT = 120  # seconds after which a command hangs
-forked.LOADED += ['transformers', 'umap', 'sklearn.cluster', 'mmjepa.align.caption', 'mmjepa.pretrain.contrastive',
-                  'mmjepa.vl.evaluation']
+LOADED = ['transformers', 'umap', 'sklearn.cluster', 'mmjepa.align.caption', 'mmjepa.pretrain.contrastive',
+          'mmjepa.vl.evaluation']  # by the server of processes, beside what other tests need
 
 
 @dataclass

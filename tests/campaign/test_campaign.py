@@ -10,12 +10,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bad_inputs  # noqa: E402
+import forked  # noqa: E402
 import kills  # noqa: E402
 from material import make  # noqa: E402
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory): return make(tmp_path_factory.mktemp('material'))
+def root(tmp_path_factory):
+    forked.LOADED += bad_inputs.LOADED
+    return make(tmp_path_factory.mktemp('material'))
 
 
 def tell(lines): print('\n' + '\n'.join(lines), flush=True)

@@ -461,3 +461,13 @@ def test_a_state_of_lines_holds_for_its_file_ranks_and_workers(tmp_path):
     others['records (was 64 of'] = opened()
     for words, other in others.items():
         with pytest.raises(UserError, match=re.escape(words)): other.load_state_dict(first.state_dict())
+
+
+def test_sides_that_are_packed_together_are_told(tmp_path):
+    "A stage learns from all records of a shard; `mmjepa_pairs` writes a set of shards for each side."
+    lines = [{'text': f't{i}', 'split': 'held_out' if i % 4 else 'train'} for i in range(12)]
+    for name, part in (('both', lines), ('one', lines[::4])):
+        said = []
+        (tmp_path/f'{name}.jsonl').write_text('\n'.join(map(json.dumps, part)))
+        write_shards(tmp_path/f'{name}.jsonl', f'{tmp_path}/{name}/{{0..}}.tar', say=said.append)
+        assert ("; 9 of them are held out by their field 'split'" in said[0]) == (name == 'both')

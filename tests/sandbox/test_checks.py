@@ -10,6 +10,7 @@ contained = pytest.mark.skipif(bool(refusal()), reason=f'no containment: {refusa
 CHECKS = '''METADATA = {}
 
 def check(candidate):
+    import math, random
     assert candidate([3, 1, 2]) == [1, 2, 3], "sorts three"
     assert candidate([]) == []
     assert candidate([2, 2, -1]) == [-1, 2, 2]
@@ -266,6 +267,14 @@ def f(x): return x
 import os, time
 if not os.fork(): time.sleep(60)
 def f(x): return x
+### modules for its parent
+for name in ("math", "random", "fractions", "numpy"):
+    open(f"{name}.py", "w").write("import os\nos._exit(0)")
+def f(x): return x
+### a module for numbers that come back
+open("fractions.py", "w").write("import os\nos._exit(0)")
+from decimal import Decimal
+def f(x): return [Decimal(1)]
 ### interrupts its parent
 import os, signal
 def f(x):
@@ -320,7 +329,7 @@ def f(x): return sorted(x)
 ### a script
 import sys
 def f(x): return sorted(x)
-if __name__ == "__main__": sys.argv, input and f([1])
+if __name__ == "__main__": print(f(int(input())))
 ### a dataclass
 from dataclasses import dataclass
 @dataclass

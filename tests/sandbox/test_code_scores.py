@@ -118,7 +118,10 @@ def test_problems_and_samples_as_others_read_them(tmp_path):
         assert read_humaneval(given) == OWN
     packed = tmp_path/'samples.jsonl.gz'
     packed.write_bytes(gzip.compress(''.join(json.dumps(s) + '\n\n' for s in samples).encode()))
-    for given in (samples, packed, str(packed)):
+    programs = [{'task_id': t, 'solution': p.prompt + p.canonical_solution} for t, p in OWN.items()]
+    lists = [{**sample, 'completion': [sample['completion']] * 2} for sample in samples]
+    texts = {sample['task_id']: sample['completion'] for sample in samples}
+    for given in (samples, packed, str(packed), programs, lists, texts):
         assert evaluate_humaneval(table, given, k=1, allow_code_execution=True)['pass@1'] == 1
 
 
