@@ -174,6 +174,7 @@ def write_text(
     "Write `text` to `path`, whole or not at all."
     with atomic_path(path) as temp: temp.write_text(text, encoding='utf-8')
 
+# %% ../nbs/00_core.ipynb #576eab23
 def check_output(
     output: str | Path, # file or folder to write, as the user named it
     *inputs: str | Path, # files or folders that are read
