@@ -167,6 +167,7 @@ def atomic_path(
         if why: raise UserError(f'{path}: cannot write, {why}; what was there before is unchanged') from e
         raise
 
+# %% ../nbs/00_core.ipynb #0a378813
 def write_text(
     path: str | Path, # file
     text: str, # its whole new content
