@@ -231,7 +231,7 @@ def one_writer(
 ):
     "In this block no other process writes into `folder`; a `UserError` if one does. All ranks have to come here."
     folder, refused = Path(folder).expanduser().resolve(), ''
-    lock, first = folder/'.writer', is_main() and not _HELD.get(folder)
+    lock, first, made = folder/'.writer', is_main() and not _HELD.get(folder), not folder.exists()
     if first:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -250,6 +250,8 @@ def one_writer(
         done.set()
         _HELD[folder] -= 1
         if first: lock.unlink(missing_ok=True)
+        if first and made:
+            with suppress(OSError): folder.rmdir() # nothing was written
 
 # %% ../nbs/08_runs.ipynb #64956091
 @dataclass(frozen=True)

@@ -108,3 +108,24 @@ def test_it_is_heard_on_two_ranks_of_which_one_evaluates(script, tmp_path):
     ends = [p.communicate(timeout=60) for p in ranks]
     assert [p.returncode for p in ranks] == [143, 143] and 'Traceback' not in str(ends), ends
     assert (folder/'checkpoints/step_00000004').is_dir() and not (folder/'evaluates-1').exists()
+
+
+@pytest.mark.parametrize('stage, report', [('masked', 'write_masked_report'), ('contrastive', 'write_pair_report')])
+def test_the_folder_is_the_runs_own_until_its_report_is_there(tmp_path, monkeypatch, stage, report):
+    from importlib import import_module
+
+    from mmjepa.core import run_command
+    from mmjepa.data.records import digit_pairs
+    module, folder, seen = import_module(f'mmjepa.pretrain.{stage}'), tmp_path/'run', []
+    plain = getattr(module, report)
+    def look(*args, **kwargs):
+        seen.append((folder/'.writer').exists())
+        return plain(*args, **kwargs)
+    monkeypatch.setattr(module, report, look)
+    monkeypatch.setenv('TQDM_DISABLE', '1')
+    shape = '--image_size 8 --patch_size 4 --emb_dim 8 --depth 1 --num_heads 2 --context 16 --batch_size 4'.split()
+    words = ['--json_data', str(digit_pairs(tmp_path, 24)), '--output', str(folder), '--epochs', '1', *shape]
+    run_command(module.main.__wrapped__, words)
+    assert seen == [True] and not (folder/'.writer').exists()
+    with pytest.raises(SystemExit): run_command(module.main.__wrapped__, ['--output', str(tmp_path/'none')])
+    assert not (tmp_path/'none').exists()

@@ -26,7 +26,7 @@ from .inputs import MODALITIES, ImageTextDataset, create_dataloader, hold_out, l
 from ..data.augmentation import AugmentConfig
 from ..data.images import load_images
 from ..pair_scores import nearest_rows, plot_widths, rank_table
-from ..runs import RunConfig, RunLog
+from ..runs import RunConfig, RunLog, one_writer
 from ..data.images import read_image
 
 # %% ../../nbs/align/56_align.ipynb #b22ada2b
@@ -238,6 +238,7 @@ def main(
 ):
     "Align frozen towers: train an adapter for each on pairs."
     start_ranks()
-    run_alignment(open_records(source, config.seed), config, run, cache_dir=cache_dir or None, cache=cache,
-                  augment=augment, num_workers=num_workers, max_steps=max_steps, eval_every=eval_every,
-                  precision=precision)
+    with one_writer(run.folder):
+        run_alignment(open_records(source, config.seed), config, run, cache_dir=cache_dir or None, cache=cache,
+                      augment=augment, num_workers=num_workers, max_steps=max_steps, eval_every=eval_every,
+                      precision=precision)

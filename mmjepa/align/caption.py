@@ -25,7 +25,7 @@ from ..core import (UserError, atomic_path, check_output, command, get_device, i
                          seed_everything, start_ranks, world_size, write_text)
 from ..data.images import read_image
 from ..data.loaders import image_loader
-from ..runs import RunConfig, RunLog
+from ..runs import RunConfig, RunLog, one_writer
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/58_caption.ipynb #cfa2bc52
@@ -259,5 +259,6 @@ def main(
     config = replace(config, freeze_llm=config.freeze_llm and not train_llm, lora=lora)
     names = {'image': vision_model_name, 'text': text_model_name, 'audio': audio_model_name}
     known = load_aligner(aligner, {m: name for m, name in names.items() if name})
-    run_captioning(open_records(source, train.seed), known, config, train=train, run=run, batch_size=batch_size,
-                   cache_dir=cache_dir or None)
+    with one_writer(run.folder):
+        run_captioning(open_records(source, train.seed), known, config, train=train, run=run, batch_size=batch_size,
+                       cache_dir=cache_dir or None)

@@ -31,7 +31,7 @@ from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, sav
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..pair_scores import margin, recall_table
-from ..runs import RunConfig, RunLog, progress, stage_report
+from ..runs import RunConfig, RunLog, one_writer, progress, stage_report
 from ..data.text import load_tokenizer
 from ..training import Trainer, fit
 
@@ -415,4 +415,5 @@ def main(
     wandb_project: str = '', # log to this project of Weights & Biases
 ):
     "Stage two: align images and texts of pairs, and read hidden words off the image."
-    run_contrastive(config, run.with_wandb(wandb_project))
+    start_ranks()
+    with one_writer(run.folder): run_contrastive(config, run.with_wandb(wandb_project))

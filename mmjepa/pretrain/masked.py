@@ -28,7 +28,7 @@ from ..data.images import to_float
 from ..losses import masked_patch_loss, masked_token_loss, patch_pixels, unpatch
 from ..masking import TokenCorruption, block_mask
 from ..data.mixture import UnpairedLoader, open_source
-from ..runs import RunConfig, RunLog, progress, stage_report, whole
+from ..runs import RunConfig, RunLog, one_writer, progress, stage_report, whole
 from ..data.text import load_tokenizer
 from ..training import TrainConfig, fit
 
@@ -442,4 +442,5 @@ def main(
     wandb_project: str = '', # log to this project of Weights & Biases
 ):
     "Stage one: learn from images and texts that do not belong together, by filling in what is hidden."
-    run_masked(config, run.with_wandb(wandb_project), encoder_out)
+    start_ranks()
+    with one_writer(run.folder): run_masked(config, run.with_wandb(wandb_project), encoder_out)

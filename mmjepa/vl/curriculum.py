@@ -28,7 +28,7 @@ from ..data.images import to_float
 from ..data.records import EmptySource, JsonRecords
 from ..data.tars import expand_shards
 from ..data.text import Tokenizer, load_tokenizer
-from ..runs import RunConfig, RunLog, progress, whole
+from ..runs import RunConfig, RunLog, one_writer, progress, whole
 from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, describe_step, learning_rate_at, load_curriculum
 from .config import micro_batches, plan_table
@@ -505,4 +505,5 @@ def main(
     lines = []
     sources, held = (open_sources(settings, words, part, say=lines.append, **common) for part in (False, True))
     if is_main(): print(*dict.fromkeys(lines), sep='\n', end='\n' if lines else '')
-    run_curriculum(settings, run, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision)
+    with one_writer(run.folder):
+        run_curriculum(settings, run, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision)
