@@ -173,7 +173,7 @@ def write_text(
     text: str, # its whole new content
 ):
     "Write `text` to `path`, whole or not at all."
-    with atomic_path(path) as temp: temp.write_text(text, encoding='utf-8')
+    with atomic_path(path) as temp: temp.write_text(text, encoding='utf-8', errors='backslashreplace') # half characters
 
 # %% ../nbs/00_core.ipynb #576eab23
 def check_output(
@@ -421,6 +421,7 @@ def run_command(
 ):
     "Parse `argv` and call `func`; a `UserError` becomes one line on standard error and exit status 2."
     parser = _parser(func)
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
     names = [o[2:] for a in parser._actions for o in a.option_strings]
     given = vars(parser.parse_args(_underscores(sys.argv[1:] if argv is None else argv, names)))
     try:

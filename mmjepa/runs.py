@@ -33,7 +33,8 @@ class RunLog:
     def __call__(self, line: str):
         if not is_main(): return
         tqdm.write(line, file=sys.stdout)
-        with open(self.path, 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
+        with open(self.path, 'a', encoding='utf-8', errors='backslashreplace') as f:
+            f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
 def write_table(
     path: str | Path, # `metrics.csv`
@@ -44,7 +45,7 @@ def write_table(
     import pandas as pd
     df = pd.DataFrame(rows)
     df = df.reindex(columns=[*columns, *(c for c in df.columns if c not in columns)])
-    with atomic_path(path) as temp: df.to_csv(temp, index=False)
+    with atomic_path(path) as temp: df.to_csv(temp, index=False, errors='backslashreplace')
     return df
 
 def stage_report(

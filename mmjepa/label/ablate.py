@@ -125,7 +125,7 @@ def write_ablation(
     import matplotlib.pyplot as plt
     from mmjepa.plots import save_figure
     root, table = Path(root), summary(runs)
-    with atomic_path(root/'ablation.csv') as temp: runs.to_csv(temp, index=False)
+    with atomic_path(root/'ablation.csv') as temp: runs.to_csv(temp, index=False, errors='backslashreplace')
     fig, ax = plt.subplots(figsize=(8, 1.2 + .45 * len(table)), layout='constrained')
     plot_variants(runs, chance, ax)
     save_figure(fig, root/'ablation.png')

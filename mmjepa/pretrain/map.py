@@ -26,7 +26,7 @@ def domain_name(
 ) -> str: # '' for None, NaN and a blank text
     "The name of a domain. Numbers and truth values are names as well, 0 and False too."
     if value is None or value != value: return ''
-    text = str(value)
+    text = str(value).encode(errors='backslashreplace').decode() # JSON can hold half a character
     return text if text.strip() else ''
 
 @dataclass(frozen=True, eq=False)
@@ -428,7 +428,7 @@ def _find_clusters(vectors: np.ndarray, config: MapConfig) -> tuple[np.ndarray, 
 def _write_scores(domains: list[str], clusters: np.ndarray, output: Path) -> dict:
     "The crosstab beside the picture, and the scores."
     file = output.with_name(f'{output.stem}_crosstab.csv')
-    with atomic_path(file) as temp: cross_table(domains, clusters).to_csv(temp)
+    with atomic_path(file) as temp: cross_table(domains, clusters).to_csv(temp, errors='backslashreplace')
     return {'scores': cluster_scores(domains, clusters), 'crosstab': file}
 
 def _write_map(table: EmbeddingTable, panels: dict, config: MapConfig) -> list[str]:

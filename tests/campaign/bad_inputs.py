@@ -34,6 +34,7 @@ class Case:
     records: int | None = None  # how many the input has, where that is clear
     wrong: list[str] = field(default_factory=list)  # what the end was not allowed to be
     status: int = 0
+    said: str = ''
 
 
 # ---------------------------------------------------------------- commands, by what they read

@@ -176,7 +176,7 @@ def settings(rng, text):
     key = rows[at].partition(':')[0]
     fault = rng.choice(['value', 'value', 'value', 'gone', 'tab', 'twice', 'unknown', 'cut', 'binary', 'list', 'tag'])
     if fault == 'value':
-        values = ['-1', '0', 'many', '1e99', '.nan', '[1, 2]', '{a: 1}', 'null', "''", 'true', '3.7', '1K', '-.inf',
+        values = ['-1', '0', 'many', '1e99', '.nan', '[1, 2]', '{a: 1}', 'null', "''", 'true', '3.7', '1KB', '-.inf',
                   '"x"', '9' * 20]
         rows[at] = f'{key}: {rng.choice(values)}'
     if fault == 'gone': del rows[at]

@@ -116,7 +116,8 @@ def test_other_files_are_one_line_that_names_them(tmp_path, text):
     one_line(error, str(tmp_path/'a.json'), *REFUSED[text])
 
 
-@pytest.mark.parametrize('data', [gzip.compress(b'{"text": "a"}\n' * 99)[:-9], b'\x1f\x8bno', b'\xff\xfea'])
+@pytest.mark.parametrize('data', [gzip.compress(b'{"text": "a"}\n' * 99)[:-9], b'\x1f\x8bno', b'\xff\xfea'],
+                         ids=['cut', 'nothing packed', 'half a character'])  # packed data holds the time
 def test_damaged_files_are_one_line(tmp_path, data):
     (tmp_path/'a.jsonl').write_bytes(data)
     with pytest.raises(UserError) as error: JsonRecords(tmp_path/'a.jsonl')
