@@ -89,20 +89,17 @@ def kill(processes):
 
 
 def trial(stage, folder, whole, *, seconds, kills, rng):
-    "Kill a run several times, let it end, compare; counts of kills, of those before an end on other ranks, and faults."
+    "Kill a run several times, let it end, compare; kills, how many were followed by another number of ranks, faults."
     done = moved = 0
-    ranks = [1] * kills
-    if stage.ranks: ranks = [rng.choice([1, 2]) for _ in range(kills)]
-    for n in ranks:
+    first = rng.choice([1, 2])
+    ways = [(first + i) % 2 + 1 if stage.ranks else 1 for i in range(kills + 1)]  # another number each time
+    for n in ways[:-1]:
         processes = go(stage, folder, n)
         time.sleep(rng.uniform(.05, .8 * seconds))
-        if kill(processes): done += 1
+        if kill(processes): done, moved = done + 1, moved + stage.ranks
         else: shutil.rmtree(folder, ignore_errors=True)  # it had ended: another run
-    last = rng.choice([1, 2]) if stage.ranks else 1
-    ends = [forked.finish(p) for p in go(stage, folder, last)]
-    if any(e.returncode for e in ends): return done, 0, [f'{stage.name}: {ends[0].stderr[-300:]}']
-    ways = [*ranks, last]
-    moved = sum(a != b for a, b in zip(ways, ways[1:]))
+    ends = [forked.finish(p) for p in go(stage, folder, ways[-1])]
+    if any(e.returncode for e in ends): return done, moved, [f'{stage.name}: {ends[0].stderr[-300:]}']
     exact = {1} == {*ways}
     try:
         (a, x), (b, y) = result(stage, folder), whole
