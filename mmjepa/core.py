@@ -185,7 +185,7 @@ def check_output(
     out = Path(output).expanduser()
     for given in inputs:
         path = Path(given).expanduser()
-        if not path.exists(): continue
+        if not os.path.exists(path): continue # a pattern or several addresses, perhaps too long for a path
         if path.resolve().is_relative_to(out.resolve()) or (out.exists() and out.samefile(path)):
             raise UserError(f'{flag} is {output}, and {given} is read from there; expected another place')
 
