@@ -1,5 +1,4 @@
 "Good inputs for all commands, small, made on the spot: records, shards, models, files of settings."
-import json
 import shutil
 
 import torch
@@ -13,6 +12,7 @@ from mmjepa.encoders import EncoderConfig
 from mmjepa.vl.curriculum import save_vl_model
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig
 
+from curricula import small_curriculum
 from forked import command
 
 RECORDS = 24
@@ -26,26 +26,6 @@ def ran(module, *args):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def lines(path, records): path.write_text('\n'.join(map(json.dumps, records)) + '\n')
-
-
-def curriculum(root, target='stop_gradient'):
-    "A file of settings with three sources."
-    lines(root/'text.jsonl', [{'text': f'{w} is number {i}'} for i in range(40) for w in ('one', 'two', 'three')])
-    lines(root/'ask.jsonl', [{'prompt': f'{a}+{b}=', 'text': str(a + b)} for a in range(8) for b in range(8)])
-    training = {'batch_size': 4, 'micro_batch_size': 2, 'gradient_accumulation_steps': 2, 'optimizers': {'lr': 3e-3},
-                'lm': {'context_length': 32}, 'jepa': {'embedding_dim': 16},
-                'scheduler': {'warmup_tokens': 400, 'min_lr': 1e-4}}
-    vision = {'image_size': 8, 'patch_size': 4, 'width': 16, 'depth': 1, 'heads': 2, 'drop_path': 0}
-    model = {'vision': vision, 'hidden_size': 16, 'num_layers': 1, 'num_heads': 2, 'num_kv_heads': 1, 'fusion_depth': 1,
-             'target': target}
-    files = {'vision_text': 'pairs.jsonl', 'papers': 'text.jsonl', 'code_text': 'text.jsonl',
-             'questions_answers': 'ask.jsonl'}
-    settings = {'training': training, 'model': model, 'total_tokens': '4K',
-                'sources': {name: {'path': file} for name, file in files.items()}}
-    (root/f'{target}.yaml').write_text(yaml.safe_dump(settings))
-
-
 def make(root):
     "Everything, in the folder `root`."
     pairs = digit_pairs(root, RECORDS)
@@ -55,7 +35,8 @@ def make(root):
     write_shards(pairs, root/'shards/{0000..}.tar', '8K')
     load_tokenizer('bytes').save(root/'bytes')
     for kind in ('clip', 'bert', 'qwen2'): tiny_model(kind, root/kind)
-    for target in ('stop_gradient', 'ema'): curriculum(root, target)
+    for target in ('stop_gradient', 'ema'):
+        (root/f'{target}.yaml').write_text(yaml.safe_dump(small_curriculum(root, '4K', 4, target=target)))
     vision = EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2)
     torch.manual_seed(0)
     config = VLJEPAConfig(vision, 260, 96, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, fusion_depth=1,

@@ -24,12 +24,12 @@ from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer, load_tokenizer
 from mmjepa.runs import RunConfig
 from mmjepa.vl.packing import TokenMixture
+from curricula import small_curriculum, write_lines
 from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
 
 
-def write_lines(path, records): path.write_text('\n'.join(map(json.dumps, records)))
 def silent(line): pass
 
 
@@ -38,19 +38,9 @@ def material(tmp_path_factory):
     "A YAML file with three sources."
     root = tmp_path_factory.mktemp('material')
     digit_pairs(root, 60)
-    write_lines(root/'text.jsonl', [{'text': f'{w} is number {i}'} for i in range(40) for w in ('one', 'two', 'three')])
-    write_lines(root/'ask.jsonl', [{'prompt': f'{a}+{b}=', 'text': str(a + b)} for a in range(8) for b in range(8)])
-    training = {'batch_size': 4, 'micro_batch_size': 2, 'gradient_accumulation_steps': 2, 'optimizers': {'lr': 3e-3},
-                'lm': {'context_length': 32}, 'jepa': {'embedding_dim': 16},
-                'scheduler': {'warmup_tokens': 400, 'min_lr': 1e-4}}
-    vision = {'image_size': 8, 'patch_size': 2, 'width': 16, 'depth': 1, 'heads': 2, 'drop_path': 0}
-    model = {'vision': vision, 'hidden_size': 16, 'num_layers': 1, 'num_heads': 2, 'num_kv_heads': 1, 'fusion_depth': 1}
-    files = {'vision_text': 'pairs.jsonl', 'papers': 'text.jsonl', 'code_text': 'text.jsonl',
-             'questions_answers': 'ask.jsonl'}
-    settings = {'training': training, 'model': model, 'total_tokens': '8K',
-                'sources': {name: {'path': file} for name, file in files.items()}}
+    settings = small_curriculum(root, '8K', 2)
     (root/'curriculum.yaml').write_text(yaml.safe_dump(settings))
-    (root/'slow.yaml').write_text(yaml.safe_dump({**settings, 'model': {**model, 'target': 'ema', 'momentum': .9}}))
+    (root/'slow.yaml').write_text(yaml.safe_dump(small_curriculum(root, '8K', 2, target='ema', momentum=.9)))
     for name in ('curriculum', 'slow'):
         drops = yaml.safe_load((root/f'{name}.yaml').read_text())
         drops['model']['vision'] |= {'drop_path': .3, 'depth': 2}  # the first block drops nothing
