@@ -128,7 +128,7 @@ class PredictiveObjective(nn.Module):
             for name, x in z.items():
                 for weight, key, value in self._regularize(name, x):
                     loss, rest, logs[key] = loss + weight * value, rest - weight, value
-            if rest < 0: raise UserError(f'weights sum to {1 - rest:g}; expected 1 or less')
+            if rest < -1e-9: raise UserError(f'weights sum to {1 - rest:g}; expected 1 or less')
             for value in to_other.values(): loss = loss + rest / len(to_other) * value
         logs = {k: x.detach() for k, x in (to_other | logs).items()}
         ratios = {k.replace('loss_sigreg', 'sigreg_ratio'): x / self.expected
