@@ -382,36 +382,42 @@ class TokenMixture:
         self.weights = {name: weights[name] / sum(weights.values()) for name in self.names}
         self.drawn = dict.fromkeys(self.names, 0)
 
-    def _fits(self, name: str, room: int) -> bool:
-        "Whether the next document of a source may begin here: with images only if all of its text fits."
-        if name not in self.rest: self.rest[name] = self._document(name), 0
-        doc, begin = self.rest[name]
-        return begin > 0 or doc.images is None or len(doc.ids) <= room
 
-    def _next(self, room: int) -> str | None:
-        "The source that is most behind, of those whose next document fits."
-        n = sum(self.drawn.values()) + room
-        behind = sorted(self.names, key=lambda name: self.drawn[name] - self.weights[name] * n)
-        return next((name for name in behind if self._fits(name, room)), None)
+# %% ../../nbs/vl/84_packing.ipynb #0508ad90
+@patch
+def _fits(self: TokenMixture, name: str, room: int) -> bool:
+    "Whether the next document of a source may begin here: with images only if all of its text fits."
+    if name not in self.rest: self.rest[name] = self._document(name), 0
+    doc, begin = self.rest[name]
+    return begin > 0 or doc.images is None or len(doc.ids) <= room
 
-    def _document(self, name: str) -> Document:
-        "The next document of a source; records that are skipped are passed over."
-        doc = None
-        while doc is None:
-            doc = self.sources[name].document(self.at[name])
-            self.at[name] += 1
-        return doc
+@patch
+def _next(self: TokenMixture, room: int) -> str | None:
+    "The source that is most behind, of those whose next document fits."
+    n = sum(self.drawn.values()) + room
+    behind = sorted(self.names, key=lambda name: self.drawn[name] - self.weights[name] * n)
+    return next((name for name in behind if self._fits(name, room)), None)
 
-    def _take(self, name: str, room: int) -> tuple[Document, int]:
-        "At most `room` tokens of a source, and the token that follows them, -100 at the end of a document."
-        doc, begin = self.rest.pop(name)
-        end = min(begin + room, len(doc.ids))
-        self.drawn[name] += end - begin
-        images = {} if begin else {'images': doc.images, 'at': doc.at}
-        part = Document(doc.ids[begin:end], doc.learn[begin:end], **images)
-        if end == len(doc.ids): return part, -100
-        self.rest[name] = doc, end
-        return part, int(doc.ids[end]) if doc.learn[end] or not self.answers_only else -100
+@patch
+def _document(self: TokenMixture, name: str) -> Document:
+    "The next document of a source; records that are skipped are passed over."
+    doc = None
+    while doc is None:
+        doc = self.sources[name].document(self.at[name])
+        self.at[name] += 1
+    return doc
+
+@patch
+def _take(self: TokenMixture, name: str, room: int) -> tuple[Document, int]:
+    "At most `room` tokens of a source, and the token that follows them, -100 at the end of a document."
+    doc, begin = self.rest.pop(name)
+    end = min(begin + room, len(doc.ids))
+    self.drawn[name] += end - begin
+    images = {} if begin else {'images': doc.images, 'at': doc.at}
+    part = Document(doc.ids[begin:end], doc.learn[begin:end], **images)
+    if end == len(doc.ids): return part, -100
+    self.rest[name] = doc, end
+    return part, int(doc.ids[end]) if doc.learn[end] or not self.answers_only else -100
 
 # %% ../../nbs/vl/84_packing.ipynb #dfd034ad
 @patch
