@@ -22,7 +22,7 @@ from ..data.images import read_image, square_pixels, to_float
 from ..data.records import record_image, text_bytes
 from ..data.text import Tokenizer
 from ..runs import progress
-from .model import VLJEPA, attention_masks, image_states
+from .model import VLJEPA, attention_masks, image_states, placed_states
 
 # %% ../../nbs/vl/82_generation.ipynb #ff5789bd
 def pick_words(
@@ -64,7 +64,7 @@ class _Reader:
         real = torch.arange(longest, device=device) >= longest - lengths.to(device)[:, None]
         batch, self.position = {'text': text, 'text_mask': real, **pictures}, real.sum(1)
         if 'image_at' in batch: batch['image_at'] = batch['image_at'] + (~real).sum(1)[batch['image_row']]
-        states = image_states(model, batch)
+        states = placed_states(batch, image_states(model, batch))
         if states is not None: states = model.cross_modal_fusion.image_in(states)
         self.n, (_, allowed) = 0 if states is None else states.shape[1], attention_masks(model, batch, flex=False)
         self.seen = allowed[:, -1] # by whoever comes next
