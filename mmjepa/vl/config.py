@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, S
 from pydantic import model_validator
 
 from ..core import UserError, first_line
+from ..data.documents import read_templates
 from ..encoders import EncoderConfig
 from .model import VLJEPAConfig
 
@@ -182,8 +183,26 @@ class SourceSettings(Section):
     instruction: StrictBool = False # its records have a prompt and an answer
     path: StrictStr | None = None # file, pattern of shards, or name on the hub
     kind: Literal['json', 'shards', 'hub'] = 'json' # what is at `path`
+    config: StrictStr | None = None # kind hub: the configuration, such as python
+    data_files: tuple[StrictStr, ...] = () # kind hub: those of its files that are read, such as data/python/*.parquet
     where: dict[StrictStr, StrictStr] = {} # fields that a record must have, such as domain: code
     fields: dict[Literal['text', 'prompt', 'image'], StrictStr] = {} # what records call them, such as text: content
+    template: StrictStr | None = None # makes the text of nested records, such as "{title}\n{diff}"
+    prompt_template: StrictStr | None = None # makes the prompt
+
+    @property
+    def templates(self) -> dict[str, str]:
+        "Those that there are, by what they make."
+        both = {'text': self.template, 'prompt': self.prompt_template}
+        return {k: text for k, text in both.items() if text is not None}
+
+    @model_validator(mode='after')
+    def _fits(self):
+        "Templates can be read, and only a dataset of the hub has configurations."
+        read_templates(self.templates, self.fields)
+        if self.kind != 'hub' and (self.config or self.data_files):
+            raise UserError(f'is of kind {self.kind} and has config or data_files; expected kind hub, or neither')
+        return self
 
 SOURCES = {name: dict(weight=weight, topic=topic, instruction=instruction) for name, weight, topic, instruction in [
     ('code_text', 30., 'code', False), # TheStack v2

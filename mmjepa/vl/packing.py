@@ -7,12 +7,13 @@ __all__ = ['HELD_OUT', 'Document', 'split_learnt', 'JsonSource', 'skip_notes', '
            'TokenMixture']
 
 # %% ../../nbs/vl/84_packing.ipynb #89fd7c55
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import UserError, check_choice, content_id, first_line, make_generator
+from ..data.documents import Template, read_templates
 from ..data.records import EmptySource, JsonRecords, named_side, record_image, record_text, split_records
 from ..data.records import text_bytes
 from ..data.shards import ShardBatches, in_order
@@ -40,11 +42,12 @@ class Document:
 class _Source:
     "What makes documents of records, and knows which records it takes."
     def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: int, longest: int, on_error: str,
-                 where: dict[str, str] | None, fields: dict[str, str] | None, folder: Path | None = None,
-                 follow_links: bool = False):
+                 where: dict[str, str] | None, fields: dict[str, str] | None, templates: dict[str, str] | None,
+                 folder: Path | None = None, follow_links: bool = False):
         check_choice('on_error', on_error, ('raise', 'skip'))
         self.tokenizer, self.name, self.image_size, self.longest = tokenizer, name, image_size, longest
         self.where, self.names, self.on_error = where or {}, fields or {}, on_error
+        self.templates = read_templates(templates, self.names)
         self.files = dict(root=folder, follow_links=follow_links) # where images lie
         self.skipped, self.cut, self.reason = set(), set(), '' # numbers of records; why the first one was skipped
 
@@ -91,11 +94,13 @@ def _tokens(tokenizer: Tokenizer, text: str, place: str) -> list[int]:
 
 @patch
 def _renamed(self: _Source, record: dict) -> dict:
-    "A record under the names that are known here."
-    if (text := self.names.get('text', 'text')) not in record:
+    "A record under the names that are known here, with the texts that templates make of it."
+    text = self.names.get('text', 'text')
+    if text not in record and 'text' not in self.templates:
         raise UserError(f"{record['place']}: has no field '{text}'; expected a text")
     own = {k: record[name] for k, name in self.names.items() if name in record}
-    return {k: v for k, v in record.items() if k not in self.names} | own
+    made = {k: template(record) for k, template in self.templates.items()}
+    return {k: v for k, v in record.items() if k not in self.names} | own | made
 
 @patch
 def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
@@ -119,8 +124,8 @@ def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
 # %% ../../nbs/vl/84_packing.ipynb #21580cae
 class _Learnt:
     "The records of a file as they are learnt: a text with its prompt before it."
-    def __init__(self, records: JsonRecords, names: dict[str, str]):
-        self.records, self.names = records, names
+    def __init__(self, records: JsonRecords, names: dict[str, str], templates: dict[str, Template]):
+        self.records, self.names, self.templates = records, names, templates
         self.path, self.folder, self.follow_links = records.path, records.folder, records.follow_links
 
     def __len__(self): return len(self.records)
@@ -128,6 +133,7 @@ class _Learnt:
     def fields(self, i: int) -> dict:
         record = self.records.fields(i)
         own = {k: record.get(self.names.get(k, k)) for k in ('text', 'image', 'prompt', 'split')}
+        own |= {k: template(record) for k, template in self.templates.items()}
         texts = own['text'] if isinstance(own['text'], list) else [own['text']]
         return own | {'text': [f'{own["prompt"] or ""}\0{t}' if isinstance(t, str) else t for t in texts]}
 
@@ -135,9 +141,11 @@ def split_learnt(
     records: JsonRecords,
     val_split: float = HELD_OUT, # share that is held out, 0 or more, less than 1
     fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+    *,
+    templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
 ) -> tuple[np.ndarray, np.ndarray]: # rows to learn from, and held-out rows, both sorted
     "The rows of a file that a curriculum learns from, and those that it does not."
-    return split_records(_Learnt(records, fields or {}), val_split)
+    return split_records(_Learnt(records, fields or {}, read_templates(templates, fields or {})), val_split)
 
 # %% ../../nbs/vl/84_packing.ipynb #fdf0cd95
 class JsonSource(_Source):
@@ -153,13 +161,14 @@ class JsonSource(_Source):
         held_out: bool = False, # take these, not the others
         where: dict[str, str] | None = None, # fields that a record must have; it takes one reading of the file
         fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
         follow_links: bool = False, # whether images may be links that lead out of the file's folder
     ):
         self.records, self.seed, self._order = JsonRecords(path, follow_links=follow_links), seed, (-1, None)
         super().__init__(tokenizer, str(path), image_size=image_size, longest=longest, where=where, fields=fields,
-                         folder=self.records.folder, follow_links=follow_links, on_error=on_error)
-        self.rows = split_learnt(self.records, val_split, fields)[int(held_out)]
+                         templates=templates, folder=self.records.folder, follow_links=follow_links, on_error=on_error)
+        self.rows = split_learnt(self.records, val_split, fields, templates=templates)[int(held_out)]
         if where: self.rows = np.array([i for i in self.rows.tolist() if self._try(i, self._asked, i)], int)
         if not len(self.rows):
             asked, part = f' with {where}' if where else '', 'held out' if held_out else 'to learn from'
@@ -218,13 +227,14 @@ class StreamSource(_Source):
         held_out: bool = False, # take these, not the others
         where: dict[str, str] | None = None, # fields that a record must have
         fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
     ):
         """A record has `text`, and perhaps `prompt`, `image` (bytes of a file), `place` (for errors) and `index`.
 
         In place of one that can't be read stands the `UserError` that says why, with an attribute `index`."""
         super().__init__(tokenizer, name, image_size=image_size, longest=longest, where=where, fields=fields,
-                         on_error=on_error)
+                         templates=templates, on_error=on_error)
         self.start, self.split, self.held_out, self._at, self._pass = records, val_split, held_out, 0, None
 
     def document(self, position: int) -> Document | None:
@@ -267,7 +277,9 @@ def _taken(self: StreamSource, record: dict | UserError, index: int) -> bool:
     "Whether a record is of this part; one that can't be read is, whatever else is asked."
     if isinstance(record, UserError): return (_share(index) < self.split) == self.held_out
     if named_side(record) == 1: return self.held_out and self._wanted(record) # what says so is never for training
-    text, prompt = (record.get(self.names.get(k, k)) for k in ('text', 'prompt'))
+    own = {k: record.get(self.names.get(k, k)) for k in ('text', 'prompt')}
+    with suppress(UserError): own |= {k: template(record) for k, template in self.templates.items()}
+    text, prompt = own['text'], own['prompt']
     said = content_id(f'{prompt or ""}\0{text}') if isinstance(text, str) else index # what is equal is on one side
     return self._wanted(record) and (_share(said) < self.split) == self.held_out
 
@@ -321,15 +333,19 @@ def hub_stream(
     seed: int = 0, # of the order
     split: str = 'train', # which of its splits
     *,
+    config: str | None = None, # which of its configurations, such as a language
+    data_files: Sequence[str] = (), # which of its files, paths in it or patterns; none: all
     buffer: int = 1000, # records that are held to mix them
 ) -> Callable[[int], Iterator[dict]]: # for `StreamSource`
     "Passes over a dataset that is streamed."
     if not find_spec('datasets'):
         raise UserError(f"{name} is to be read by datasets, which is not installed; expected pip install 'mmjepa[hub]'")
     from datasets import Image, load_dataset
-    try: data = load_dataset(str(name), split=split, streaming=True)
+    files = [*data_files] or None
+    try: data = load_dataset(str(name), config, data_files=files, split=split, streaming=True)
     except Exception as e:
-        raise UserError(f'{name}: cannot be streamed ({type(e).__name__}: {first_line(e)}); '
+        which = ''.join(f', {k} {v}' for k, v in (('config', config), ('data_files', files)) if v)
+        raise UserError(f'{name}{which}: cannot be streamed ({type(e).__name__}: {first_line(e)}); '
                         f'expected a dataset of the hub, or a folder, with a split {split}') from e
     for column, kind in (data.features or {}).items():
         if isinstance(kind, Image): data = data.cast_column(column, Image(decode=False))
