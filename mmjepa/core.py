@@ -353,11 +353,15 @@ _ALIASES = {'output': 'output_dir', 'output_dir': 'output', 'epochs': 'num_epoch
 
 def _tuple_of(kind: type, text: str) -> tuple: return tuple(kind(part) for part in text.split(',') if part.strip())
 
+def _one_or_tuple(kind: type, text: str): return _tuple_of(kind, text) if ',' in text else kind(text)
+
 def _reader(annotation):
     "What makes a flag's value of its text; None where a flag can't say it."
-    if get_origin(annotation) is tuple:
-        read = partial(_tuple_of, get_args(annotation)[0])
-        read.__name__ = 'list such as 1,2,3' # for the message of argparse
+    options = [a for a in (annotation, *get_args(annotation)) if get_origin(a) is tuple]
+    if options:
+        alone = options[0] is annotation
+        read = partial(_tuple_of if alone else _one_or_tuple, get_args(options[0])[0])
+        read.__name__ = 'list such as 1,2,3' if alone else 'number, or two such as 32,160' # for argparse's message
         return read
     kind = next((a for a in get_args(annotation) if a is not type(None)), annotation)
     return kind if kind in (bool, int, float, str, Path, Source) else None
