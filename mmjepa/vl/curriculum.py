@@ -215,6 +215,7 @@ def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Pa
     "The reader of one source."
     s = config.sources[name]
     options |= dict(longest=config.training.lm.context_length, val_split=HELD_OUT, where=s.where, fields=s.fields,
+                    templates=s.templates,
                     image_size=config.model.vision.image_size if s.topic == 'vision' else 0)
     if s.kind != 'json': return StreamSource(_stream(s, root, seed), tokenizer, name, **options)
     return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, follow_links=follow_links, **options)
@@ -222,7 +223,9 @@ def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Pa
 def _stream(source: SourceSettings, root: Path, seed: int) -> Callable[[int], Iterator[dict]]:
     "Passes over the records of shards, or of a dataset of the hub."
     path = root/Path(source.path).expanduser()
-    if source.kind == 'hub': return hub_stream(str(path) if path.exists() else source.path, seed)
+    if source.kind == 'hub':
+        name = str(path) if path.exists() else source.path
+        return hub_stream(name, seed, config=source.config, data_files=source.data_files)
     is_url = re.match('[a-z]{2,}:', source.path)
     return shard_stream(source.path if is_url else str(path), seed)
 

@@ -7,19 +7,21 @@ __all__ = ['HELD_OUT', 'Document', 'each_image', 'split_learnt', 'JsonSource', '
            'hub_stream', 'TokenMixture', 'collate_rows', 'slice_rows']
 
 # %% ../../nbs/vl/84_packing.ipynb #89fd7c55
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import UserError, check_choice, content_id, first_line, make_generator
+from ..core import Size, UserError, check_choice, content_id, first_line, height_width, make_generator
+from ..data.documents import Template, read_templates
 from ..data.records import EmptySource, JsonRecords, named_side, record_image, record_text, split_records
 from ..data.records import text_bytes
 from ..data.shards import ShardBatches, in_order
@@ -35,18 +37,19 @@ class Document:
     "Token ids of a text, or of what of it is left."
     ids: np.ndarray # (n,) int64, the last one ends the text
     learn: np.ndarray # (n,) bool; True for tokens of the answer, all of them where there is no prompt
-    images: Tensor | None = None # uint8 (k, 3, s, s), of the document's first row; None: none
+    images: Tensor | None = None # uint8 (k, 3, h, w), of the document's first row; None: none
     at: tuple[int, ...] = () # for each of them, the first token that sees it
 
 # %% ../../nbs/vl/84_packing.ipynb #88fec093
 class _Source:
     "What makes documents of records, and knows which records it takes."
-    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: int, longest: int, on_error: str,
-                 where: dict[str, str] | None, fields: dict[str, str] | None, folder: Path | None = None,
-                 follow_links: bool = False):
+    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: Size, longest: int, on_error: str,
+                 where: dict[str, str] | None, fields: dict[str, str] | None, templates: dict[str, str] | None,
+                 folder: Path | None = None, follow_links: bool = False):
         check_choice('on_error', on_error, ('raise', 'skip'))
         self.tokenizer, self.name, self.image_size, self.longest = tokenizer, name, image_size, longest
         self.where, self.names, self.on_error = where or {}, fields or {}, on_error
+        self.templates = read_templates(templates, self.names)
         self.files = dict(root=folder, follow_links=follow_links) # where images lie
         self.skipped, self.cut, self.reason = set(), set(), '' # numbers of records; why the first one was skipped
 
@@ -101,11 +104,13 @@ def each_image(
 
 @patch
 def _renamed(self: _Source, record: dict) -> dict:
-    "A record under the names that are known here."
-    if (text := self.names.get('text', 'text')) not in record:
+    "A record under the names that are known here, with the texts that templates make of it."
+    text = self.names.get('text', 'text')
+    if text not in record and 'text' not in self.templates:
         raise UserError(f"{record['place']}: has no field '{text}'; expected a text")
     own = {k: record[name] for k, name in self.names.items() if name in record}
-    return {k: v for k, v in record.items() if k not in self.names} | own
+    made = {k: template(record) for k, template in self.templates.items()}
+    return {k: v for k, v in record.items() if k not in self.names} | own | made
 
 @patch
 def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
@@ -124,13 +129,13 @@ def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
         ids = ids[:self.longest]
         self.cut.add(index)
     learn = np.arange(len(ids)) > len(prompt) if prompt else np.ones(len(ids), bool)
-    return Document(np.array(ids, np.int64), learn, torch.stack(images) if images else None, tuple(at))
+    return Document(np.array(ids, np.int64), learn, torch.stack(images) if images else None, at=tuple(at))
 
 # %% ../../nbs/vl/84_packing.ipynb #21580cae
 class _Learnt:
     "The records of a file as they are learnt: a text with its prompt before it."
-    def __init__(self, records: JsonRecords, names: dict[str, str]):
-        self.records, self.names = records, names
+    def __init__(self, records: JsonRecords, names: dict[str, str], templates: dict[str, Template]):
+        self.records, self.names, self.templates = records, names, templates
         self.path, self.folder, self.follow_links = records.path, records.folder, records.follow_links
 
     def __len__(self): return len(self.records)
@@ -138,6 +143,7 @@ class _Learnt:
     def fields(self, i: int) -> dict:
         record = self.records.fields(i)
         own = {k: record.get(self.names.get(k, k)) for k in ('text', 'image', 'prompt', 'split')}
+        own |= {k: template(record) for k, template in self.templates.items()}
         texts = own['text'] if isinstance(own['text'], list) else [own['text']]
         return own | {'text': [f'{own["prompt"] or ""}\0{t}' if isinstance(t, str) else t for t in texts]}
 
@@ -145,9 +151,11 @@ def split_learnt(
     records: JsonRecords,
     val_split: float = HELD_OUT, # share that is held out, 0 or more, less than 1
     fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+    *,
+    templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
 ) -> tuple[np.ndarray, np.ndarray]: # rows to learn from, and held-out rows, both sorted
     "The rows of a file that a curriculum learns from, and those that it does not."
-    return split_records(_Learnt(records, fields or {}), val_split)
+    return split_records(_Learnt(records, fields or {}, read_templates(templates, fields or {})), val_split)
 
 # %% ../../nbs/vl/84_packing.ipynb #fdf0cd95
 class JsonSource(_Source):
@@ -155,7 +163,7 @@ class JsonSource(_Source):
     def __init__(self,
         path: str | Path, # records with `text`, and perhaps `image` (a path) and `prompt`
         tokenizer: Tokenizer, # of texts
-        image_size: int = 0, # side of images, pixels; 0 ignores them
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         *,
         seed: int = 0, # of the order
         longest: int = 0, # most tokens of a text that has an image, which must fit a row; 0 for no limit
@@ -163,13 +171,14 @@ class JsonSource(_Source):
         held_out: bool = False, # take these, not the others
         where: dict[str, str] | None = None, # fields that a record must have; it takes one reading of the file
         fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
         follow_links: bool = False, # whether images may be links that lead out of the file's folder
     ):
         self.records, self.seed, self._order = JsonRecords(path, follow_links=follow_links), seed, (-1, None)
         super().__init__(tokenizer, str(path), image_size=image_size, longest=longest, where=where, fields=fields,
-                         folder=self.records.folder, follow_links=follow_links, on_error=on_error)
-        self.rows = split_learnt(self.records, val_split, fields)[int(held_out)]
+                         templates=templates, folder=self.records.folder, follow_links=follow_links, on_error=on_error)
+        self.rows = split_learnt(self.records, val_split, fields, templates=templates)[int(held_out)]
         if where: self.rows = np.array([i for i in self.rows.tolist() if self._try(i, self._asked, i)], int)
         if not len(self.rows):
             asked, part = f' with {where}' if where else '', 'held out' if held_out else 'to learn from'
@@ -222,19 +231,20 @@ class StreamSource(_Source):
         tokenizer: Tokenizer, # of texts
         name: str, # what errors call it
         *,
-        image_size: int = 0, # side of images, pixels; 0 ignores them
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         longest: int = 0, # most tokens of a text that has an image; 0 for no limit
         val_split: float = 0., # share of the records that is held out, chosen by their texts
         held_out: bool = False, # take these, not the others
         where: dict[str, str] | None = None, # fields that a record must have
         fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
     ):
         """A record has `text`, and perhaps `prompt`, `image` (bytes of a file), `place` (for errors) and `index`.
 
         In place of one that can't be read stands the `UserError` that says why, with an attribute `index`."""
         super().__init__(tokenizer, name, image_size=image_size, longest=longest, where=where, fields=fields,
-                         on_error=on_error)
+                         templates=templates, on_error=on_error)
         self.start, self.split, self.held_out, self._at, self._pass = records, val_split, held_out, 0, None
 
     def document(self, position: int) -> Document | None:
@@ -277,7 +287,9 @@ def _taken(self: StreamSource, record: dict | UserError, index: int) -> bool:
     "Whether a record is of this part; one that can't be read is, whatever else is asked."
     if isinstance(record, UserError): return (_share(index) < self.split) == self.held_out
     if named_side(record) == 1: return self.held_out and self._wanted(record) # what says so is never for training
-    text, prompt = (record.get(self.names.get(k, k)) for k in ('text', 'prompt'))
+    own = {k: record.get(self.names.get(k, k)) for k in ('text', 'prompt')}
+    with suppress(UserError): own |= {k: template(record) for k, template in self.templates.items()}
+    text, prompt = own['text'], own['prompt']
     said = content_id(f'{prompt or ""}\0{text}') if isinstance(text, str) else index # what is equal is on one side
     return self._wanted(record) and (_share(said) < self.split) == self.held_out
 
@@ -331,15 +343,19 @@ def hub_stream(
     seed: int = 0, # of the order
     split: str = 'train', # which of its splits
     *,
+    config: str | None = None, # which of its configurations, such as a language
+    data_files: Sequence[str] = (), # which of its files, paths in it or patterns; none: all
     buffer: int = 1000, # records that are held to mix them
 ) -> Callable[[int], Iterator[dict]]: # for `StreamSource`
     "Passes over a dataset that is streamed."
     if not find_spec('datasets'):
         raise UserError(f"{name} is to be read by datasets, which is not installed; expected pip install 'mmjepa[hub]'")
     from datasets import Image, load_dataset
-    try: data = load_dataset(str(name), split=split, streaming=True)
+    files = [*data_files] or None
+    try: data = load_dataset(str(name), config, data_files=files, split=split, streaming=True)
     except Exception as e:
-        raise UserError(f'{name}: cannot be streamed ({type(e).__name__}: {first_line(e)}); '
+        which = ''.join(f', {k} {v}' for k, v in (('config', config), ('data_files', files)) if v)
+        raise UserError(f'{name}{which}: cannot be streamed ({type(e).__name__}: {first_line(e)}); '
                         f'expected a dataset of the hub, or a folder, with a split {split}') from e
     for column, kind in (data.features or {}).items():
         if isinstance(kind, Image): data = data.cast_column(column, Image(decode=False))
@@ -358,7 +374,7 @@ class TokenMixture:
         length: int, # tokens of a row
         *,
         pad_id: int, # what stands behind the last document of a row that is not full
-        image_size: int = 0, # side of images, pixels; 0: rows have none
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0: rows have none
         answers_only: bool = False, # labels on answers alone, not on prompts
     ):
         for name, s in sources.items():
@@ -425,7 +441,7 @@ def row(
     self: TokenMixture,
     most: int | None = None, # tokens at most, 0 or more; None for a full row
 ) -> dict[str, Tensor]: # `text`, `text_mask`, `document`, `labels`, `source` (t,)
-    "The next row; with images also `image` (k, 3, s, s), and `image_document` and `image_at` (k,)."
+    "The next row; with images also `image` (k, 3, h, w), and `image_document` and `image_at` (k,)."
     t, most = self.length, self.length if most is None else min(most, self.length)
     empty = {'text': self.pad_id, 'text_mask': False, 'document': -1, 'labels': -100, 'source': -1}
     out = {k: np.full(t, v, bool if v is False else np.int64) for k, v in empty.items()}
@@ -441,7 +457,7 @@ def row(
         at, number = here.stop, number + 1
     out = {k: torch.from_numpy(v) for k, v in out.items()}
     if not self.image_size: return out
-    images.append(torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8))
+    images.append(torch.zeros(0, 3, *height_width(self.image_size), dtype=torch.uint8))
     document, begin = torch.tensor(owners, dtype=torch.int64).view(-1, 2).unbind(1)
     return {**out, 'image': torch.cat(images), 'image_document': document, 'image_at': begin}
 

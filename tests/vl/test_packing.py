@@ -12,7 +12,8 @@ from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.vl import curriculum, evaluate
 from mmjepa.vl.evaluation import read_eval_records
-from mmjepa.vl.packing import JsonSource, StreamSource, TokenMixture, shard_stream, skip_notes
+from mmjepa.vl.packing import JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
+from mmjepa.vl.packing import skip_notes
 
 TOK = ByteTokenizer()
 
@@ -111,6 +112,21 @@ def test_files_of_every_kind(tmp_path, name):
     sides = [JsonSource(tmp_path/name, TOK, val_split=.2, held_out=h) for h in (False, True)]
     found = [{TOK.decode(s.document(i).ids) for i in range(s.size)} for s in sides]
     assert found[0] | found[1] == {r['text'] for r in records} and len(found[1]) == 6
+
+
+def test_a_configuration_and_files_of_a_dataset(tmp_path):
+    "As the reference's sources need them: one language of many, some files of all; what is not there is one line."
+    pytest.importorskip('datasets', reason='pip install mmjepa[hub]')
+    for name in ('python', 'c'):
+        write_lines(tmp_path/f'{name}.jsonl', [{'meta': {'lang': name}, 'code': [f'{name} {i}']} for i in range(5)])
+    configs = ''.join(f'- config_name: {n}\n  data_files: {n}.jsonl\n' for n in ('python', 'c'))
+    (tmp_path/'README.md').write_text(f'---\nconfigs:\n{configs}---\n')
+    said = {'text': '{code[0]}', 'prompt': '{meta.lang}: '}
+    for how in ({'config': 'python'}, {'data_files': ['py*.jsonl']}):
+        source = StreamSource(hub_stream(tmp_path, **how), TOK, 'hub', templates=said)
+        assert {TOK.decode(source.document(i).ids) for i in range(9)} == {f'python: python {i}' for i in range(5)}
+    with pytest.raises(UserError, match='config rust: cannot be streamed') as e: hub_stream(tmp_path, config='rust')
+    assert '\n' not in str(e.value)
 
 
 def test_one_of_several_captions_is_drawn(tmp_path):
