@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, model_folder
-from ..core import UserError, all_reduce_sum, global_ratio
+from ..core import UserError, all_reduce_sum, global_ratio, height_width
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
 from ..predictive import PredictiveAlignment
@@ -331,8 +331,8 @@ def image_states(
     if 'image_states' in batch and not hide: return batch['image_states']
     encoder = model.vision_encoder
     embed = encoder.embedders['image']
-    x = embed.patches(batch['image'])
-    if hide: x = torch.where(batch['image_hidden'][..., None], model.jepa_head.image_mask.to(x.dtype), x)
+    if hide: x = embed.hide(batch['image'], batch['image_hidden'], model.jepa_head.image_mask)
+    else: x = embed.patches(batch['image'])
     return encoder.transform(x + embed.position, sizes={'image': x.shape[1]})
 
 def placed_states(
@@ -563,7 +563,7 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
         return out | (self.form(self, batch, seen) if self.alpha else {})
 
     @property
-    def patches(self) -> int: return self.config.vision.grid**2
+    def patches(self) -> int: return self.config.vision.patches
 
 # %% ../../nbs/vl/80_model.ipynb #21d4656b
 def _shapes(model: VLJEPA, batch: dict[str, Tensor]) -> dict[str, tuple]:
@@ -571,7 +571,7 @@ def _shapes(model: VLJEPA, batch: dict[str, Tensor]) -> dict[str, tuple]:
     (b, t), v = batch['text'].shape, model.config.vision
     k = len(batch['image']) if 'image_row' in batch else b
     shapes = dict.fromkeys(('text_mask', 'document', 'labels', 'answer'), (b, t))
-    shapes |= {'image': (k, v.in_chans, v.image_size, v.image_size)}
+    shapes |= {'image': (k, v.in_chans, *height_width(v.image_size))}
     shapes |= dict.fromkeys(('image_row', 'image_document', 'image_at'), (k,))
     masked = model.alpha and model.form is masked_latents
     if masked: shapes['text_hidden'] = (b, t)
