@@ -507,7 +507,8 @@ def hub_stream(
         if isinstance(kind, Image): data = data.cast_column(column, Image(decode=False))
     def read(file: int, first: int) -> Iterator[dict]:
         part = data.shard(data.num_shards, file).skip(first)
-        return ({k: _plain(v) for k, v in record.items()} for record in part)
+        for batch in part.iter(100): # a loop over `part` itself would share it out among the workers of a DataLoader
+            for values in zip(*batch.values()): yield {k: _plain(v) for k, v in zip(batch, values)}
     return Files(data.num_shards, read)
 
 # %% ../../nbs/vl/84_packing.ipynb #98f23d64

@@ -69,7 +69,8 @@ def reached(folder, step): return any(int(p.name[5:]) >= step for p in list_chec
 
 
 # 25, 19, 13 and 7 steps a stage
-@pytest.mark.parametrize('name, steps, workers', [('curriculum-drops', [10, 35, 53, 60], 0), ('slow-drops', [10, 53], 2)])
+@pytest.mark.parametrize('name, steps, workers',
+                         [('curriculum-drops', [10, 35, 53, 60], 0), ('slow-drops', [10, 53], 2)])
 def test_killed_in_every_stage(material, tmp_path, name, steps, workers):
     """Paths that are dropped, SIGReg's directions and a slow copy are part of what must come back.
 
