@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from ..core import UserError, first_line, make_generator
-from ..data.images import read_image, square_pixels, to_float
+from ..core import Size, UserError, first_line, height_width, make_generator
+from ..data.images import read_image, sized_pixels, to_float
 from ..data.records import record_image, text_bytes
 from ..data.text import Tokenizer
 from ..runs import progress
@@ -87,7 +87,7 @@ class _Reader:
         self.position = self.position + 1
 
 # %% ../../nbs/vl/82_generation.ipynb #56d82e44
-def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
+def _pixels(item, size: Size) -> UInt8[Tensor, '3 h w']:
     "One image as bytes."
     if isinstance(item, (str, Path)):
         try: item = Path(item).expanduser().read_bytes()
@@ -95,14 +95,16 @@ def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
             raise UserError(f'image {item!s:.80}: cannot be read ({first_line(e)}); expected a path of a file') from e
     if isinstance(item, (bytes, bytearray, memoryview)):
         return record_image({'image': bytes(item), 'place': 'image'}, size)
-    if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, size, size): return item.cpu()
-    return torch.from_numpy(square_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
+    if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, *height_width(size)):
+        return item.cpu()
+    return torch.from_numpy(sized_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
 
-def _picture(item, size: int) -> Float[Tensor, '3 s s']:
+def _picture(item, size: Size) -> Float[Tensor, '3 h w']:
     "One image in [-1, 1]."
     if not isinstance(item, Tensor) or not item.is_floating_point(): return to_float(_pixels(item, size))
-    if item.shape == (3, size, size): return item.cpu().float()
-    raise UserError(f'an image has shape {tuple(item.shape)}; expected (3, {size}, {size}) in [-1, 1], '
+    height, width = height_width(size)
+    if item.shape == (3, height, width): return item.cpu().float()
+    raise UserError(f'an image has shape {tuple(item.shape)}; expected (3, {height}, {width}) in [-1, 1], '
                     'or bytes of any size')
 
 def _listed(images) -> list:
@@ -113,7 +115,7 @@ def _listed(images) -> list:
     return [*images]
 
 def row_images(
-    item, # what one row sees: None, a picture of any kind, a list of them, or (k, 3, s, s)
+    item, # what one row sees: None, a picture of any kind, a list of them, or (k, 3, h, w)
 ) -> list: # one a picture
     "The pictures of a row."
     if item is None: return []
@@ -122,8 +124,8 @@ def row_images(
 
 def model_images(
     model: VLJEPA, # that will look at them
-    images: list | Tensor | None, # one for each row, a list of several, or None; or (b, 3, s, s); or a single one
-) -> dict[str, Tensor]: # `image` (k, 3, s, s) and `image_row` (k,), on the model's device; empty if there is none
+    images: list | Tensor | None, # one for each row, a list of several, or None; or (b, 3, h, w); or a single one
+) -> dict[str, Tensor]: # `image` (k, 3, h, w) and `image_row` (k,), on the model's device; empty if there is none
     """Images as a batch of the model has them.
 
     One image is a path, a Pillow image, an array or tensor of bytes, or the bytes of a file."""

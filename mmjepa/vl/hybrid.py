@@ -57,7 +57,7 @@ def _owners(batch: dict[str, Tensor], real: Bool[Tensor, 'b t'], n: int) -> dict
 class JointMasks:
     "A transform for `fit` that chooses what is hidden in each row."
     masking: JEPAMasking = JEPAMasking() # how much, and how long a span is
-    patches: int = 256 # of an image, in a square
+    patches: int | tuple[int, int] = 256 # of an image: how many, in a square, or (rows, columns)
     steps: int = 0 # of the model's rollout: adds indices for them; 0: masks alone, for rows that are still shared out
 
     def __call__(self,
@@ -65,7 +65,8 @@ class JointMasks:
         generator: torch.Generator, # on the CPU
     ) -> dict[str, Tensor]: # with `text_hidden` (b, t), and `image_hidden` (k, n) if there is `image`
         "The batch with its masks, and with `token_indices` if `steps` is above 0."
-        text, n = batch['text'], self.patches if 'image' in batch else 0
+        grid = (math.isqrt(self.patches),) * 2 if isinstance(self.patches, int) else self.patches
+        text, n = batch['text'], math.prod(grid) if 'image' in batch else 0
         owners = _owners(batch, batch.get('text_mask', torch.ones_like(text, dtype=torch.bool)), n)
         hidden = torch.zeros_like(owners['language'], dtype=torch.bool)
         for modality, owner in owners.items():
@@ -73,7 +74,7 @@ class JointMasks:
             if not len(at): continue
             count = owner[at].unique_consecutive(return_counts=True)[1]
             real = torch.arange(int(count.max()), device=count.device) < count[:, None]
-            hidden[at] = self.masking.generate_mask(real, modality, generator)[real]
+            hidden[at] = self.masking.generate_mask(real, modality, generator, grid=grid)[real]
         image, words = hidden.split([hidden.numel() - text.numel(), text.numel()])
         batch = batch | {'text_hidden': words.view_as(text)} | ({'image_hidden': image.view(-1, n)} if n else {})
         return token_indices(batch, self.steps) if self.steps else batch
@@ -83,7 +84,7 @@ def joint_masks(
     steps: int = 0, # as for `JointMasks`
 ) -> JointMasks: # spans of 8 tokens
     "What a model of this shape has to predict, in training and in evaluation."
-    return JointMasks(JEPAMasking(config.mask_ratio, span=8), config.vision.grid**2, steps)
+    return JointMasks(JEPAMasking(config.mask_ratio, span=8), config.vision.grid, steps)
 
 # %% ../../nbs/vl/81_hybrid.ipynb #d0e5b936
 _ADVICE = ('the model collapses: raise the weight of SIGReg (or, with a slow copy, its momentum), '

@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, model_folder
-from ..core import UserError, all_reduce_sum
+from ..core import UserError, all_reduce_sum, height_width
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
 
@@ -296,8 +296,8 @@ def image_states(
     if 'image' not in batch: return None
     encoder = model.vision_encoder
     embed = encoder.embedders['image']
-    x = embed.patches(batch['image'])
-    if hide: x = torch.where(batch['image_hidden'][..., None], model.jepa_head.image_mask.to(x.dtype), x)
+    if hide: x = embed.hide(batch['image'], batch['image_hidden'], model.jepa_head.image_mask)
+    else: x = embed.patches(batch['image'])
     x = encoder.transform(x + embed.position, sizes={'image': x.shape[1]})
     return _placed(x, _places(batch)).flatten(1, 2) if 'image_row' in batch else x
 
@@ -430,7 +430,7 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
         return out | (self._predict(batch, seen) if self.alpha else {})
 
     @property
-    def patches(self) -> int: return self.config.vision.grid**2
+    def patches(self) -> int: return self.config.vision.patches
 
 # %% ../../nbs/vl/80_model.ipynb #21d4656b
 def _shapes(model: VLJEPA, batch: dict[str, Tensor]) -> dict[str, tuple]:
@@ -438,7 +438,7 @@ def _shapes(model: VLJEPA, batch: dict[str, Tensor]) -> dict[str, tuple]:
     (b, t), v = batch['text'].shape, model.config.vision
     k = len(batch['image']) if 'image_row' in batch else b
     shapes = dict.fromkeys(('text_mask', 'document', 'labels'), (b, t))
-    shapes |= {'image': (k, v.in_chans, v.image_size, v.image_size)}
+    shapes |= {'image': (k, v.in_chans, *height_width(v.image_size))}
     shapes |= dict.fromkeys(('image_row', 'image_document', 'image_at'), (k,))
     if model.alpha: shapes['text_hidden'] = (b, t)
     if model.alpha and 'image' in batch: shapes['image_hidden'] = (k, model.patches)

@@ -22,7 +22,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import UserError, check_choice, content_id, first_line, make_generator
+from ..core import Size, UserError, check_choice, content_id, first_line, height_width, make_generator
 from ..data.documents import Template, read_templates
 from ..data.records import EmptySource, JsonRecords, named_side, record_image, record_text, split_records
 from ..data.records import text_bytes
@@ -38,13 +38,13 @@ class Document:
     "Token ids of a text, or of what of it is left."
     ids: np.ndarray # (n,) int64, the last one ends the text
     learn: np.ndarray # (n,) bool; True for tokens of the answer, all of them where there is no prompt
-    images: Tensor | None = None # uint8 (k, 3, s, s), of the document's first row; None: none
+    images: Tensor | None = None # uint8 (k, 3, h, w), of the document's first row; None: none
     at: tuple[int, ...] = () # for each of them, the first token that sees it
 
 # %% ../../nbs/vl/84_packing.ipynb #88fec093
 class _Source:
     "What makes documents of records, and knows which records it takes."
-    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: int, longest: int, on_error: str,
+    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: Size, longest: int, on_error: str,
                  where: dict[str, str] | None, fields: dict[str, str] | None, templates: dict[str, str] | None,
                  folder: Path | None = None, follow_links: bool = False):
         check_choice('on_error', on_error, ('raise', 'skip'))
@@ -168,7 +168,7 @@ def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
         ids = ids[:self.longest]
         self._count('cut', index)
     learn = np.arange(len(ids)) > len(prompt) if prompt else np.ones(len(ids), bool)
-    return Document(np.array(ids, np.int64), learn, torch.stack(images) if images else None, tuple(at))
+    return Document(np.array(ids, np.int64), learn, torch.stack(images) if images else None, at=tuple(at))
 
 # %% ../../nbs/vl/84_packing.ipynb #21580cae
 class _Learnt:
@@ -202,7 +202,7 @@ class JsonSource(_Source):
     def __init__(self,
         path: str | Path, # records with `text`, and perhaps `image` (a path) and `prompt`
         tokenizer: Tokenizer, # of texts
-        image_size: int = 0, # side of images, pixels; 0 ignores them
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         *,
         seed: int = 0, # of the order
         longest: int = 0, # most tokens of a text that has an image, which must fit a row; 0 for no limit
@@ -282,7 +282,7 @@ class StreamSource(_Source):
         *,
         seed: int = 0, # of the order
         buffer: int = 1000, # records that are held to mix them, over all rows of a batch
-        image_size: int = 0, # side of images, pixels; 0 ignores them
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         longest: int = 0, # most tokens of a text that has an image; 0 for no limit
         val_split: float = 0., # share of the records that is held out, chosen by their texts
         held_out: bool = False, # take these, not the others
@@ -304,7 +304,11 @@ class StreamSource(_Source):
         "How many records a pass has, of both parts; None if nobody knows."
         return sum(self.sizes.values()) if len(self.sizes) == self.stream.count else None
 
-    def share(self, rows: int, wants: Callable[[int], bool] | None = None):
+    def share(self,
+        rows: int, # as for `JsonSource`
+        wants: Callable[[int], bool] | None = None, # as for `JsonSource`
+    ):
+        "From now on each of so many rows has documents of its own, and perhaps files of its own."
         super().share(rows, wants)
         self.lanes = {} # by the rest of a position
 
@@ -520,7 +524,7 @@ class TokenMixture:
         length: int, # tokens of a row
         *,
         pad_id: int, # what stands behind the last document of a row that is not full
-        image_size: int = 0, # side of images, pixels; 0: rows have none
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0: rows have none
         answers_only: bool = False, # labels on answers alone, not on prompts
     ):
         self.first, self.stride = 0, 1 # documents at 0, 1, 2, ... of each source: see `row_stream`
@@ -594,7 +598,7 @@ def row(
     self: TokenMixture,
     most: int | None = None, # tokens at most, 0 or more; None for a full row
 ) -> dict[str, Tensor]: # `text`, `text_mask`, `document`, `labels`, `source` (t,)
-    "The next row; with images also `image` (k, 3, s, s), and `image_document` and `image_at` (k,)."
+    "The next row; with images also `image` (k, 3, h, w), and `image_document` and `image_at` (k,)."
     t, most = self.length, self.length if most is None else min(most, self.length)
     empty = {'text': self.pad_id, 'text_mask': False, 'document': -1, 'labels': -100, 'source': -1}
     out = {k: np.full(t, v, bool if v is False else np.int64) for k, v in empty.items()}
@@ -610,7 +614,7 @@ def row(
         at, number = here.stop, number + 1
     out = {k: torch.from_numpy(v) for k, v in out.items()}
     if not self.image_size: return out
-    images.append(torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8))
+    images.append(torch.zeros(0, 3, *height_width(self.image_size), dtype=torch.uint8))
     document, begin = torch.tensor(owners, dtype=torch.int64).view(-1, 2).unbind(1)
     return {**out, 'image': torch.cat(images), 'image_document': document, 'image_at': begin}
 
