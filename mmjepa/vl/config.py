@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Count', 'Tokens', 'Rate', 'Positive', 'Share', 'Sides', 'SOURCES', 'read_number', 'Section', 'OptimizerSettings',
-           'SchedulerSettings', 'JEPASettings', 'LMSettings', 'HybridSettings', 'TrainingSettings', 'VisionSettings',
-           'ModelSettings', 'Stage', 'SourceSettings', 'CurriculumConfig', 'micro_batches', 'make_curriculum',
-           'load_curriculum', 'to_model', 'step_tokens', 'step_counts', 'stage_ends', 'stage_at', 'learning_rate_at',
-           'stage_mixture', 'plan_table', 'plot_plan', 'describe_step']
+           'SchedulerSettings', 'JEPASettings', 'LMSettings', 'ViewsSettings', 'HybridSettings', 'TrainingSettings',
+           'VisionSettings', 'ViewHeadSettings', 'ModelSettings', 'Stage', 'SourceSettings', 'CurriculumConfig',
+           'micro_batches', 'make_curriculum', 'load_curriculum', 'to_model', 'step_tokens', 'step_counts',
+           'step_place', 'stage_ends', 'stage_at', 'learning_rate_at', 'stage_mixture', 'plan_table', 'plot_plan',
+           'describe_step']
 
 # %% ../../nbs/vl/83_config.ipynb #894d21f2
 import math
@@ -121,6 +122,13 @@ class LMSettings(Section):
     vocab_size: Count = 50_000 # words
     tie_embeddings: StrictBool = False # the head's matrix is that of the input embeddings
 
+class ViewsSettings(Section):
+    "`training.views`: the loss of stages whose `jepa` is views or pictures."
+    sigreg_weight: Share = .02 # of SIGReg of each modality
+    invariance_weight: Share = .2 # of the agreement of versions of a picture
+    distance: Literal['squared', 'cosine'] = 'squared' # of a prediction to the other view's embedding
+    versions: Annotated[int, _whole(2)] = 2 # of each picture in a stage of pictures
+
 class HybridSettings(Section):
     "`training.hybrid`."
     alpha: Rate = .3 # weight of the predictions of embeddings
@@ -136,6 +144,7 @@ class TrainingSettings(Section):
     jepa: JEPASettings = JEPASettings()
     lm: LMSettings = LMSettings()
     hybrid: HybridSettings = HybridSettings()
+    views: ViewsSettings = ViewsSettings()
 
 # %% ../../nbs/vl/83_config.ipynb #c6d69e2a
 class VisionSettings(Section):
@@ -148,6 +157,13 @@ class VisionSettings(Section):
     drop_path: Annotated[float, _real(0, .99)] = .1 # stochastic depth of the last block
     stem_convs: Tokens = 0 # convolutions that halve the image before patches are cut; see `ConvStem`
 
+class ViewHeadSettings(Section):
+    "`model.views`: shape of the heads that compare two views."
+    dim: Tokens = 0 # width of the embeddings; 0: no such heads
+    hidden: Count = 512 # width of the hidden layers of projectors and predictors
+    depth: Count = 1 # hidden layers of a predictor
+    queries: Tokens = 1 # predictor tokens that read a view; 0: the mean of its states is taken
+
 class ModelSettings(Section):
     "`model`: shape of a `VLJEPA`."
     vision: VisionSettings = VisionSettings()
@@ -157,6 +173,7 @@ class ModelSettings(Section):
     num_kv_heads: Count = 2 # of keys and values; divides `num_heads`
     intermediate_size: Tokens = 0 # width of feed-forwards; 0: 8/3 of `hidden_size`
     fusion_depth: Count = 2 # blocks in which text and image meet
+    views: ViewHeadSettings = ViewHeadSettings()
     target: Literal['stop_gradient', 'ema'] = 'stop_gradient' # where targets come from
     momentum: Share = .996 # ema: share of the copy that the first step keeps
     momentum_steps: Tokens | None = None # ema: steps in which that share rises to 1; none: all steps of the plan
@@ -184,6 +201,9 @@ class Stage(Section):
     mixture: Annotated[str | dict[str, float], PlainValidator(_mixture)] = 'weights' # see the table above
     code_to_text: tuple[Rate, Rate] | None = None # tokens of code and of text; instead of `mixture`
     answers_only: StrictBool = False # the prediction of tokens is learnt from answers, not from prompts
+    jepa: Literal['masked', 'views', 'pictures'] = 'masked' # what is predicted in embeddings: see the table above
+    jepa_batches: Share | None = None # embeddings in batches of their own, so many for each batch of words
+    ctc: Rate = 0. # weight of the reading of columns, beside the prediction of tokens
 
 # %% ../../nbs/vl/83_config.ipynb #e78882e6
 class SourceSettings(Section):
@@ -413,6 +433,21 @@ def _read_yaml(path: str | Path) -> dict:
         why = why or (f'byte {e.position}: {e.reason}' if isinstance(e, yaml.reader.ReaderError) else first_line(e))
         raise UserError(f'{path}{place}: not YAML ({why}); expected settings of a curriculum') from e
 
+# %% ../../nbs/vl/83_config.ipynb #909fd7b0
+def _check_forms(config: CurriculumConfig, ranks: int):
+    "What the form of a stage's JEPA half needs."
+    for s in config.stages:
+        where, compares = f'stages: {s.name} has', s.alpha and s.jepa != 'masked'
+        if s.jepa_batches is not None and not (s.jepa_batches and s.alpha and s.beta):
+            raise UserError(f'{where} jepa_batches {s.jepa_batches:g}, alpha {s.alpha:g} and beta {s.beta:g}; '
+                            'expected all above 0, or no jepa_batches')
+        if s.ctc and not s.beta: raise UserError(f'{where} ctc {s.ctc:g} with beta 0; expected a beta above 0')
+        if compares and not config.model.views.dim:
+            raise UserError(f'{where} jepa {s.jepa}, and model.views.dim is 0; expected a width, such as 128')
+        if compares and ranks and micro_batches(config.training, ranks) > 1:
+            raise UserError(f'{where} jepa {s.jepa}, which compares all rows of a step; expected micro_batch_size '
+                            f'{config.training.batch_size // ranks}, so that a step is one piece')
+
 # %% ../../nbs/vl/83_config.ipynb #d6771c31
 def make_curriculum(
     settings: dict, # as a file has them
@@ -433,6 +468,7 @@ def make_curriculum(
         _check_training(config.training, ranks)
         config = _settle(config, total)
         to_model(config) # both check what they are given
+        _check_forms(config, ranks)
         for s in config.stages: stage_mixture(config, s)
     except UserError as e: raise UserError(f'{place}: {e}') from e
     return config
@@ -457,15 +493,32 @@ def to_model(
     if m['momentum_steps'] is None: m['momentum_steps'] = sum(step_counts(config))
     language = t.lm.model_dump()
     if vocab_size: language['vocab_size'] = vocab_size
-    return VLJEPAConfig(vision, **m, **t.jepa.model_dump(), **language)
+    ctc = any(s.ctc for s in config.stages)
+    return VLJEPAConfig(vision, **m, **t.jepa.model_dump(), **language, ctc=ctc)
 
 def step_tokens(config: CurriculumConfig) -> int: # text tokens, padding not counted
     "Tokens of a whole step."
     return config.training.batch_size * config.training.lm.context_length
 
 def step_counts(config: CurriculumConfig) -> list[int]: # the last step of a stage may be a part of one
-    "Optimizer steps of each stage."
-    return [-(-s.tokens // step_tokens(config)) for s in config.stages]
+    "Optimizer steps of each stage, those of embeddings alone (`jepa_batches`) included."
+    return [sum(_both_counts(config, s)) for s in config.stages]
+
+# %% ../../nbs/vl/83_config.ipynb #0945aa2d
+def _both_counts(config: CurriculumConfig, stage: Stage) -> tuple[int, int]:
+    "Steps that the tokens of a stage are counted in, and further ones of embeddings alone."
+    steps = -(-stage.tokens // step_tokens(config))
+    return steps, round((stage.jepa_batches or 0) * steps)
+
+def step_place(
+    config: CurriculumConfig, # of `load_curriculum`
+    stage: Stage, # one of its stages
+    i: int, # a step of it, from 0
+) -> tuple[int, bool]: # how many of the steps before it count tokens; whether it is of embeddings alone
+    "Where a step stands among the two kinds, which take turns as evenly as they can."
+    steps, extra = _both_counts(config, stage)
+    before, after = (k * extra // (steps + extra) for k in (i, i + 1))
+    return i - before, after > before
 
 # %% ../../nbs/vl/83_config.ipynb #9137ec18
 def stage_ends(config: CurriculumConfig) -> list[int]: # the last is the total
