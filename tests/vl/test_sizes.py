@@ -16,6 +16,7 @@ from mmjepa.vl.curriculum import main
 from mmjepa.vl.generation import generate, model_images
 from mmjepa.vl.hybrid import VLJEPAObjective, joint_masks, next_token_labels
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig, load_vl_jepa, token_indices
+from mmjepa.vl.packing import slice_rows
 from mmjepa.vl.scaling import DEVICES, plan_cost
 from test_vl_cuts import joined
 
@@ -24,13 +25,14 @@ SHAPE = VLJEPAConfig(VISION, 40, 12, hidden_size=16, num_layers=1, fusion_depth=
 
 
 def make(rows=8):
+    "Rows with none, one or two pictures."
     torch.manual_seed(0)
     model, g = VLJEPA(SHAPE), make_generator('rows')
-    text = torch.randint(40, (rows, 12), generator=g)
+    text, row = torch.randint(40, (rows, 12), generator=g), torch.arange(rows).repeat_interleave(torch.arange(rows) % 3)
     batch = {'text': text, 'text_mask': torch.ones_like(text, dtype=torch.bool), 'labels': next_token_labels(text),
-             'image': torch.randn(rows, 3, 8, 24, generator=g)}
+             'image': torch.randn(len(row), 3, 8, 24, generator=g), 'image_row': row}
     batch = joint_masks(SHAPE)(batch, g)
-    rows = [{k: v[i:i + 1] for k, v in batch.items()} for i in range(rows)]
+    rows = [slice_rows(batch, i, 1) for i in range(rows)]
     return model, VLJEPAObjective(.3, .7, sigreg_weight=.1, num_slices=16), rows
 
 
@@ -40,9 +42,9 @@ def test_the_gradient_is_that_of_the_step(): assert_same_gradient(make, join=joi
 def test_hidden_pixels_are_not_seen_by_their_neighbours():
     model, _, rows = make()
     batch, n = token_indices(joined(rows), 3), model.patches
-    assert n == 6 and batch['image_hidden'].shape == (8, 6) and batch['image_hidden'].any()
+    assert n == 6 and batch['image_hidden'].shape == (7, 6) and batch['image_hidden'].any()
     other = batch | {'image': batch['image'].clone()}
-    other['image'][batch['image_hidden'][:, None, None].repeat_interleave(4, 3).expand(8, 3, 8, 24)] = 9.
+    other['image'][batch['image_hidden'][:, None, None].repeat_interleave(4, 3).expand(7, 3, 8, 24)] = 9.
     for a, b in zip(model(batch)['predictions'], model(other)['predictions']): assert_close(a, b, rtol=0, atol=0)
 
 
@@ -52,7 +54,7 @@ def test_saved_loaded_and_asked(tmp_path):
     again = load_vl_jepa(str(tmp_path))
     assert again.config == SHAPE and again.config.vision.image_size == (8, 24)
     picture = np.random.default_rng(0).integers(0, 256, (16, 48, 3), dtype=np.uint8)  # twice the size
-    assert model_images(model, [picture])[0].shape[-3:] == (3, 8, 24)
+    assert model_images(model, [picture])['image'].shape == (1, 3, 8, 24)
 
 
 def test_a_curriculum_of_low_pictures(tmp_path):
