@@ -244,7 +244,8 @@ def each_image(
 def _renamed(self: _Source, record: dict) -> dict:
     "A record under the names that are known here, with the texts that templates make of it."
     text = self.names.get('text', 'text')
-    if text not in record and 'text' not in self.templates:
+    pictured = self.has_images and record.get(self.names.get('image', 'image')) is not None
+    if text not in record and 'text' not in self.templates and not pictured:
         raise UserError(f"{record['place']}: has no field '{text}'; expected a text")
     own = {k: record[name] for k, name in self.names.items() if name in record}
     made = {k: template(record) for k, template in self.templates.items()}
@@ -260,6 +261,8 @@ def _make(self: _Source, record: dict, index: int, draw: tuple) -> Document:
     if not isinstance(prompt, str | None):
         raise UserError(f"{place}: 'prompt' is {prompt!r:.60}; expected a text, or none")
     prompt, at = place_images(prompt or '', len(images), partial(_tokens, t, place=place), place=place)
+    if images and record.get('text') is None: # pictures that nobody has described: no word is learnt of them
+        return Document(np.array([t.begin_id]), np.zeros(1, bool), torch.stack(images), at=(0,) * len(images))
     answer = _tokens(t, record_text({**record, 'index': index}, draw), place)
     if not answer: raise UserError(f"{place}: 'text' {record['text']!r:.60} has no tokens; expected some")
     ids = [t.begin_id, *prompt, *answer, t.end_id]

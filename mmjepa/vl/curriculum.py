@@ -27,17 +27,20 @@ from ..checkpoint import load_weights, written
 from ..core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks
 from ..core import whole_number, world_size, write_text
 from ..data.documents import HELD_OUT, Files, JsonSource, StreamSource, hub_stream, shard_stream, skip_notes
+from ..data.augmentation import AugmentConfig, make_views
 from ..data.images import to_float
 from ..data.records import EmptySource, JsonRecords
 from ..data.tars import expand_shards
 from ..data.text import Tokenizer, load_tokenizer
+from ..predictive import PredictiveObjective, cosine_distance, squared_distance
+from ..probes import CollapseWatch
 from ..runs import RunConfig, RunLog, one_writer, progress, whole
 from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, describe_step, learning_rate_at, load_curriculum
 from .config import micro_batches, plan_table
-from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
-from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, joint_masks
-from .model import VLJEPA, token_indices
+from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_place, step_tokens, to_model
+from .hybrid import EmbeddingError, VLJEPAObjective, joint_masks, picture_views, two_views
+from .model import VLJEPA, masked_latents, token_indices
 from .packing import TokenMixture, collate_rows
 from .scaling import DEVICES, count_parameters, plan_cost
 
@@ -99,7 +102,8 @@ def tokens_at(self: CurriculumLoader, step: int) -> int: # steps done
     "Tokens that the schedule has before a step."
     stage, i = self.place(step)
     begin, end = [0, *stage_ends(self.config)][stage:stage + 2]
-    return min(begin + i * step_tokens(self.config), end)
+    done = step_place(self.config, self.config.stages[stage], i)[0]
+    return min(begin + done * step_tokens(self.config), end)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #922705cc
 @patch
@@ -161,13 +165,16 @@ class _Rows:
         stage, i = self.loader.place(step)
         if self.stages.get(row) != stage: self._turn(row, stage)
         length, sources = self.config.training.lm.context_length, self.loader.mixture.sources
-        left = self.config.stages[stage].tokens - i * step_tokens(self.config) - row * length
+        asked = self.config.stages[stage]
+        done, alone = step_place(self.config, asked, i)
+        left = length if alone else asked.tokens - done * step_tokens(self.config) - row * length
         try: made = self.streams[row].row(min(length, max(0, left)))
         except UserError as e: return {'error': str(e)}
         counts = made['source'][made['source'] >= 0].bincount(minlength=len(sources)).tolist()
-        tokens = {f'{stage} {name}': n for name, n in zip(sources, counts) if n}
-        made['stage'] = torch.tensor(stage)
-        if self.config.stages[stage].alpha: made = self._hide(made, step, row)
+        tokens = {f'{stage}{" alone" * alone} {name}': n for name, n in zip(sources, counts) if n}
+        made |= {'stage': torch.tensor(stage), 'embeddings_alone': torch.tensor(alone)}
+        if asked.alpha and asked.jepa == 'masked' and (alone or not asked.jepa_batches):
+            made = self._hide(made, step, row)
         return {'row': {k: v if k == 'image' else v.numpy() for k, v in made.items()}, # small ones go as bytes
                 'number': row, 'position': (stage, self.streams[row].position()), 'tokens': tokens,
                 'news': {name: news for name, s in sources.items() if (news := s.take_news())}}
@@ -330,10 +337,11 @@ class StageTransform:
         elif stage.jepa_batches: weights['alpha'] = 0.
         for part in (self.model, self.objective): vars(part).update(weights, form=JEPA_FORMS[stage.jepa])
         if 'image' not in batch: return batch
-        batch = {**batch, 'image': to_float(batch['image'])}
-        if stage.jepa != 'pictures' or not weights['alpha']: return batch
-        versions = make_views(batch['image'], self.config.training.views.versions, AugmentConfig(), generator=generator)
-        return {**batch, 'image_views': versions}
+        images, more = batch['image'], {}
+        if stage.jepa == 'pictures' and weights['alpha']:
+            versions = self.config.training.views.versions
+            more['image_views'] = make_views(images, versions, AugmentConfig(), generator=generator)
+        return batch | {'image': to_float(images)} | more
 
 JEPA_FORMS = {'masked': masked_latents, 'views': two_views, 'pictures': picture_views} # what a stage's jepa says
 
@@ -433,7 +441,14 @@ def build_curriculum(
     test = mixed(held)
     batches = [collate_rows([test.row() for _ in range(8)]) for _ in range(8)]
     evaluate = CurriculumEvaluation(batches, _token_counts(mixed(sources), words))
-    return model, VLJEPAObjective(seed=seed), loader, evaluate
+    return model, _objective(config, seed), loader, evaluate
+
+def _objective(config: CurriculumConfig, seed: int) -> VLJEPAObjective:
+    "What the stages of a curriculum ask for."
+    v, compares = config.training.views, any(s.alpha and s.jepa != 'masked' for s in config.stages)
+    distance = {'squared': squared_distance, 'cosine': cosine_distance}[v.distance]
+    views = PredictiveObjective(v.sigreg_weight, views=v.invariance_weight, distance=distance, seed=seed)
+    return VLJEPAObjective(views=views, whole_batch='comparison of views' if compares else None, seed=seed)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(

@@ -98,17 +98,18 @@ def _take(self: TokenMixture, name: str, room: int) -> tuple[Document, int]:
 def row(
     self: TokenMixture,
     most: int | None = None, # tokens at most, 0 or more; None for a full row
-) -> dict[str, Tensor]: # `text`, `text_mask`, `document`, `labels`, `source` (t,)
+) -> dict[str, Tensor]: # `text`, `text_mask`, `document`, `answer`, `labels`, `source` (t,)
     "The next row; with images also `image` (k, 3, h, w), and `image_document` and `image_at` (k,)."
     t, most = self.length, self.length if most is None else min(most, self.length)
-    empty = {'text': self.pad_id, 'text_mask': False, 'document': -1, 'labels': -100, 'source': -1}
+    empty = {'text': self.pad_id, 'text_mask': False, 'document': -1, 'answer': False, 'labels': -100, 'source': -1}
     out = {k: np.full(t, v, bool if v is False else np.int64) for k, v in empty.items()}
     at, number, images, owners = 0, 0, [], []
     while at < most and (name := self._next(most - at)):
         doc, follows = self._take(name, most - at)
         here, known = slice(at, at + len(doc.ids)), doc.learn[1:] | (not self.answers_only)
         labels = np.append(np.where(known, doc.ids[1:], -100), follows)
-        filled = {'text': doc.ids, 'text_mask': True, 'document': number, 'labels': labels, 'source': self.number[name]}
+        filled = {'text': doc.ids, 'text_mask': True, 'document': number, 'answer': doc.learn, 'labels': labels,
+                  'source': self.number[name]}
         for k, v in filled.items(): out[k][here] = v
         if doc.images is not None: images.append(doc.images)
         owners += [(number, at + n) for n in doc.at]
