@@ -4,7 +4,7 @@
 
 Before that, the time to open a million JSON lines against plain reads of the file.
 
-The bare loop is torch's own DataLoader over a list of paths: open with Pillow, `square_pixels`, stack; no JSON, no
+The bare loop is torch's own DataLoader over a list of paths: open with Pillow, `sized_pixels`, stack; no JSON, no
 check of paths, no text, no state that could be resumed. It does the same decoding and transform, with the same
 number of workers. All variants take turns, in an order that changes from round to round, so that a slow moment of
 the machine hits all. A ratio of 0.9 or more is the aim.
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from measure import in_turn, ratios, spread
 from mmjepa.core import data_dir
-from mmjepa.data.images import square_pixels
+from mmjepa.data.images import sized_pixels
 from mmjepa.data.loaders import get_json_loaders
 from mmjepa.data.records import JsonRecords, digit_pairs
 
@@ -35,7 +35,7 @@ class Bare(Dataset):
     def __init__(self, paths, size): self.paths, self.size = paths, size
     def __len__(self): return len(self.paths)
     def __getitem__(self, i):
-        with Image.open(self.paths[i]) as image: pixels = square_pixels(image, 'RGB', self.size)
+        with Image.open(self.paths[i]) as image: pixels = sized_pixels(image, 'RGB', self.size)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

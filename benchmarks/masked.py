@@ -34,7 +34,7 @@ def main(
     model = MaskedModel(MultimodalEncoder(shape)).to(device).train()
     size = batch, 3, image_size, image_size
     raw, image = {'image': torch.randint(256, size, dtype=torch.uint8, device=device)}, torch.randn(size, device=device)
-    transform = MaskedTransform(image_size // patch_size)
+    transform = MaskedTransform(shape.grid)
 
     def bare():
         for _ in range(steps):
@@ -49,7 +49,7 @@ def main(
             masked_patch_loss(found, model.target(b['image']), b['mask']).backward()
 
     times = in_turn({'encoder': bare, 'masked': masked}, rounds)
-    print(f'{batch} images of {image_size} pixels, {shape.grid**2} patches, {depth} x {emb_dim}, {device}, '
+    print(f'{batch} images of {image_size} pixels, {shape.patches} patches, {depth} x {emb_dim}, {device}, '
           f'{torch.get_num_threads()} threads')
     for name, t in times.items(): print(f'{name:<8} {1e3 * statistics.median(t) / steps:.0f} ms a step')
     print(f'ratio {spread(ratios(times["masked"], times["encoder"]))}')

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from measure import in_turn, ratios, seconds, spread
-from mmjepa.core import get_device, make_generator
+from mmjepa.core import get_device, height_width, make_generator
 from mmjepa.encoders import EncoderConfig
 from mmjepa.masking import JEPAMasking
 from mmjepa.training import choose_precision, parameter_groups
@@ -91,7 +91,7 @@ def make_batch(config, rows, device):
     document = (torch.arange(t) // (t // 2)).expand(rows, t).contiguous()
     real = torch.ones_like(text, dtype=torch.bool)
     batch = {'text': text, 'text_mask': real, 'document': document, 'labels': next_token_labels(text, real, document),
-             'image': torch.randn(rows, v.in_chans, v.image_size, v.image_size, generator=g),
+             'image': torch.randn(rows, v.in_chans, *height_width(v.image_size), generator=g),
              'image_there': torch.arange(rows) % 2 == 0}
     return {k: x.to(device) for k, x in batch.items()}
 
@@ -203,7 +203,7 @@ def main(
         timed[name, 'products']()
     times = in_turn(timed, rounds, warm=0, clock=milliseconds)
     size = sum(p.numel() for p in VLJEPA(config).parameters()) / 1e6
-    print(f'{size:.1f} M parameters, {rows} rows of {context} tokens and {vision.grid**2} patches, {device}, '
+    print(f'{size:.1f} M parameters, {rows} rows of {context} tokens and {vision.patches} patches, {device}, '
           f'{torch.get_num_threads()} threads, {"bf16" if bf16 else "fp32"} products, load {os.getloadavg()[0]:.1f}')
     tell_times(times)
     for name in STAGES: tell_shares(name, *shares(timed[name, 'step'], device), most=names)

@@ -6,12 +6,13 @@
 __all__ = ['pack', 'unpack', 'as_json', 'Checkpoint', 'save_checkpoint', 'written', 'DamagedCheckpoint', 'load_checkpoint',
            'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'drop_after',
            'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'hub_copy', 'read_json', 'model_folder',
-           'read_config', 'HubModel']
+           'later_field', 'read_config', 'HubModel']
 
 # %% ../nbs/01_checkpoint.ipynb #51b018cb
 import hashlib, json, math, re, tempfile
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .core import UserError, atomic_path, first_line, remove, share_by_umask
+from .core import Size, UserError, atomic_path, first_line, remove, share_by_umask
 
 # %% ../nbs/01_checkpoint.ipynb #81085aec
 def pack(
@@ -317,10 +318,18 @@ def model_folder(
                     f'({" or ".join(fields)} in its config.json)')
 
 # %% ../nbs/01_checkpoint.ipynb #ab319499
-_TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
+_TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text',
+          Size: 'a whole number or two'}
+
+def later_field(
+    default, # what models were like that were saved without it
+):
+    "A field of a dataclass that older files don't have."
+    return field(default=default, metadata={'later': True})
 
 def _fits(value, kind) -> bool:
     "Whether a value of JSON is of a field's type, where that is a number, text, truth value or tuple of them."
+    if isinstance(kind, UnionType): return any(_fits(value, k) for k in get_args(kind))
     if get_origin(kind) is tuple: return isinstance(value, list) and all(_fits(x, get_args(kind)[0]) for x in value)
     if kind is float: return type(value) in (int, float) and math.isfinite(value)
     return kind not in _TYPES or type(value) is kind
@@ -339,12 +348,12 @@ def _arguments(kinds: dict[str, type], needed: set[str], about: dict, *, place: 
 
 def read_config(
     kind: type, # a dataclass
-    about: dict, # its fields, all of them, as `asdict` and JSON have them
+    about: dict, # its fields, all but those of `later_field`, as `asdict` and JSON have them
     place: str, # file, for messages
 ): # one of `kind`
     "Settings as they were written; a key that is unknown or missing, or a value of another type, is a `UserError`."
-    kinds = get_type_hints(kind)
-    arguments = _arguments(kinds, {*kinds}, about, place=place)
+    kinds, needed = get_type_hints(kind), {f.name for f in fields(kind) if not f.metadata.get('later')}
+    arguments = _arguments(kinds, needed, about, place=place)
     try: return kind(**arguments)
     except UserError as e: raise UserError(f'{place}: {e}') from e
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .core import UserError, global_mean, global_ratio
+from .core import Size, UserError, global_mean, global_ratio, height_width, read_size, size_text
 
 # %% ../nbs/03_losses.ipynb #4e986a0c
 def _wide(x: Tensor) -> Tensor:
@@ -33,29 +33,30 @@ def invariance_loss(
 # %% ../nbs/03_losses.ipynb #9a971462
 def patch_pixels(
     images: Float[Tensor, 'b c h w'], # images in any range; h and w are multiples of `patch_size`
-    patch_size: int, # side of a patch in pixels
+    patch_size: Size, # of a patch in pixels: side of a square, or (height, width)
     normalize: bool = True, # bring each patch to mean 0 and (unbiased) variance 1
 ) -> Float[Tensor, 'b n p']: # patches row by row; the p numbers of one by row, column, and channel (the fastest)
     "The pixels of each patch, in float32: the target of masked image modelling."
-    if images.ndim != 4 or patch_size < 1 or images.shape[2] % patch_size or images.shape[3] % patch_size:
+    y, x = height_width(read_size('patch_size', patch_size))
+    if images.ndim != 4 or images.shape[2] % y or images.shape[3] % x:
         raise UserError(f'images have shape {tuple(images.shape)}; '
-                        f'expected (b, c, h, w) with h and w multiples of patch_size, {patch_size}')
-    (b, c, h, w), s = images.shape, patch_size
-    patches = images.reshape(b, c, h // s, s, w // s, s).permute(0, 2, 4, 3, 5, 1)  # (b, rows, columns, s, s, c)
-    patches = _wide(patches.reshape(b, (h // s) * (w // s), s * s * c))
+                        f'expected (b, c, h, w) with h and w multiples of patch_size, {size_text(patch_size)}')
+    b, c, h, w = images.shape
+    patches = images.reshape(b, c, h // y, y, w // x, x).permute(0, 2, 4, 3, 5, 1)  # (b, rows, columns, y, x, c)
+    patches = _wide(patches.reshape(b, (h // y) * (w // x), y * x * c))
     if not normalize: return patches
-    if s * s * c < 2: raise UserError('a patch is a single number; expected 2 or more to normalize, or normalize=False')
+    if y * x * c < 2: raise UserError('a patch is a single number; expected 2 or more to normalize, or normalize=False')
     var, mean = torch.var_mean(patches, -1, keepdim=True)
     return (patches - mean) / (var + 1e-6).sqrt()
 
 def unpatch(
     patches: Float[Tensor, 'b n p'], # as `patch_pixels` lists them
-    patch_size: int, # side of a patch in pixels
+    patch_size: Size, # of a patch in pixels: side of a square, or (height, width)
     grid: tuple[int, int] | None = None, # rows and columns; None: as many of both
 ) -> Float[Tensor, 'b c h w']:
     "Images from their patches: the inverse of `patch_pixels` without normalization."
-    s, (rows, columns) = patch_size, grid or 2 * (round(patches.shape[1]**.5),)
-    parts = patches.unflatten(1, (rows, columns)).unflatten(3, (s, s, -1)) # (b, rows, columns, s, s, c)
+    rows, columns = grid or 2 * (round(patches.shape[1]**.5),)
+    parts = patches.unflatten(1, (rows, columns)).unflatten(3, (*height_width(patch_size), -1))
     return parts.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 # %% ../nbs/03_losses.ipynb #462c8fe1

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from mmjepa.core import height_width
 from mmjepa.encoders import EncoderConfig, MultimodalEncoder, attention_maps, attention_rollout
 
 
@@ -70,3 +71,40 @@ def test_the_rate_is_the_share_of_dropped_paths():
     came = model.norm(model.blocks[0](model.tokens(image=x)[0]))
     same = (model(image=x) - came).flatten(1).abs().amax(1) < 1e-6
     assert same.float().mean() == pytest.approx(.25, abs=.05)
+
+
+@pytest.mark.parametrize(('shape', 'grid'), [({'image_size': (8, 20), 'patch_size': (4, 5)}, (2, 4)),
+                                             ({'image_size': (8, 20), 'patch_size': (8, 4), 'stem_convs': 2}, (1, 5)),
+                                             ({'image_size': 16, 'patch_size': 4, 'stem_convs': 1}, (4, 4))])
+def test_pictures_of_any_shape_and_stems(shape, grid, tmp_path):
+    "A state for each patch; a saved encoder is the same one; rows don't mix."
+    model = encoder(**shape).eval()
+    assert model.cfg.grid == grid
+    (h, w), (rows, columns) = height_width(model.cfg.image_size), grid
+    x = torch.randn(3, 1, h, w)
+    assert model(image=x).shape == (3, rows * columns, 8) and model.cfg.patches == rows * columns
+    model.save_pretrained(tmp_path)
+    again = MultimodalEncoder.from_pretrained(tmp_path)
+    assert again.cfg == model.cfg
+    assert_close(again(image=x), model(image=x), rtol=0, atol=0)
+    one = torch.cat([model(image=x[i:i + 1]) for i in range(3)])
+    assert_close(one, model(image=x), rtol=1e-5, atol=1e-6)  # a stem norms each picture by itself
+
+
+def test_patches_of_a_low_picture_are_its_columns():
+    "Without positions a patch's token depends on its own pixels alone, in the order of the grid."
+    embed = encoder(image_size=(8, 20), patch_size=(4, 5)).embedders['image']
+    x = torch.zeros(1, 1, 8, 20)
+    x[..., 4:, 15:] = 1.  # second row, last column
+    changed = (embed.patches(x) != embed.patches(torch.zeros_like(x))).any(-1)[0]
+    assert changed.tolist() == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize('convs', [0, 1, 2])
+def test_hidden_pixels_do_not_reach_the_other_patches(convs):
+    embed = encoder(image_size=(8, 16), patch_size=4, stem_convs=convs).embedders['image']
+    hidden = torch.tensor([[True, False, False, True, False, False, False, False]])
+    x = torch.randn(1, 1, 8, 16, requires_grad=True)
+    embed.hide(x, hidden, torch.ones(8)).square().sum().backward()
+    seen = x.grad[0, 0].unfold(0, 4, 4).unfold(1, 4, 4).abs().sum((-1, -2)).flatten()
+    assert ((seen == 0) == hidden[0]).all()

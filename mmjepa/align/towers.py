@@ -25,9 +25,9 @@ from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ..checkpoint import read_config, read_json
-from ..core import UserError, check_choice, first_line
+from ..core import Size, UserError, check_choice, first_line
 from ..encoders import EncoderConfig, MultimodalEncoder, masked_mean
-from ..data.images import read_image, square_pixels, to_float
+from ..data.images import read_image, sized_pixels, to_float
 from ..data.text import load_tokenizer
 from .sound import float_samples, read_sound, resample
 from .tiny_models import quiet_transformers
@@ -601,15 +601,19 @@ def _run_own(modality, module, inputs):
     real, states = inputs.get(f'{modality}_mask'), module(**inputs)
     return masked_mean(states, real), states, real
 
-def _squared(mode: str, size: int, image) -> Float[Tensor, '1 c s s']:
-    return to_float(torch.tensor(square_pixels(image, mode, size)).permute(2, 0, 1)[None].contiguous())
+def _sized(mode: str, size: Size, image) -> Float[Tensor, '1 c h w']:
+    return to_float(torch.tensor(sized_pixels(image, mode, size)).permute(2, 0, 1)[None].contiguous())
 
 def _own_vision(name: str) -> Tower:
     _, encoder = _own_encoder(name, 'image')
     mode = _mode(encoder.cfg.in_chans)
-    prepare = ImagePreparation(partial(_squared, mode, encoder.cfg.image_size), key='image')
+    prepare = ImagePreparation(partial(_sized, mode, encoder.cfg.image_size), key='image')
     return Tower('image', name, encoder, prepare=prepare, run=partial(_run_own, 'image'),
-                 settings={'mmjepa': vars(encoder.cfg)})
+                 settings={'mmjepa': _known(encoder.cfg)})
+
+def _known(cfg: EncoderConfig) -> dict:
+    "A shape as it decides a fingerprint: what is newer than saved ones, and not used, isn't there."
+    return {k: v for k, v in vars(cfg).items() if k != 'stem_convs' or v}
 
 # %% ../../nbs/align/52_towers.ipynb #5a281ac8
 class OwnTextPreparation:
@@ -634,7 +638,7 @@ class OwnTextPreparation:
 def _own_text(name: str) -> Tower:
     folder, encoder = _own_encoder(name, 'text')
     tokenizer = load_tokenizer(folder)
-    settings = {'mmjepa': vars(encoder.cfg), 'tokenizer': tokenizer.fingerprint}
+    settings = {'mmjepa': _known(encoder.cfg), 'tokenizer': tokenizer.fingerprint}
     return Tower('text', name, encoder, prepare=OwnTextPreparation(tokenizer, encoder.cfg.context),
                  run=partial(_run_own, 'text'), settings=settings)
 

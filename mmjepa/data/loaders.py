@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ..core import UserError, check_choice, content_id, first_line, make_generator, rank, whole_number, world_size
+from ..core import Size, UserError, check_choice, content_id, first_line, make_generator, rank, read_size
+from ..core import whole_number, world_size
 from .images import ImageSet
 from .records import EmptySource, JsonRecords, decode_image, explained, image_name, record_bytes
 from .records import record_text, record_texts, split_records
@@ -91,21 +92,21 @@ class RecordTransform:
     "A record as a sample of tensors: what `mode` names, in one size, or a `UserError` that names the record's place."
     mode: str = 'pair' # 'image', 'text' or 'pair'
     tokenizer: Tokenizer | None = None # of texts, as for `as_tokenizer`; None for bytes
-    image_size: int = 64 # side of images, pixels
+    image_size: Size = 64 # of images, pixels: side of squares, or (height, width)
     context: int = 64 # tokens of a text, begin and end included; a longer text is cut
     root: str | Path | None = None # folder of image paths; None if images are bytes
     follow_links: bool = False # whether these may leave the folder by a link
 
     def __post_init__(self):
         check_choice('mode', self.mode, ('image', 'text', 'pair'))
-        if self.image_size < 1: raise UserError(f'image_size is {self.image_size}; expected 1 or more pixels')
+        object.__setattr__(self, 'image_size', read_size('image_size', self.image_size))
         if self.context < 3: raise UserError(f'context is {self.context}; expected 3 or more: begin, a token, end')
         object.__setattr__(self, 'tokenizer', as_tokenizer(self.tokenizer))
 
     def __call__(self, record: dict) -> dict | list[dict]:
         """A sample: the `index` of the record, what `mode` names, and the `ids` of image and text by their content.
 
-        `image` is (3,s,s); `text` a list of t ids, `tokens` how many of them are real, `truncated` 0 or 1. Of a list of
+        `image` is (3,h,w); `text` a list of t ids, `tokens` how many of them are real, `truncated` 0 or 1. Of a list of
         captions: a sample for each. A half that is missing has an id that no other record has."""
         place, index = record.get('place', 'record'), record.get('index', -1)
         sample = {'index': index, 'ids': [content_id(f'{place} {index} {half}') for half in ('image', 'text')]}
@@ -315,7 +316,7 @@ def get_json_loaders(
     tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
     val_split: float = .1, # share of records held out for validation; no image and no text is on both sides
     seed: int = 0, # of the split and of the order
-    image_size: int = 64, # side of images, pixels
+    image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' and count it
     follow_links: bool = False, # whether images may leave the file's folder by a link
@@ -351,7 +352,7 @@ def get_ordered_loader(
     batch_size: int = 64, # samples a batch; the last one may be smaller
     num_workers: int = 0, # processes that read; 0 reads in this one
     tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
-    image_size: int = 64, # side of images, pixels
+    image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' (left out, counted)
     follow_links: bool = False, # whether images may leave the file's folder by a link

@@ -25,8 +25,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ..core import UserError, check_choice, content_id, first_line, is_main, make_generator
-from ..core import storage_error, write_text
-from .images import DIGIT_NAMES, open_image, square_pixels
+from ..core import Size, height_width, storage_error, write_text
+from .images import DIGIT_NAMES, open_image, sized_pixels
 
 # %% ../../nbs/data/22_records.ipynb #fd810726
 def digit_pairs(
@@ -346,13 +346,14 @@ def record_bytes(
 # %% ../../nbs/data/22_records.ipynb #2f20e25b
 def decode_image(
     data: bytes, # of an image file
-    size: int, # side of the result, pixels
+    size: Size, # of the result, pixels: side of a square, or (height, width)
     name: str = 'image', # what errors call it
 ) -> UInt8[Tensor, 'c h w']: # RGB
-    "An upright image, on white, squeezed to a square."
+    "An upright image, on white, squeezed to a size."
     with open_image(BytesIO(data), name) as image:
-        image.draft(None, (2 * size, 2 * size)) # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, not less
-        pixels = square_pixels(image, 'RGB', size)
+        height, width = height_width(size)
+        image.draft(None, (2 * width, 2 * height)) # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, not less
+        pixels = sized_pixels(image, 'RGB', size)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 def image_name(
@@ -364,12 +365,12 @@ def image_name(
 
 def record_image(
     record: dict, # with `image`: a path, or the bytes of a file as in a shard; and `place` for errors
-    size: int, # side of the result, pixels
+    size: Size, # of the result, pixels: side of a square, or (height, width)
     root: str | Path | None = None, # folder of paths; None if images are bytes
     *,
     follow_links: bool = False, # whether paths may leave the folder by a link
 ) -> UInt8[Tensor, 'c h w']: # RGB
-    "The upright image of a record, on white, squeezed to a square."
+    "The upright image of a record, on white, squeezed to a size."
     return decode_image(record_bytes(record, root, follow_links=follow_links), size, image_name(record))
 
 # %% ../../nbs/data/22_records.ipynb #8a9c3a92

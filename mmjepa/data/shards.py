@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch.utils.data import Dataset, Sampler
 
 from ..core import Source, UserError, alone, atomic_path, command, content_id, storage_error, write_text
-from ..core import is_main, make_generator, rank, remove, sync, whole_number, world_size
+from ..core import Size, is_main, make_generator, rank, remove, sync, whole_number, world_size
 from ..runs import one_writer, progress
 from .images import open_image
 from .records import EmptySource, JsonRecords, is_json, record_file, record_sides, text_bytes
@@ -315,7 +315,7 @@ def get_shard_loader(
     tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
     shuffle: bool = True, # for training: full batches, equally many on each rank; False: every record once, in order
     seed: int = 0, # of the order
-    image_size: int = 64, # side of images, pixels
+    image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a damaged shard or record, or 'skip' and count it
     buffer: int = 1000, # records that each worker holds to shuffle them

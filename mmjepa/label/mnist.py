@@ -138,7 +138,7 @@ def attention_pictures(
     first, g = encoder.embedders['image'].prefix, encoder.cfg.grid # a class token and registers come before the patches
     inputs = dict(image=to_float(images.images.to(device)), label=images.labels.to(device))
     maps = [m.float().cpu() for m in attention_maps(encoder, **inputs)]
-    def grid(rows): return rows[..., first:].unflatten(-1, (g, g))
+    def grid(rows): return rows[..., first:].unflatten(-1, g)
     to_patches = grid(torch.stack([m.mean(1)[:, -1, :-1] for m in maps], 1))
     to_label = grid(torch.stack([m.mean(1)[:, :-1, -1] for m in maps], 1))
     rollout, titles = grid(attention_rollout(maps)[:, -1, :-1]), [images.classes[y] for y in images.labels]

@@ -9,7 +9,7 @@ __all__ = ['masked_objective', 'MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget
            'whole_model', 'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
-import copy
+import copy, math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from ..checkpoint import load_weights, model_folder
-from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, get_device, is_main,
-                         make_generator, seed_everything, start_ranks, world_size)
+from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, get_device, height_width,
+                         is_main, make_generator, seed_everything, start_ranks, world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
@@ -36,7 +36,7 @@ from ..training import TrainConfig, fit
 @dataclass(frozen=True)
 class MaskedTransform:
     "Views, masks and corrupted texts for a batch of any modalities."
-    grid: int # patches along a side
+    grid: tuple[int, int] # rows and columns of patches
     corrupt: TokenCorruption | None = None # of texts
     ratio: float = .4 # share of each image's patches that is hidden, 0 to 1
     augmentation: AugmentConfig | None = None # None: images as they are
@@ -53,7 +53,7 @@ class MaskedTransform:
         if 'image' in batch:
             x = to_float(batch['image'])
             out['image'] = augment(x, self.augmentation, generator) if self.augmentation else x
-            out['mask'] = block_mask(len(x), (self.grid, self.grid), self.ratio, generator=generator).to(x.device)
+            out['mask'] = block_mask(len(x), self.grid, self.ratio, generator=generator).to(x.device)
         if 'text' in batch:
             out['text_seen'], out['text_hidden'] = self.corrupt(batch['text'], batch['text_mask'], generator)
         return out
@@ -65,7 +65,7 @@ class PixelTarget(nn.Module):
         cfg: EncoderConfig, # shape of images and patches
     ):
         super().__init__()
-        self.patch_size, self.dim = cfg.patch_size, cfg.in_chans * cfg.patch_size**2
+        self.patch_size, self.dim = cfg.patch_size, cfg.in_chans * math.prod(height_width(cfg.patch_size))
     def forward(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n p']:
         return patch_pixels(image, self.patch_size, normalize=True)
 
@@ -115,7 +115,7 @@ class MaskedModel(nn.Module):
     ) -> Float[Tensor, 'b n p']:
         "Prediction for every patch, hidden or not."
         embed = self.encoder.embedders['image']
-        tokens = torch.where(mask[..., None], self.mask_token, embed.patches(image)) + embed.position
+        tokens = embed.hide(image, mask, self.mask_token) + embed.position
         return self.patch_head(self.encoder.transform(tokens, sizes={'image': tokens.shape[1]}))
 
     def words(self,
@@ -217,11 +217,11 @@ def fill_in(
     mask: Bool[Tensor, 'b n'], # True where a patch is hidden
 ) -> tuple[Float[Tensor, 'b c h w'], Float[Tensor, 'b c h w']]:
     "What the model sees (hidden patches grey), and what it makes of it."
-    p = model.encoder.cfg.patch_size
+    p, grid = model.encoder.cfg.patch_size, model.encoder.cfg.grid
     own = patch_pixels(image, p, normalize=False)
     made = model.patches(image, mask).float() * own.std(-1, keepdim=True) + own.mean(-1, keepdim=True)
     seen = torch.where(mask[..., None], torch.zeros_like(own), own)
-    return unpatch(seen, p), unpatch(torch.where(mask[..., None], made, own), p).clamp(-1, 1)
+    return unpatch(seen, p, grid), unpatch(torch.where(mask[..., None], made, own), p, grid).clamp(-1, 1)
 
 def filled_figure(
     model: MaskedModel, # trained on pixels, in evaluation mode

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, data_dir
-from ..data.images import open_image, square_pixels
+from ..data.images import open_image, sized_pixels
 from ..data.records import JsonRecords
 from .checks import run_checked
 from .programs import run_many, run_program
@@ -304,7 +304,7 @@ def _pixels(source, size: int, name: str | None) -> np.ndarray: # (size, size, 3
     with open_image(source, name) as image:
         if image.width * image.height > _LARGEST_PICTURE:
             raise ValueError(f'{image.width}x{image.height} pixels are too many')
-        return square_pixels(image, 'RGB', size) / 255
+        return sized_pixels(image, 'RGB', size) / 255
 
 def draws_same(
     program: str, # Python source code that draws with matplotlib

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from ..core import UserError, first_line, make_generator
-from ..data.images import read_image, square_pixels, to_float
+from ..core import Size, UserError, first_line, height_width, make_generator
+from ..data.images import read_image, sized_pixels, to_float
 from ..data.records import record_image, text_bytes
 from ..data.text import Tokenizer
 from ..runs import progress
@@ -86,7 +86,7 @@ class _Reader:
         self.position = self.position + 1
 
 # %% ../../nbs/vl/82_generation.ipynb #56d82e44
-def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
+def _pixels(item, size: Size) -> UInt8[Tensor, '3 h w']:
     "One image as bytes."
     if isinstance(item, (str, Path)):
         try: item = Path(item).expanduser().read_bytes()
@@ -94,14 +94,16 @@ def _pixels(item, size: int) -> UInt8[Tensor, '3 s s']:
             raise UserError(f'image {item!s:.80}: cannot be read ({first_line(e)}); expected a path of a file') from e
     if isinstance(item, (bytes, bytearray, memoryview)):
         return record_image({'image': bytes(item), 'place': 'image'}, size)
-    if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, size, size): return item.cpu()
-    return torch.from_numpy(square_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
+    if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.shape == (3, *height_width(size)):
+        return item.cpu()
+    return torch.from_numpy(sized_pixels(read_image(item), 'RGB', size).transpose(2, 0, 1).copy())
 
-def _picture(item, size: int) -> Float[Tensor, '3 s s']:
+def _picture(item, size: Size) -> Float[Tensor, '3 h w']:
     "One image in [-1, 1]."
     if not isinstance(item, Tensor) or not item.is_floating_point(): return to_float(_pixels(item, size))
-    if item.shape == (3, size, size): return item.cpu().float()
-    raise UserError(f'an image has shape {tuple(item.shape)}; expected (3, {size}, {size}) in [-1, 1], '
+    height, width = height_width(size)
+    if item.shape == (3, height, width): return item.cpu().float()
+    raise UserError(f'an image has shape {tuple(item.shape)}; expected (3, {height}, {width}) in [-1, 1], '
                     'or bytes of any size')
 
 def _listed(images) -> list:
@@ -113,8 +115,8 @@ def _listed(images) -> list:
 
 def model_images(
     model: VLJEPA, # that will look at them
-    images: list | Tensor | None, # one for each row, or None where it has none; or (b, 3, s, s); or a single one
-) -> tuple[Float[Tensor, 'b 3 s s'], Bool[Tensor, ' b']] | tuple[None, None]: # images, and True for rows that have one
+    images: list | Tensor | None, # one for each row, or None where it has none; or (b, 3, h, w); or a single one
+) -> tuple[Float[Tensor, 'b 3 h w'], Bool[Tensor, ' b']] | tuple[None, None]: # images, and True for rows that have one
     """Images as the model takes them, on its device; None and None if there is none.
 
     One image is a path, a Pillow image, an array or tensor of bytes, or the bytes of a file."""
@@ -122,7 +124,7 @@ def model_images(
     size, device, images = model.config.vision.image_size, model.step_weights.device, _listed(images)
     there = torch.tensor([x is not None for x in images], dtype=torch.bool, device=device)
     if not there.any(): return None, None
-    pixels = [torch.zeros(3, size, size) if x is None else _picture(x, size) for x in images]
+    pixels = [torch.zeros(3, *height_width(size)) if x is None else _picture(x, size) for x in images]
     return torch.stack(pixels).to(device), there
 
 # %% ../../nbs/vl/82_generation.ipynb #b1276a14

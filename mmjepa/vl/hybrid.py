@@ -41,7 +41,7 @@ def next_token_labels(
 class JointMasks:
     "A transform for `fit` that chooses what is hidden in each row."
     masking: JEPAMasking = JEPAMasking() # how much, and how long a span is
-    patches: int = 256 # of an image, in a square
+    patches: int | tuple[int, int] = 256 # of an image: how many, in a square, or (rows, columns)
     steps: int = 0 # of the model's rollout: adds indices for them; 0: masks alone, for rows that are still shared out
 
     def __call__(self,
@@ -49,7 +49,8 @@ class JointMasks:
         generator: torch.Generator, # on the CPU
     ) -> dict[str, Tensor]: # with `text_hidden` (b, t), and `image_hidden` (b, n) if there is `image`
         "The batch with its masks, and with `token_indices` if `steps` is above 0."
-        text, n = batch['text'], self.patches if 'image' in batch else 0
+        grid = (math.isqrt(self.patches),) * 2 if isinstance(self.patches, int) else self.patches
+        text, n = batch['text'], math.prod(grid) if 'image' in batch else 0
         real = batch.get('text_mask', torch.ones_like(text, dtype=torch.bool))
         there = batch.get('image_there', real.new_full((len(text),), bool(n)))
         tokens, words = torch.cat([there[:, None].expand(-1, n), real], 1), real.any(1)
@@ -59,7 +60,7 @@ class JointMasks:
         for modality, (rows, part) in kinds.items():
             if not rows.any(): continue
             chosen = hidden[rows]
-            chosen[:, part] = self.masking.generate_mask(tokens[rows, part], modality, generator)
+            chosen[:, part] = self.masking.generate_mask(tokens[rows, part], modality, generator, grid=grid)
             hidden[rows] = chosen
         batch = batch | {'text_hidden': hidden[:, n:]} | ({'image_hidden': hidden[:, :n]} if n else {})
         return token_indices(batch, self.steps) if self.steps else batch
@@ -69,7 +70,7 @@ def joint_masks(
     steps: int = 0, # as for `JointMasks`
 ) -> JointMasks: # spans of 8 tokens
     "What a model of this shape has to predict, in training and in evaluation."
-    return JointMasks(JEPAMasking(config.mask_ratio, span=8), config.vision.grid**2, steps)
+    return JointMasks(JEPAMasking(config.mask_ratio, span=8), config.vision.grid, steps)
 
 # %% ../../nbs/vl/81_hybrid.ipynb #d0e5b936
 _ADVICE = ('the model collapses: raise the weight of SIGReg (or, with a slow copy, its momentum), '

@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, model_folder
-from ..core import UserError, all_reduce_sum
+from ..core import UserError, all_reduce_sum, height_width
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
 
@@ -218,8 +218,8 @@ def image_states(
     image, rows, encoder = batch['image'], batch.get('image_rows'), model.vision_encoder
     if rows is None: rows = batch['image_there'].nonzero()[:, 0] if 'image_there' in batch else slice(None)
     embed = encoder.embedders['image']
-    x = embed.patches(image[rows])
-    if hide: x = torch.where(batch['image_hidden'][rows][..., None], model.jepa_head.image_mask.to(x.dtype), x)
+    if hide: x = embed.hide(image[rows], batch['image_hidden'][rows], model.jepa_head.image_mask)
+    else: x = embed.patches(image[rows])
     x = encoder.transform(x + embed.position, sizes={'image': x.shape[1]})
     return x.new_zeros(len(image), *x.shape[1:]).index_put((rows,), x) if isinstance(rows, Tensor) else x
 
@@ -327,14 +327,14 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
         return out | (self._predict(batch, seen) if self.alpha else {})
 
     @property
-    def patches(self) -> int: return self.config.vision.grid**2
+    def patches(self) -> int: return self.config.vision.patches
 
 # %% ../../nbs/vl/80_model.ipynb #21d4656b
 def _shapes(model: VLJEPA, batch: dict[str, Tensor]) -> dict[str, tuple]:
     "What the tensors of a batch have to look like."
     (b, t), v = batch['text'].shape, model.config.vision
     shapes = dict.fromkeys(('text_mask', 'document', 'labels'), (b, t))
-    shapes |= {'image': (b, v.in_chans, v.image_size, v.image_size), 'image_there': (b,)}
+    shapes |= {'image': (b, v.in_chans, *height_width(v.image_size)), 'image_there': (b,)}
     if model.alpha: shapes['text_hidden'] = (b, t)
     if model.alpha and 'image' in batch: shapes['image_hidden'] = (b, model.patches)
     return shapes

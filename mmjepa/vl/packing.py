@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import UserError, check_choice, content_id, first_line, make_generator
+from ..core import Size, UserError, check_choice, content_id, first_line, height_width, make_generator
 from ..data.documents import Template, read_templates
 from ..data.records import EmptySource, JsonRecords, named_side, record_image, record_text, split_records
 from ..data.records import text_bytes
@@ -41,7 +41,7 @@ class Document:
 # %% ../../nbs/vl/84_packing.ipynb #88fec093
 class _Source:
     "What makes documents of records, and knows which records it takes."
-    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: int, longest: int, on_error: str,
+    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: Size, longest: int, on_error: str,
                  where: dict[str, str] | None, fields: dict[str, str] | None, templates: dict[str, str] | None,
                  folder: Path | None = None, follow_links: bool = False):
         check_choice('on_error', on_error, ('raise', 'skip'))
@@ -153,7 +153,7 @@ class JsonSource(_Source):
     def __init__(self,
         path: str | Path, # records with `text`, and perhaps `image` (a path) and `prompt`
         tokenizer: Tokenizer, # of texts
-        image_size: int = 0, # side of images, pixels; 0 ignores them
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         *,
         seed: int = 0, # of the order
         longest: int = 0, # most tokens of a text that has an image, which must fit a row; 0 for no limit
@@ -221,7 +221,7 @@ class StreamSource(_Source):
         tokenizer: Tokenizer, # of texts
         name: str, # what errors call it
         *,
-        image_size: int = 0, # side of images, pixels; 0 ignores them
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         longest: int = 0, # most tokens of a text that has an image; 0 for no limit
         val_split: float = 0., # share of the records that is held out, chosen by their texts
         held_out: bool = False, # take these, not the others
@@ -364,7 +364,7 @@ class TokenMixture:
         length: int, # tokens of a row
         *,
         pad_id: int, # what stands behind the last document of a row that is not full
-        image_size: int = 0, # side of images, pixels; 0: rows have none
+        image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0: rows have none
         answers_only: bool = False, # labels on answers alone, not on prompts
     ):
         for name, s in sources.items():
@@ -433,7 +433,7 @@ def row(
         at, number = here.stop, number + 1
     out = {k: torch.from_numpy(v) for k, v in out.items()}
     if not self.image_size: return out
-    blank = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
+    blank = torch.zeros(3, *height_width(self.image_size), dtype=torch.uint8)
     return {**out, 'image': blank if image is None else image, 'image_there': torch.tensor(image is not None)}
 
 @patch

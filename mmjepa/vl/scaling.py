@@ -18,8 +18,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core import UserError, check_choice, command
+from ..core import UserError, check_choice, command, height_width
 from ..plots import save_figure
+from ..encoders import EncoderConfig
 from .config import CurriculumConfig, load_curriculum, micro_batches, read_number, stage_mixture, step_counts
 from .config import to_model
 from .model import VLJEPAConfig
@@ -35,13 +36,21 @@ def _layer_weights(c: VLJEPAConfig) -> int:
     d, kv = c.hidden_size, c.hidden_size // c.num_heads * c.num_kv_heads
     return 2 * d**2 + 2 * d * kv + 3 * d * c.intermediate_size + 2 * d
 
+def _convolutions(v: EncoderConfig) -> list[tuple[int, int, int]]:
+    "Weights, places and channels out of each convolution that makes patches of an image; that of patches is the last."
+    widths, pixels = [v.in_chans, *v.stem_widths], math.prod(height_width(v.image_size))
+    stem = [(9 * a * b, pixels >> 2 * i, b) for i, (a, b) in enumerate(zip(widths, v.stem_widths), 1)]
+    area = (pixels >> 2 * v.stem_convs) // v.patches
+    return [*stem, (area * widths[-1] * v.emb_dim, v.patches, v.emb_dim)]
+
 def count_parameters(
     config: VLJEPAConfig,
 ) -> dict[str, int]: # by part; a tied head has none of its own
     "Numbers in the weights of each part."
     c, v, d, e = config, config.vision, config.hidden_size, config.embedding_dim
     w, embed = v.emb_dim, d * e + e
-    ends = (v.in_chans * v.patch_size**2 + 1 + v.grid**2 + 2) * w # patches, positions, norm
+    *stem, (patch, _, _) = _convolutions(v)
+    ends = sum(n + 2 * width for n, _, width in stem) + patch + (1 + v.patches + 2) * w # bias, positions, norm
     out = {'vision_encoder': ends + v.depth * _block_weights(w, v.mlp_ratio),
            'language_encoder': c.vocab_size * d + c.num_layers * _layer_weights(c) + d,
            'cross_modal_fusion': w * d + 3 * d + c.fusion_depth * _block_weights(d)}
@@ -70,8 +79,8 @@ class Work:
 
 def _tokens(c: VLJEPAConfig, work: Work) -> tuple[int, int, float]:
     "Image tokens in fusion, all tokens there, and how many are hidden."
-    n = c.vision.grid**2 if work.images else 0
-    return n, n + work.text, c.mask_ratio * (c.vision.grid**2 * work.images + work.text)
+    n = c.vision.patches if work.images else 0
+    return n, n + work.text, c.mask_ratio * (c.vision.patches * work.images + work.text)
 
 def _passes(c: VLJEPAConfig, work: Work) -> tuple[int, bool]:
     "Passes with backward, and whether the slow copy makes one without."
@@ -82,9 +91,10 @@ def _pass_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
     "Of one forward pass of a row."
     v, t, d, (n, s, _) = c.vision, work.text, c.hidden_size, _tokens(c, work)
     w, wide, kv = v.emb_dim, int(v.emb_dim * v.mlp_ratio), d // c.num_heads * c.num_kv_heads
-    seen, layer = work.images * v.grid**2, 4 * d**2 + 4 * d * kv + 6 * d * c.intermediate_size
-    return {'patches': seen * 2 * v.in_chans * v.patch_size**2 * w,
-            'vision_encoder': seen * v.depth * (8 * w**2 + 4 * w * wide + 4 * v.grid**2 * w),
+    seen, layer = work.images * v.patches, 4 * d**2 + 4 * d * kv + 6 * d * c.intermediate_size
+    first, *rest = [2 * weights * places * work.images for weights, places, _ in _convolutions(v)]
+    return {'pixels': first,
+            'vision_encoder': sum(rest) + seen * v.depth * (8 * w**2 + 4 * w * wide + 4 * v.patches * w),
             'language_encoder': t * c.num_layers * (layer + 4 * t * d),
             'cross_modal_fusion': n * 2 * w * d + s * c.fusion_depth * (24 * d**2 + 4 * s * d)}
 
@@ -97,9 +107,9 @@ def count_flops(
     c, d, e, (_, s, hidden) = config, config.hidden_size, config.embedding_dim, _tokens(config, work)
     learns, copy = _passes(c, work)
     one = _pass_flops(c, work)
-    patches = one.pop('patches') # an image needs no gradient, so backward is one product and not two
+    pixels = one.pop('pixels') # an image needs no gradient, so backward is one product and not two
     out = {k: x * (3 * learns + copy) for k, x in one.items()}
-    out['vision_encoder'] += patches * (2 * learns + copy)
+    out['vision_encoder'] += pixels * (2 * learns + copy)
     predict = hidden * (2 * d * e + c.prediction_steps * 8 * e**2) * 3
     sigreg = 4 * e * work.num_slices # its directions need no gradient
     target = s * 2 * d * e if copy else hidden * (6 * d * e + sigreg)
@@ -121,14 +131,16 @@ def _blocks(c: VLJEPAConfig, work: Work, half: int) -> list[tuple[float, int, in
     "Of vision, language and fusion: tokens of a row, blocks, width, and bytes that a block keeps for a token."
     v, d = c.vision, c.hidden_size
     patch = _block_kept(v.emb_dim, v.num_heads, half, ratio=v.mlp_ratio)
-    return [(work.images * v.grid**2, v.depth, v.emb_dim, patch),
+    return [(work.images * v.patches, v.depth, v.emb_dim, patch),
             (work.text, c.num_layers, d, _layer_kept(c, half)),
             (_tokens(c, work)[1], c.fusion_depth, d, _block_kept(d, c.num_heads, half))]
 
 def _pass_kept(c: VLJEPAConfig, work: Work, half: int, *, checkpointing: bool) -> float:
     "Bytes that one pass keeps for a row."
     v, t, d, (n, s, _) = c.vision, work.text, c.hidden_size, _tokens(c, work)
-    patches = work.images * v.grid**2 * (v.in_chans * v.patch_size**2 * half + 4 * v.emb_dim)
+    pixels, stem = v.in_chans * math.prod(height_width(v.image_size)), _convolutions(v)[:-1]
+    stem = sum(places * width for _, places, width in stem) * 3 * half # before and after a norm, and behind GELU
+    patches = work.images * (pixels * half + stem + 4 * v.patches * v.emb_dim)
     norms, into_fusion, masks = 8 * t * d + 4 * s * d, n * v.emb_dim * half, half * (t * t + s * s)
     blocks = _blocks(c, work, half)
     inside = sum(tokens * depth * (4 * w if checkpointing else kept) for tokens, depth, w, kept in blocks)
@@ -166,7 +178,7 @@ def count_activations(
 def _cast_bytes(c: VLJEPAConfig) -> int:
     "Casts of the matrices of all linear layers."
     p = count_parameters(c)
-    tables = c.vocab_size * c.hidden_size + c.vision.grid**2 * c.vision.emb_dim # words and positions
+    tables = c.vocab_size * c.hidden_size + c.vision.patches * c.vision.emb_dim # words and positions
     return 2 * (sum(p[k] for k in ('vision_encoder', 'language_encoder', 'cross_modal_fusion', 'jepa_head')) - tables)
 
 def _gathered_bytes(c: VLJEPAConfig, half: int) -> int:
