@@ -243,7 +243,7 @@ def _fold(lines: list[str], words: tuple[str, ...]) -> tuple[str, list[list[str]
     rows = [re.findall('>([^<]+)<', line) for line in lines]
     shape = _jsx(re.sub('>[^<]+<', '>{}<', lines[0]))
     names = words[:len(rows[0])]
-    for name in names: shape = shape.replace('{}', '{%s}' % name, 1)
+    for name in names: shape = shape.replace('{}', f'{{{name}}}', 1)
     key = max(names, key=lambda name: len({row[names.index(name)] for row in rows}))
     return f'([{", ".join(names)}]) => ' + re.sub(r'^<(\w+)', rf'<\1 key={{{key}}}', shape), rows
 
@@ -277,9 +277,9 @@ def read_react(
         each = re.fullmatch(r'\{(\w+)\.map\(\(\[(.*?)\]\) => (.*)\)\}', line)
         if not each: lines.append(line)
         for row in lists[each[1]] if each else ():
-            words = dict(zip(each[2].split(', '), row))
             piece = re.sub(r' key=\{\w+\}', '', each[3])
-            lines.append(re.sub(r'>\{(\w+)\}<', lambda name: f'>{words[name[1]]}<', piece)) # noqa: B023
+            for name, word in zip(each[2].split(', '), row): piece = piece.replace(f'>{{{name}}}<', f'>{word}<')
+            lines.append(piece)
     page = '\n'.join(lines).replace('className=', 'class=').replace('defaultValue=', 'value=').replace(' />', '>')
     page = re.sub(r"style=\{\{ (.*?): '(.*?)' \}\}", r'style="\1: \2"', page)
     head = ['<!DOCTYPE html>', '<html>', '<head>', '<style>', found[1], '</style>', '</head>', '<body>']
