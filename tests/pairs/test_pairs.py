@@ -77,7 +77,8 @@ def assert_unseen(records):
 def test_held_out_means_unseen(tmp_path, library):
     "In all that the command writes, of any kind."
     kinds = 'code,chart,formula,statement,mockup,plotly,react,markdown,corpus'
-    p = start('--output', tmp_path/'set', '--kind', kinds, '--n', 30, '--image_size', 128, '--painter', 'own', '--source', library)
+    p = start('--output', tmp_path/'set', '--kind', kinds, '--n', 30, '--image_size', 128, '--painter', 'own',
+              '--source', library)
     out, err = p.communicate(timeout=300)
     assert p.returncode == 0, err
     pairs, corpus = (list(JsonRecords(tmp_path/f'set/{name}.jsonl')) for name in ('pairs', 'corpus'))
