@@ -78,29 +78,6 @@ def _by_another(text: str) -> str:
     return text.replace('| ---', '|---').replace('--- |', '---|')
 
 # %% ../../nbs/pairs/68_markdown.ipynb #88d88524
-_LOOKS = ( # ground, ink, card, edge, accent
-    ('#ffffff', '#1f2328', '#f0f2f5', '#d0d7de', '#0969da'), ('#0d1117', '#dfe5ec', '#1a212b', '#3a434f', '#4493f8'),
-    ('#fdf6e3', '#3b4a50', '#f2e9d0', '#d5cba9', '#b58900'), ('#fbfbfd', '#222233', '#ececf6', '#c9c9dc', '#6741a5'))
-
-def _style(rng: random.Random, size: int) -> str:
-    "Rules of a look by chance with letters of `size` pixels."
-    (ground, ink, card, edge, accent), family = rng.choice(_LOOKS), rng.choice(('DejaVu Sans', 'DejaVu Serif'))
-    def letters(s): return f'font-size: {s}px; line-height: {s + 4}px'
-    return '\n'.join([
-        '* { box-sizing: border-box; margin: 0 }',
-        f"body {{ font-family: '{family}', serif; {letters(size)}; color: {ink}; background: {ground} }}",
-        f'main {{ display: flex; flex-direction: column; gap: {rng.choice((5, 6, 7))}px; padding: 10px }}',
-        f'h1 {{ {letters(size + 6)}; font-weight: bold }}', f'h2 {{ {letters(size + 3)}; font-weight: bold }}',
-        f'h3 {{ {letters(size + 1)}; font-weight: bold; color: {accent} }}', 'b { font-weight: bold }',
-        '.list { display: flex; flex-direction: column; gap: 2px }', '.item { display: flex; gap: 5px }',
-        f".mark {{ font-family: 'DejaVu Sans'; color: {accent} }}", '.rest { flex: 1 }',
-        f".mono {{ font-family: 'DejaVu Sans Mono'; background: {card}; padding: 0 3px }}",
-        '.code { display: flex; flex-direction: column; '
-        f'background: {card}; border: 1px solid {edge}; padding: 4px 3px }}',
-        f'.bar {{ width: 3px; background: {accent} }}',
-        f'.cell {{ flex: 1; background: {ground}; border: 1px solid {edge}; padding: 2px 5px }}',
-        f'.head {{ background: {card}; font-weight: bold }}'])
-
 _ITEM = re.compile(r'([-*]|\d+[.)]) (?:\[([x ])\] )?(?:(\*\*.+?\*\*|`.+?`) )?(.*)')
 _BOXES = {'x': '\N{BALLOT BOX WITH CHECK}', ' ': '\N{BALLOT BOX}'} # of tasks
 
@@ -138,6 +115,30 @@ def markdown_page(
     lines = [line for block in text.split('\n\n') for line in _block(block.split('\n'))]
     head = ['<!DOCTYPE html>', '<html>', '<head>', '<style>', style, '</style>', '</head>', '<body>', '<main>']
     return '\n'.join([*head, *lines, '</main>', '</body>', '</html>'])
+
+# %% ../../nbs/pairs/68_markdown.ipynb #cfdd9515
+_LOOKS = ( # ground, ink, card, edge, accent
+    ('#ffffff', '#1f2328', '#f0f2f5', '#d0d7de', '#0969da'), ('#0d1117', '#dfe5ec', '#1a212b', '#3a434f', '#4493f8'),
+    ('#fdf6e3', '#3b4a50', '#f2e9d0', '#d5cba9', '#b58900'), ('#fbfbfd', '#222233', '#ececf6', '#c9c9dc', '#6741a5'))
+
+def _style(rng: random.Random, size: int) -> str:
+    "Rules of a look by chance with letters of `size` pixels."
+    (ground, ink, card, edge, accent), family = rng.choice(_LOOKS), rng.choice(('DejaVu Sans', 'DejaVu Serif'))
+    def letters(s): return f'font-size: {s}px; line-height: {s + 4}px'
+    return '\n'.join([
+        '* { box-sizing: border-box; margin: 0 }',
+        f"body {{ font-family: '{family}', serif; {letters(size)}; color: {ink}; background: {ground} }}",
+        f'main {{ display: flex; flex-direction: column; gap: {rng.choice((5, 6, 7))}px; padding: 10px }}',
+        f'h1 {{ {letters(size + 6)}; font-weight: bold }}', f'h2 {{ {letters(size + 3)}; font-weight: bold }}',
+        f'h3 {{ {letters(size + 1)}; font-weight: bold; color: {accent} }}', 'b { font-weight: bold }',
+        '.list { display: flex; flex-direction: column; gap: 2px }', '.item { display: flex; gap: 5px }',
+        f".mark {{ font-family: 'DejaVu Sans'; color: {accent} }}", '.rest { flex: 1 }',
+        f".mono {{ font-family: 'DejaVu Sans Mono'; background: {card}; padding: 0 3px }}",
+        '.code { display: flex; flex-direction: column; '
+        f'background: {card}; border: 1px solid {edge}; padding: 4px 3px }}',
+        f'.bar {{ width: 3px; background: {accent} }}',
+        f'.cell {{ flex: 1; background: {ground}; border: 1px solid {edge}; padding: 2px 5px }}',
+        f'.head {{ background: {card}; font-weight: bold }}'])
 
 # %% ../../nbs/pairs/68_markdown.ipynb #434b353e
 def write_markdown(
