@@ -91,8 +91,8 @@ def make_batch(config, rows, device):
     document = (torch.arange(t) // (t // 2)).expand(rows, t).contiguous()
     real = torch.ones_like(text, dtype=torch.bool)
     batch = {'text': text, 'text_mask': real, 'document': document, 'labels': next_token_labels(text, real, document),
-             'image': torch.randn(rows, v.in_chans, *height_width(v.image_size), generator=g),
-             'image_there': torch.arange(rows) % 2 == 0}
+             'image': torch.randn(rows // 2, v.in_chans, *height_width(v.image_size), generator=g),
+             'image_row': torch.arange(rows // 2) * 2}
     return {k: x.to(device) for k, x in batch.items()}
 
 

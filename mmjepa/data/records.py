@@ -477,9 +477,11 @@ def record_groups(
         for text in _captions(fields):
             text_rows.append(k)
             text_ids.append(content_id(text))
-        if isinstance(fields.get('image'), str):
+        images = fields.get('image')
+        for name in images if isinstance(images, list) else [images]: # a document of several, or one
+            if not isinstance(name, str): continue
             image_rows.append(k)
-            image_names.append(names.setdefault(fields['image'], len(names)))
+            image_names.append(names.setdefault(name, len(names)))
     files = _file_ids([*names], str(records.folder), records.follow_links)[np.array(image_names, np.int64)]
     there, image_rows = files >= 0, np.array(image_rows, np.int64)
     # an image's number is below that of any text

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from ..checkpoint import load_weights, written
 from ..core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks
@@ -35,7 +34,8 @@ from .config import micro_batches, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
 from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, joint_masks
 from .model import VLJEPA, token_indices
-from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream, skip_notes
+from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, collate_rows, hub_stream
+from .packing import shard_stream, skip_notes, slice_rows
 from .scaling import DEVICES, count_parameters, plan_cost
 
 # %% ../../nbs/vl/86_curriculum.ipynb #97f6c15d
@@ -101,13 +101,13 @@ def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
         at, (number, i) = self.step, self.place(self.step)
         if number != self.stage: self._begin(number)
         stage = self.config.stages[number]
-        rows = default_collate(self._rows(stage, i))
+        rows = collate_rows(self._rows(stage, i))
         rows['stage'] = torch.full((len(rows['text']),), number)
         if stage.alpha: rows = self.masks(rows, make_generator('masks', self.seed, at, 0)) # however they are cut
         self.step += 1 # before the rows are handed out: a checkpoint comes after the last of them
         for group in range(self.groups):
             first = (group * world + own) * self.micro
-            mine = {k: v[first:first + self.micro] for k, v in rows.items()}
+            mine = slice_rows(rows, first, self.micro)
             yield token_indices(mine, self.config.training.jepa.prediction_steps)
 
 @patch
@@ -139,17 +139,17 @@ def notes(self: CurriculumLoader) -> list[str]: # at the end of a run
 
 @patch
 def _stage_notes(self: CurriculumLoader, number: int) -> Iterator[str]:
-    "Of one stage: that it was not filled, or else which sources have less than nine tenths of their share."
+    "Of one stage: that rows were not filled, or else which sources have less than nine tenths of their share."
     stage, read = self.config.stages[number], self.tokens_read(number)
     total = sum(read.values())
-    if total < stage.tokens:
+    if total < .98 * stage.tokens:
         yield (f'stage {stage.name} has read {total:,} of {stage.tokens:,} tokens: all of its sources have pictures, '
-               'of which a row takes one, and nothing fills the rest; expected a source of text beside them')
+               'whose texts are not cut, and nothing fills the ends of rows; expected a source of text beside them')
         return
     for name, n in read.items():
         share, asked = n / stage.tokens, self.weights[number][name]
-        if self.mixture.sources[name].has_images and share < .9 * asked:
-            yield f'stage {stage.name} has {share:.0%} of {name}, and {asked:.0%} were asked: a row takes one picture'
+        if share < .9 * asked: yield f'stage {stage.name} has {share:.0%} of {name}, and {asked:.0%} were asked'
+
 
 # %% ../../nbs/vl/86_curriculum.ipynb #bd12ffd1
 @patch
@@ -335,7 +335,7 @@ def build_curriculum(
     epoch_steps = max(1, -(-sum(step_counts(config)) // epochs))
     loader = CurriculumLoader(config, mixed(sources), epoch_steps, seed=seed)
     test = mixed(held)
-    batches = [default_collate([test.row() for _ in range(8)]) for _ in range(8)]
+    batches = [collate_rows([test.row() for _ in range(8)]) for _ in range(8)]
     evaluate = CurriculumEvaluation(batches, _token_counts(mixed(sources), words))
     return model, VLJEPAObjective(seed=seed), loader, evaluate
 

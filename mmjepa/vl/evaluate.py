@@ -11,7 +11,7 @@ __all__ = ['load_evaluated', 'EvaluationConfig', 'unigram_bound', 'score_texts',
 import json, math, sys, textwrap
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
@@ -77,7 +77,7 @@ def unigram_bound(
     "The lowest perplexity of a model that knows how frequent tokens are in these texts, and nothing else."
     counts = Counter()
     for record in records:
-        ids, first = record.ids(tokenizer)
+        ids, first, _ = record.ids(tokenizer)
         counts.update(ids[first:])
     if not counts: raise UserError('no texts; expected one or more')
     return math.exp(-sum(c / counts.total() * math.log(c / counts.total()) for c in counts.values()))
@@ -119,9 +119,10 @@ def _shown(ax, text: str, title: str, *, color: str = 'black', lines: int = 20, 
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9, color=color)
 
-def _picture(ax, image: bytes, title: str):
+def _picture(ax, record: EvalRecord, title: str):
+    "The picture of a record, the first of several."
     from mmjepa.data.images import read_image
-    ax.imshow(read_image(image))
+    ax.imshow(read_image(record.pictures[0]))
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9)
 
@@ -138,7 +139,7 @@ def code_figure(
         r, exact = w.record, exact_match(w.text, w.record.text)
         verdict = 'exact' if exact else f'similarity {token_edit_similarity(w.text, r.text):.2f}'
         chart = f'; chart: {w.chart.status}' if w.chart else ''
-        _picture(left, r.image, r.domain if r.domain != 'all' else 'picture')
+        _picture(left, r, r.domain if r.domain != 'all' else 'picture')
         _shown(middle, r.text, 'true')
         _shown(right, w.text or '(nothing)', f'written: {verdict}{chart}', color='black' if exact else '#b2182b')
     return fig
@@ -163,7 +164,7 @@ def retrieval_figure(
                             layout='constrained', squeeze=False)
     for (first, *others), i, order in zip(axs, rows, orders):
         place = 1 + right[i, order].tolist().index(True)
-        _picture(first, records[i].image, f'its own text comes {place} of {len(records)}')
+        _picture(first, records[i], f'its own text comes {place} of {len(records)}')
         for ax, j in zip(others, order):
             color, own = ('#0173b2', ', its own') if right[i, j] else ('black', '')
             _shown(ax, records[j].text, f'cosine {cosine[i, j]:.2f}{own}', color=color, **look)
@@ -201,7 +202,7 @@ def score_pairs(
     from mmjepa.plots import save_figure
     size = config.batch_size
     def surprise(part): return perplexity(model, tokenizer, part, batch_size=size)['perplexity']
-    blind = surprise([replace(r, image=None) for r in records])
+    blind = surprise([r.without_pictures() for r in records])
     a, b = modal_embeddings(model, tokenizer, records, batch_size=size)
     found = {'text_of_picture': {'perplexity': surprise(records), 'without_the_picture': blind},
              'retrieval': multimodal_retrieval(a, b, record_ids(records))}

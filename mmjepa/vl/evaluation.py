@@ -10,7 +10,7 @@ __all__ = ['EvalRecord', 'random_rows', 'read_eval_records', 'eval_windows', 'pe
 # %% ../../nbs/vl/87_evaluation.ipynb #7f66ec89
 import json, math, re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +27,36 @@ from ..runs import progress
 from ..sandbox.code_scores import ChartResult, code_table, draws_same, parses, read_humaneval
 from ..sandbox.programs import run_many
 from .curriculum import loss_weights, masked_outputs
-from .generation import generate, model_images
+from .generation import IMAGE_MARK, generate, model_images, place_images, row_images
 from .hybrid import EmbeddingError
 from .model import VLJEPA, fused_states
-from .packing import split_learnt
+from .packing import each_image, split_learnt
 
 # %% ../../nbs/vl/87_evaluation.ipynb #847cd6f3
 @dataclass(frozen=True)
 class EvalRecord:
     "One record to be scored on."
     text: str # what should be written
-    image: bytes | None = None # file of its picture
+    image: bytes | tuple[bytes, ...] | None = None # file of its picture, or files of several
     prompt: str = '' # what stands before the text
     domain: str = 'all' # kind of record, such as chart
     place: str = field(default='record', compare=False) # where it comes from, for errors
 
+    @property
+    def pictures(self) -> list[bytes]: return row_images(self.image)
+
+    def without_pictures(self) -> 'EvalRecord':
+        "The same text to write, with nothing to look at."
+        prompt = self.prompt.replace(IMAGE_MARK, '') if self.pictures else self.prompt
+        return replace(self, image=None, prompt=prompt)
+
     def ids(self,
         tokenizer: Tokenizer, # of the model
-    ) -> tuple[list[int], int]: # beginning, prompt, text, end; and how many of them stand before the text
-        "The document as training reads it."
-        first = [tokenizer.begin_id, *tokenizer.encode(self.prompt)]
-        return [*first, *tokenizer.encode(self.text), tokenizer.end_id], len(first)
+    ) -> tuple[list[int], int, list[int]]: # beginning, prompt, text, end; how many stand before the text; as below
+        "The document as training reads it, and for each picture the first token that sees it."
+        prompt, at = place_images(self.prompt, len(self.pictures), tokenizer.encode, place=self.place)
+        first = [tokenizer.begin_id, *prompt]
+        return [*first, *tokenizer.encode(self.text), tokenizer.end_id], len(first), at
 
 def _of_record(records: JsonRecords, i: int, names: dict[str, str]) -> list[EvalRecord]:
     "What a file's record says, each of several captions by itself; `names` are its own names of fields, by ours."
@@ -56,8 +65,8 @@ def _of_record(records: JsonRecords, i: int, names: dict[str, str]) -> list[Eval
     words = {k: r[k] for k in ('prompt', 'domain') if r.get(k) is not None}
     for name, value in words.items():
         if not isinstance(value, str): raise UserError(f"{r['place']}: {name!r} is {value!r:.60}; expected a text")
-    image = None
-    if r.get('image') is not None: image = record_bytes(r, records.folder, follow_links=records.follow_links)
+    files = [record_bytes(x, records.folder, follow_links=records.follow_links) for x in each_image(r)]
+    image = tuple(files) if len(files) > 1 else next(iter(files), None)
     return [EvalRecord(text, image, place=r['place'], **words) for text in record_texts(r)]
 
 def random_rows(
@@ -98,9 +107,16 @@ def eval_windows(
         end = min(start + window, len(ids) - 1) # the last token that is scored here
         if end > done: yield ids[start:end], [ids[i] if i > done else -100 for i in range(start + 1, end + 1)]
         start, done = start + stride, max(done, end)
+def _windows(record: EvalRecord, tokenizer: Tokenizer, window: int, *, stride: int) -> Iterator[tuple]:
+    "Of a record: itself, what is read, what is scored, and where its pictures stand in that."
+    ids, first, at = record.ids(tokenizer)
+    for read, scored in eval_windows([*range(len(ids))], first, window, stride=stride):
+        targets = [-100 if i < 0 else ids[i] for i in scored]
+        yield record, [ids[i] for i in read], targets, [max(0, n - read[0]) for n in at]
+
 
 # %% ../../nbs/vl/87_evaluation.ipynb #e3934767
-def _pictures(model: VLJEPA, records: list[EvalRecord]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _pictures(model: VLJEPA, records: list[EvalRecord]) -> dict[str, Tensor]:
     "Pictures as of `model_images`; an error names the record."
     try: return model_images(model, [r.image for r in records])
     except UserError:
@@ -109,14 +125,15 @@ def _pictures(model: VLJEPA, records: list[EvalRecord]) -> tuple[Tensor, Tensor]
             except UserError as e: raise UserError(f'{r.place}: {e}') from e
         raise
 
-def _batch(model: VLJEPA, rows: list[list[int]], records: list[EvalRecord] = ()) -> dict[str, Tensor]:
-    "Rows of ids, padded on the right, with the pictures of their records."
+def _batch(model: VLJEPA, rows: list[list[int]], records: list[EvalRecord] = (), at: Iterable[list[int]] = (),
+           ) -> dict[str, Tensor]:
+    "Rows of ids, padded on the right, with the pictures of their records, and where they are seen."
     device, sizes = model.step_weights.device, [len(r) for r in rows]
     longest = max(sizes)
     text = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)
     real = torch.arange(longest, device=device) < torch.tensor(sizes, device=device)[:, None]
-    batch, (image, there) = {'text': text, 'text_mask': real}, _pictures(model, records)
-    return batch if image is None else {**batch, 'image': image, 'image_there': there}
+    batch, places = {'text': text, 'text_mask': real, **_pictures(model, records)}, [n for row in at for n in row]
+    return batch | ({'image_at': torch.tensor(places, device=device)} if places else {})
 
 def _chunks(items: list, size: int) -> list[list]:
     "Lists of `size`, the last one perhaps shorter."
@@ -124,11 +141,11 @@ def _chunks(items: list, size: int) -> list[list]:
 
 @torch.no_grad()
 def _negative_log_likelihood(model: VLJEPA, windows: list[tuple], batch_size: int) -> float:
-    "Sum over all targets of (record, ids, targets)."
+    "Sum over all targets of (record, ids, targets, places of images)."
     total = torch.zeros((), dtype=torch.float64)
     for part in progress(_chunks(windows, batch_size), 'perplexity'):
-        records, rows, targets = zip(*part)
-        batch = _batch(model, list(rows), list(records))
+        records, rows, targets, at = zip(*part)
+        batch = _batch(model, list(rows), list(records), at)
         labels = torch.full_like(batch['text'], -100)
         for i, t in enumerate(targets): labels[i, :len(t)] = torch.tensor(t)
         states = fused_states(model, batch)[:, -labels.shape[1]:]
@@ -156,8 +173,8 @@ def perplexity(
     if not 1 <= stride <= window: raise UserError(f'stride is {stride}; expected 1 to {window}, the window')
     if not texts: raise UserError('no texts; expected one or more')
     texts = [EvalRecord(t) if isinstance(t, str) else t for t in texts]
-    windows = [(t, *w) for t in texts for w in eval_windows(*t.ids(tokenizer), window=window, stride=stride)]
-    tokens = sum(y != -100 for _, _, targets in windows for y in targets)
+    windows = [w for t in texts for w in _windows(t, tokenizer, window, stride=stride)]
+    tokens = sum(y != -100 for _, _, targets, _ in windows for y in targets)
     size = sum(len(t.text.encode()) for t in texts)
     if not size: raise UserError('all texts are empty; expected one that is not')
     total = _negative_log_likelihood(model, windows, batch_size)
@@ -173,11 +190,11 @@ def record_batches(
     records: list[EvalRecord], # texts are cut to the model's context_length
     *,
     batch_size: int = 16, # records at a time
-) -> Iterator[dict[str, Tensor]]: # `text`, `text_mask`, and with pictures `image`, `image_there`
+) -> Iterator[dict[str, Tensor]]: # `text`, `text_mask`, and with pictures theirs
     "Records as batches, one document a row."
     for part in _chunks(records, batch_size):
-        rows = [r.ids(tokenizer)[0][:model.config.context_length] for r in part]
-        yield _batch(model, rows, part)
+        rows, _, at = zip(*[r.ids(tokenizer) for r in part])
+        yield _batch(model, [r[:model.config.context_length] for r in rows], part, at)
 
 @torch.no_grad()
 def embedding_mse(
@@ -210,12 +227,14 @@ def modal_embeddings(
     *,
     batch_size: int = 16, # records at a time
 ) -> tuple[Float[Tensor, 'n e'], Float[Tensor, 'n e']]: # of pictures alone and of texts alone
-    "Mean embeddings of image tokens and of text tokens."
+    "Mean embeddings of image tokens (of all pictures of a record) and of text tokens."
     pictures, texts = [], []
     for part in progress(_chunks(records, batch_size), 'retrieval'):
         alone = _batch(model, [[0]] * len(part), part)
         alone['text_mask'][:] = False # nothing to read but the picture
-        pictures.append(model.jepa_head.embed(fused_states(model, alone)[:, :model.patches]).mean(1).cpu())
+        z, seen = model.jepa_head.embed(fused_states(model, alone))[:, :-1], alone['image_row'].bincount()
+        there = torch.arange(z.shape[1], device=z.device) < model.patches * seen[:, None]
+        pictures.append(((z * there[..., None]).sum(1) / there.sum(1, keepdim=True)).cpu())
         batch = _batch(model, [r.ids(tokenizer)[0][:model.config.context_length] for r in part])
         z, real = model.jepa_head.embed(fused_states(model, batch))[:, 1:], batch['text_mask'][:, 1:, None]
         texts.append(((z * real).sum(1) / real.sum(1)).cpu())
@@ -225,7 +244,7 @@ def record_ids(
     records: list[EvalRecord], # with pictures
 ) -> Int[Tensor, 'n 2']: # of each picture and of each text, by content
     "What is the same: any text of a picture is a right one, and so is any picture of a text."
-    return torch.tensor([[content_id(r.image), content_id(r.text.strip())] for r in records], dtype=torch.int64)
+    return torch.tensor([[content_id(b''.join(r.pictures)), content_id(r.text.strip())] for r in records])
 
 def multimodal_retrieval(
     a: Float[Tensor, 'n e'], # of pictures
@@ -269,7 +288,7 @@ def image_to_code(
                      max_new_tokens=max_new_tokens, batch_size=batch_size)
     def drawn(record: EvalRecord, text: str) -> ChartResult | None:
         if not allow_code_execution or record.domain != 'chart': return None
-        return draws_same(text, record.image, tolerance, allow_code_execution=True)
+        return draws_same(text, record.pictures[0], tolerance, allow_code_execution=True)
     charts = run_many(drawn, list(zip(records, texts)), num_workers, what='charts')
     written = [WrittenCode(*x) for x in zip(records, texts, charts)]
     kinds = {k: [w for w in written if w.record.domain == k] for k in sorted({r.domain for r in records} - {'all'})}

@@ -37,6 +37,22 @@ def next_token_labels(
     return pad(torch.where(known, text[:, 1:], -100), (0, 1), value=-100)
 
 # %% ../../nbs/vl/81_hybrid.ipynb #f23b0700
+def _owners(batch: dict[str, Tensor], real: Bool[Tensor, 'b t'], n: int) -> dict[str, Int[Tensor, ' s']]:
+    "Of each kind of unit: the number of the one that a token is part of, -1 for none; tokens of pictures first."
+    def where(there, number): return torch.where(there, number, -1).flatten()
+    k, row = len(batch.get('image', ())), torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+    if not k: return {'language': where(real, row)}
+    document = batch.get('document', torch.zeros_like(batch['text']))
+    of_row, of_document = batch.get('image_row', row[:, 0]), batch.get('image_document', row.new_zeros(k))
+    many = 1 + torch.maximum(document.max(), of_document.max())
+    text, image = where(real, row * many + document), of_row * many + of_document
+    read, illustrated = torch.isin(image, text), torch.isin(text, image)
+    def both(pictures, words): return torch.cat([pictures.repeat_interleave(n), words])
+    none, number = torch.full_like(image, -1), torch.arange(k, device=image.device)
+    return {'vision': both(where(~read, number), torch.full_like(text, -1)),
+            'language': both(none, where(real.flatten() & ~illustrated, row.flatten())),
+            'joint': both(where(read, image), where(illustrated, text))}
+
 @dataclass(frozen=True)
 class JointMasks:
     "A transform for `fit` that chooses what is hidden in each row."
@@ -45,24 +61,22 @@ class JointMasks:
     steps: int = 0 # of the model's rollout: adds indices for them; 0: masks alone, for rows that are still shared out
 
     def __call__(self,
-        batch: dict[str, Tensor], # `text` (b, t), and optionally `text_mask`, `image`, `image_there`
+        batch: dict[str, Tensor], # `text` (b, t), and optionally what says which is real, and pictures
         generator: torch.Generator, # on the CPU
-    ) -> dict[str, Tensor]: # with `text_hidden` (b, t), and `image_hidden` (b, n) if there is `image`
+    ) -> dict[str, Tensor]: # with `text_hidden` (b, t), and `image_hidden` (k, n) if there is `image`
         "The batch with its masks, and with `token_indices` if `steps` is above 0."
         grid = (math.isqrt(self.patches),) * 2 if isinstance(self.patches, int) else self.patches
         text, n = batch['text'], math.prod(grid) if 'image' in batch else 0
-        real = batch.get('text_mask', torch.ones_like(text, dtype=torch.bool))
-        there = batch.get('image_there', real.new_full((len(text),), bool(n)))
-        tokens, words = torch.cat([there[:, None].expand(-1, n), real], 1), real.any(1)
-        hidden = torch.zeros_like(tokens)
-        kinds = {'vision': (there & ~words, slice(0, n)), 'language': (words & ~there, slice(n, None)),
-                 'joint': (there & words, slice(None))}
-        for modality, (rows, part) in kinds.items():
-            if not rows.any(): continue
-            chosen = hidden[rows]
-            chosen[:, part] = self.masking.generate_mask(tokens[rows, part], modality, generator, grid=grid)
-            hidden[rows] = chosen
-        batch = batch | {'text_hidden': hidden[:, n:]} | ({'image_hidden': hidden[:, :n]} if n else {})
+        owners = _owners(batch, batch.get('text_mask', torch.ones_like(text, dtype=torch.bool)), n)
+        hidden = torch.zeros_like(owners['language'], dtype=torch.bool)
+        for modality, owner in owners.items():
+            at = owner.argsort(stable=True)[(owner < 0).sum():] # unit after unit
+            if not len(at): continue
+            count = owner[at].unique_consecutive(return_counts=True)[1]
+            real = torch.arange(int(count.max()), device=count.device) < count[:, None]
+            hidden[at] = self.masking.generate_mask(real, modality, generator, grid=grid)[real]
+        image, words = hidden.split([hidden.numel() - text.numel(), text.numel()])
+        batch = batch | {'text_hidden': words.view_as(text)} | ({'image_hidden': image.view(-1, n)} if n else {})
         return token_indices(batch, self.steps) if self.steps else batch
 
 def joint_masks(

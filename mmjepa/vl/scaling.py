@@ -66,12 +66,12 @@ class Work:
     text: int # tokens of a row
     alpha: float = .3 # weight of the predictions of embeddings; 0: not done
     beta: float = .7 # weight of the prediction of tokens; 0: not done
-    images: float = 1. # share of the rows that have an image, 0 to 1
+    images: float = 1. # images of a row, 0 or more
     labelled: float = 1. # share of the tokens that have a next one to predict, 0 to 1
     num_slices: int = 256 # random directions of SIGReg
 
     def __post_init__(self):
-        least, most = {'text': 1, 'num_slices': 1}, {'images': 1, 'labelled': 1}
+        least, most = {'text': 1, 'num_slices': 1}, {'labelled': 1}
         for name, x in vars(self).items():
             low, high = least.get(name, 0), most.get(name, math.inf)
             if not (low <= x <= high and x < math.inf):
@@ -79,7 +79,7 @@ class Work:
 
 def _tokens(c: VLJEPAConfig, work: Work) -> tuple[int, int, float]:
     "Image tokens in fusion, all tokens there, and how many are hidden."
-    n = c.vision.patches if work.images else 0
+    n = c.vision.patches * math.ceil(work.images) # places, as many as the row with most needs
     return n, n + work.text, c.mask_ratio * (c.vision.patches * work.images + work.text)
 
 def _passes(c: VLJEPAConfig, work: Work) -> tuple[int, bool]:
@@ -241,7 +241,7 @@ def stage_work(
     vision, out = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}, []
     for stage in curriculum.stages:
         share = sum(x for k, x in stage_mixture(curriculum, stage).items() if k in vision)
-        images = min(1., share * length / min(pair_tokens, length))
+        images = share * length / min(pair_tokens, length)
         out.append(Work(length, stage.alpha, stage.beta, images=images))
     return out
 
@@ -302,7 +302,7 @@ def plan_report(
     groups = micro_batches(t, devices)
     fits = ['yes' if x < .9 * space else 'tight' if x < space else 'no' for x in total]
     sizes = need.div(1e9).assign(total=total / 1e9, fits=fits)
-    formats = {'tokens': '{:,}', 'images': '{:.0%}', 'tokens_per_s': '{:,.0f}', 'days': '{:.3g}'}
+    formats = {'tokens': '{:,}', 'images': '{:.2g}', 'tokens_per_s': '{:,.0f}', 'days': '{:.3g}'}
     shown = cost.assign(**{k: cost[k].map(f.format) for k, f in formats.items()})
     return '\n'.join([
         f'parameters: {", ".join(f"{k} {n:,}" for k, n in parts.items())}; {trained:,} are trained',

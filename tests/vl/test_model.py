@@ -14,9 +14,11 @@ from mmjepa.vl.hybrid import JointMasks, VLJEPAObjective, next_token_labels
 from mmjepa.losses import lm_loss
 from mmjepa.masking import JEPAMasking
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig, following, load_vl_jepa, token_indices
+from mmjepa.vl.packing import slice_rows
 from ranks import on_ranks
 
 ROWS, TOKENS, WORDS = 9, 10, 40
+OF_ROW = 1, 1, 3, 4, 6, 6, 7  # of each picture
 SHARE = 3  # rows of rank 0; the rest are rank 1's
 VISION = EncoderConfig(12, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, drop_path=0.)
 CONFIG = VLJEPAConfig(VISION, WORDS, TOKENS, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
@@ -28,16 +30,18 @@ SHARDED = 'hybrid', 'slow copy'
 
 
 def data(rank=0, world=1, share=SHARE):
-    "Rows of texts and pictures; some lack the picture, one is two packed documents, all on the second rank are padded."
+    "Rows with none, one or two pictures; one is two packed documents, all on the second rank are padded."
     g = make_generator('rows')
     text = torch.randint(WORDS, (ROWS, TOKENS), generator=g)
     real = torch.arange(TOKENS) < torch.tensor([TOKENS] * SHARE + [TOKENS - 3] * (ROWS - SHARE))[:, None]
     document = torch.zeros_like(text)
     document[1, 6:] = 1
     batch = {'text': text, 'text_mask': real, 'document': document, 'labels': next_token_labels(text, real, document),
-             'image': torch.randn(ROWS, 3, 12, 12, generator=g), 'image_there': torch.arange(ROWS) % 3 != 2}
+             'image': torch.randn(len(OF_ROW), 3, 12, 12, generator=g), 'image_row': torch.tensor(OF_ROW)}
+    batch['image_document'] = torch.tensor([0, 1] + [0] * (len(OF_ROW) - 2))
     batch = JointMasks(JEPAMasking(.3, span=3, min_size=2), patches=9)(batch, g)
-    return {k: x.split([share, ROWS - share])[rank] if world > 1 else x for k, x in batch.items()}
+    if world == 1: return batch
+    return slice_rows(batch, 0, share) if rank == 0 else slice_rows(batch, share, ROWS - share)
 
 
 def build(config, alpha, beta):

@@ -1,6 +1,7 @@
 "A step of every stage has one gradient, however its rows are cut into micro-batches and over ranks."
 import copy
 import functools
+import itertools
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmjepa.encoders import EncoderConfig
 from mmjepa.masking import JEPAMasking
 from mmjepa.vl.hybrid import JointMasks, VLJEPAObjective, next_token_labels
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig, token_indices
+from mmjepa.vl.packing import slice_rows
 
 VISION = EncoderConfig(12, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, drop_path=0.)
 SHAPE = VLJEPAConfig(VISION, 40, 32, hidden_size=16, num_layers=1, fusion_depth=1, embedding_dim=12)
@@ -21,11 +23,13 @@ LENGTHS = 12, 24, 32, 17, 5, 32, 9, 2
 
 def joined(rows):
     "Rows with the indices of the whole."
-    return token_indices(join(rows), 3)
+    first = itertools.accumulate([0, *(len(row['text']) for row in rows)])
+    moved = [row | {'image_row': row['image_row'] + n} for row, n in zip(rows, first)]
+    return token_indices(join(moved), 3)
 
 
 def make(stage, drop_path=0., lengths=LENGTHS):
-    "Rows of unequal length, some without a picture, one with nothing to learn from its words."
+    "Rows of unequal length, with none, one or two pictures, one row with nothing to learn from its words."
     alpha, beta, target = STAGES[stage]
     torch.manual_seed(0)
     vision = VISION.__class__(**{**vars(VISION), 'drop_path': drop_path, 'depth': 2})
@@ -36,10 +40,11 @@ def make(stage, drop_path=0., lengths=LENGTHS):
     real = torch.arange(32) < torch.tensor(lengths)[:, None]
     labels = next_token_labels(text, real)
     labels[4] = -100
-    batch = {'text': text, 'text_mask': real, 'labels': labels, 'image': torch.randn(b, 3, 12, 12, generator=g),
-             'image_there': torch.arange(b) % 3 != 2}
+    row = torch.arange(b).repeat_interleave(torch.arange(b) % 3)
+    batch = {'text': text, 'text_mask': real, 'labels': labels, 'image': torch.randn(len(row), 3, 12, 12, generator=g),
+             'image_row': row}
     batch = JointMasks(JEPAMasking(.3, span=3, min_size=2), patches=9)(batch, g)
-    rows = [{k: v[i:i + 1] for k, v in batch.items()} for i in range(b)]
+    rows = [slice_rows(batch, i, 1) for i in range(b)]
     return model, VLJEPAObjective(alpha, beta, sigreg_weight=.1, num_slices=16), rows
 
 
