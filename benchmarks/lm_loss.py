@@ -1,9 +1,9 @@
 """What the language loss in chunks saves against the whole matrix of logits: `python benchmarks/lm_loss.py`.
 
 Timed: forward and backward, from hidden states (t, d) and weights (v, d) to their gradients. The plain version is
-`cross_entropy` of all t * v logits; `torch` is PyTorch's own `linear_cross_entropy` in chunks as long (from 2.14 on), and
-`torch, auto` in those that it chooses. They take turns, so that a slow moment of the machine hits all; ratios are those
-of one round. Memory is the growth of the resident set at its highest, each variant in a fresh process (Linux);
+`cross_entropy` of all t * v logits; `torch` is PyTorch's own `linear_cross_entropy` (from 2.14 on) in chunks as long,
+and `torch, auto` in those that it chooses. They take turns, so that a slow moment of the machine hits all; ratios are
+those of one round. Memory is the growth of the resident set at its highest, each variant in a fresh process (Linux);
 gradients count, inputs don't. On a GPU it is what PyTorch's allocator had in use at most.
 """
 import os
