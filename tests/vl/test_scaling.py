@@ -78,7 +78,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys, more, says):
 
 @pytest.mark.parametrize('wrong, says', [
     (lambda c: Device(0, 1), 'flops of a device is 0'), (lambda c: Device(1e12, math.nan), 'memory of a device is nan'),
-    (lambda c: Work(0), 'text is 0'), (lambda c: Work(8, images=math.nan), 'images is nan; expected 0 to 1'),
+    (lambda c: Work(0), 'text is 0'), (lambda c: Work(8, images=math.nan), 'images is nan; expected 0 or more'),
     (lambda c: Work(8, alpha=math.inf), 'alpha is inf'),
     (lambda c: plan_cost(c, DEVICES['h200'], 1.5), 'devices is 1.5'),
     (lambda c: plan_cost(c, DEVICES['h200'], math.nan), 'devices is nan')])
