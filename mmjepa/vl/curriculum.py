@@ -10,19 +10,23 @@ __all__ = ['CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTrans
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
 import math, re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..checkpoint import load_weights, written
 from ..core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks
-from ..core import world_size, write_text
+from ..core import whole_number, world_size, write_text
+from ..data.documents import HELD_OUT, Files, JsonSource, StreamSource, hub_stream, shard_stream, skip_notes
 from ..data.images import to_float
 from ..data.records import EmptySource, JsonRecords
 from ..data.tars import expand_shards
@@ -34,8 +38,7 @@ from .config import micro_batches, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
 from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, joint_masks
 from .model import VLJEPA, token_indices
-from .packing import HELD_OUT, JsonSource, StreamSource, TokenMixture, collate_rows, hub_stream
-from .packing import shard_stream, skip_notes, slice_rows
+from .packing import TokenMixture, collate_rows
 from .scaling import DEVICES, count_parameters, plan_cost
 
 # %% ../../nbs/vl/86_curriculum.ipynb #97f6c15d
@@ -50,14 +53,19 @@ class CurriculumLoader:
         *,
         seed: int = 0, # of what is hidden
         shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
+        num_workers: int = 0, # processes that make rows ahead; 0: this one makes them when they are asked for
     ):
         self.config, self.mixture, self.epoch_steps, self.seed = config, mixture, epoch_steps, seed
         self.masks, self.shard = joint_masks(to_model(config)), shard or (rank(), world_size())
         self.starts = [0, *accumulate(step_counts(config))]
         self.weights = [_present(config, s, mixture.sources) for s in config.stages]
-        t, ranks = config.training, self.shard[1]
+        t, (own, ranks) = config.training, self.shard
         self.micro, self.groups = t.micro_batch_size, micro_batches(t, ranks)
-        self.epoch, self.step, self.stage, self.tokens = 1, 0, -1, {}
+        firsts = [(group * ranks + own) * self.micro for group in range(self.groups)]
+        self.rows = [row for first in firsts for row in range(first, first + self.micro)] # of each step, of this rank
+        self.num_workers = min(whole_number('num_workers', num_workers), len(self.rows))
+        self.epoch, self.step, self.tokens, self.new = 1, 0, Counter(), Counter() # of all ranks; not yet told to others
+        self.positions, self._made = {}, None # by row; what comes next
 
     @property
     def sampler(self):
@@ -76,7 +84,7 @@ class CurriculumLoader:
 
     @property
     def tokens_seen(self) -> int:
-        "Tokens that were read, over all ranks; fewer than the schedule's where rows could not be filled."
+        "Tokens that all ranks had read at the last `gather`; fewer than the schedule's where rows were not filled."
         return sum(self.tokens.values())
 
 # %% ../../nbs/vl/86_curriculum.ipynb #8be35dad
@@ -96,25 +104,26 @@ def tokens_at(self: CurriculumLoader, step: int) -> int: # steps done
 # %% ../../nbs/vl/86_curriculum.ipynb #922705cc
 @patch
 def __iter__(self: CurriculumLoader) -> Iterator[dict[str, Tensor]]:
-    own, world = self.shard
-    while self.step < min(self.epoch * self.epoch_steps, self.steps):
-        at, (number, i) = self.step, self.place(self.step)
-        if number != self.stage: self._begin(number)
-        stage = self.config.stages[number]
-        rows = collate_rows(self._rows(stage, i))
-        rows['stage'] = torch.full((len(rows['text']),), number)
-        if stage.alpha: rows = self.masks(rows, make_generator('masks', self.seed, at, 0)) # however they are cut
+    while self.step < self._end():
+        if self._made is None: self._made = self._items()
+        rows = [self._taken(next(self._made)) for _ in self.rows]
         self.step += 1 # before the rows are handed out: a checkpoint comes after the last of them
-        for group in range(self.groups):
-            first = (group * world + own) * self.micro
-            mine = slice_rows(rows, first, self.micro)
+        if self.step == self._end() or self.shard[1] == 1: self.gather()
+        for first in range(0, len(rows), self.micro):
+            mine = collate_rows(rows[first:first + self.micro])
             yield token_indices(mine, self.config.training.jepa.prediction_steps)
 
 @patch
-def _begin(self: CurriculumLoader, stage: int):
-    "Turn the mixture to the shares of a stage, among the sources that are there."
-    self.mixture.turn(self.weights[stage], self.config.stages[stage].answers_only)
-    self.stage = stage
+def _end(self: CurriculumLoader) -> int: return min(self.epoch * self.epoch_steps, self.steps)
+
+@patch
+def _taken(self: CurriculumLoader, item: dict) -> dict[str, Tensor]:
+    "A row; what reading it has changed is remembered."
+    if 'error' in item: raise UserError(item['error'])
+    self.positions[item['number']] = item['position']
+    self.new.update(item['tokens'])
+    for name, news in item['news'].items(): self.mixture.sources[name].tell(news)
+    return {k: torch.as_tensor(v) for k, v in item['row'].items()}
 
 def _present(config: CurriculumConfig, stage: Stage, sources: dict) -> dict[str, float]:
     "Shares of a stage among the sources that are there."
@@ -125,11 +134,80 @@ def _present(config: CurriculumConfig, stage: Stage, sources: dict) -> dict[str,
         raise UserError(f'stage {stage.name} has none of its sources ({names}); expected a path of one of them')
     return {k: w / sum(found.values()) for k, w in found.items()}
 
+# %% ../../nbs/vl/86_curriculum.ipynb #743f7448
+class _Rows:
+    "Makes some rows of each step, each from a stream of its own."
+    def __init__(self, loader: CurriculumLoader, rows: list[int]):
+        self.loader, self.config, mixture = loader, loader.config, loader.mixture
+        self.batch = self.config.training.batch_size
+        self.streams, self.stages = {row: mixture.row_stream(row, self.batch) for row in rows}, {}
+        for row in self.streams.keys() & loader.positions.keys():
+            stage, position = loader.positions[row]
+            self._turn(row, stage)
+            self.streams[row].go_to(position)
+        for name, source in mixture.sources.items(): source.share(self.batch, partial(self._wants, name))
+
+    def _wants(self, name: str, position: int) -> bool:
+        n, row = divmod(position, self.batch)
+        return row in self.streams and n >= self.streams[row].at[name] - 1 # one may have been begun
+
+    def _turn(self, row: int, stage: int):
+        "Turn a stream to the shares of a stage, among the sources that are there."
+        self.streams[row].turn(self.loader.weights[stage], self.config.stages[stage].answers_only)
+        self.stages[row] = stage
+
+    def item(self, step: int, row: int) -> dict:
+        "A row, the position of its stream behind it, and what was counted; or the `error` that ends the run."
+        stage, i = self.loader.place(step)
+        if self.stages.get(row) != stage: self._turn(row, stage)
+        length, sources = self.config.training.lm.context_length, self.loader.mixture.sources
+        left = self.config.stages[stage].tokens - i * step_tokens(self.config) - row * length
+        try: made = self.streams[row].row(min(length, max(0, left)))
+        except UserError as e: return {'error': str(e)}
+        counts = made['source'][made['source'] >= 0].bincount(minlength=len(sources)).tolist()
+        tokens = {f'{stage} {name}': n for name, n in zip(sources, counts) if n}
+        made['stage'] = torch.tensor(stage)
+        if self.config.stages[stage].alpha: made = self._hide(made, step, row)
+        return {'row': {k: v if k == 'image' else v.numpy() for k, v in made.items()}, # small ones go as bytes
+                'number': row, 'position': (stage, self.streams[row].position()), 'tokens': tokens,
+                'news': {name: news for name, s in sources.items() if (news := s.take_news())}}
+
+    def _hide(self, made: dict[str, Tensor], step: int, row: int) -> dict[str, Tensor]:
+        "The row with what is hidden in it, which depends on nothing but its place."
+        hidden = self.loader.masks(collate_rows([made]), make_generator('masks', self.loader.seed, step, row))
+        pictures = {k: x for k, x in hidden.items() if k == 'image_hidden'}
+        return made | pictures | {'text_hidden': hidden['text_hidden'][0]}
+
+# %% ../../nbs/vl/86_curriculum.ipynb #a67c144b
+class _Ahead(IterableDataset):
+    "The rows of a rank for several workers: each makes every W-th row of a step, and None where none is left for it."
+    def __init__(self, loader: CurriculumLoader): self.loader = loader
+
+    def __iter__(self) -> Iterator[dict | None]:
+        worker, loader = get_worker_info(), self.loader
+        own = loader.rows[worker.id::worker.num_workers]
+        rows = _Rows(loader, own)
+        for step in range(loader.step, loader.steps):
+            for row in own: yield rows.item(step, row)
+            if len(own) * worker.num_workers < len(loader.rows): yield None # workers take turns
+
+@patch
+def _items(self: CurriculumLoader) -> Iterator[dict]:
+    "The rows of this rank from the current step on."
+    if self.num_workers:
+        each = -(-len(self.rows) // self.num_workers)
+        ahead = DataLoader(_Ahead(self), batch_size=None, num_workers=self.num_workers, prefetch_factor=2 * each,
+                           generator=torch.Generator()) # the global one is not touched
+        yield from (item for item in ahead if item is not None)
+        return
+    rows = _Rows(self, self.rows)
+    for step in range(self.step, self.steps): yield from (rows.item(step, row) for row in self.rows)
+
 # %% ../../nbs/vl/86_curriculum.ipynb #51641373
 @patch
-def tokens_read(self: CurriculumLoader, stage: int) -> dict[str, int]: # from 0
+def tokens_read(self: CurriculumLoader, stage: int) -> dict[str, int]: # from 0; at the last `gather`
     "Tokens of each source in a stage."
-    return {name: self.tokens.get(f'{stage} {name}', 0) for name in self.weights[stage]}
+    return {name: self.tokens[f'{stage} {name}'] for name in self.weights[stage]}
 
 @patch
 def notes(self: CurriculumLoader) -> list[str]: # at the end of a run
@@ -153,30 +231,38 @@ def _stage_notes(self: CurriculumLoader, number: int) -> Iterator[str]:
 
 # %% ../../nbs/vl/86_curriculum.ipynb #bd12ffd1
 @patch
-def _rows(self: CurriculumLoader, stage: Stage, i: int) -> list[dict[str, Tensor]]:
-    "All rows of step `i` of a stage, over all ranks; what the stage has no tokens left for is empty."
-    length, left = self.config.training.lm.context_length, stage.tokens - i * step_tokens(self.config)
-    rows = [self.mixture.row(min(length, max(0, left - r * length))) for r in range(self.config.training.batch_size)]
-    source, names = torch.cat([r['source'] for r in rows]), list(self.mixture.sources)
-    for name, n in zip(names, source[source >= 0].bincount(minlength=len(names)).tolist()):
-        key = f'{self.stage} {name}'
-        self.tokens[key] = self.tokens.get(key, 0) + n
-    return rows
+def gather(self: CurriculumLoader):
+    "Tell all ranks what each has read, and where its streams stand; to be called on all of them."
+    sources = self.mixture.sources
+    own = {'positions': {row: self.positions[row] for row in self.rows if row in self.positions}, 'tokens': self.new,
+           'sources': {name: s.state_dict() for name, s in sources.items()}}
+    parts = [own]
+    if self.shard[1] == world_size() > 1:
+        parts = [None] * world_size()
+        torch.distributed.all_gather_object(parts, own)
+    for part in parts:
+        self.positions |= part['positions']
+        self.tokens.update(part['tokens'])
+        for name, state in part['sources'].items(): sources[name].load_state_dict(state)
+    self.new = Counter()
 
 @patch
 def state_dict(self: CurriculumLoader) -> dict:
-    "Where the stream stands."
-    return {'step': self.step, 'stage': self.stage, 'tokens': dict(self.tokens), 'mixture': self.mixture.state_dict()}
+    "Where the streams of all rows stand; to be called on all ranks."
+    self.gather()
+    sources = {name: s.state_dict() for name, s in self.mixture.sources.items()}
+    positions = {str(row): [*position] for row, position in sorted(self.positions.items())}
+    return {'step': self.step, 'tokens': dict(self.tokens), 'positions': positions, 'sources': sources}
 
 @patch
 def load_state_dict(
     self: CurriculumLoader,
-    state: dict, # of `state_dict`
+    state: dict, # of `state_dict`, by any number of ranks and workers
 ):
     "Go on there."
-    self.step, self.tokens = state['step'], dict(state['tokens'])
-    if state['stage'] >= 0: self._begin(state['stage'])
-    self.mixture.load_state_dict(state['mixture'])
+    self.step, self.tokens, self.new, self._made = state['step'], Counter(state['tokens']), Counter(), None
+    self.positions = {int(row): tuple(position) for row, position in state['positions'].items()}
+    for name, s in state['sources'].items(): self.mixture.sources[name].load_state_dict(s)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #5bfd0f8f
 def open_sources(
@@ -217,17 +303,17 @@ def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Pa
     options |= dict(longest=config.training.lm.context_length, val_split=HELD_OUT, where=s.where, fields=s.fields,
                     templates=s.templates,
                     image_size=config.model.vision.image_size if s.topic == 'vision' else 0)
-    if s.kind != 'json': return StreamSource(_stream(s, root, seed), tokenizer, name, **options)
+    if s.kind != 'json': return StreamSource(_files(s, root), tokenizer, name, seed=seed, **options)
     return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, follow_links=follow_links, **options)
 
-def _stream(source: SourceSettings, root: Path, seed: int) -> Callable[[int], Iterator[dict]]:
-    "Passes over the records of shards, or of a dataset of the hub."
+def _files(source: SourceSettings, root: Path) -> Files:
+    "The records of shards, or of a dataset of the hub."
     path = root/Path(source.path).expanduser()
     if source.kind == 'hub':
         name = str(path) if path.exists() else source.path
-        return hub_stream(name, seed, config=source.config, data_files=source.data_files)
+        return hub_stream(name, config=source.config, data_files=source.data_files)
     is_url = re.match('[a-z]{2,}:', source.path)
-    return shard_stream(source.path if is_url else str(path), seed)
+    return shard_stream(source.path if is_url else str(path))
 
 # %% ../../nbs/vl/86_curriculum.ipynb #881dc5ea
 @dataclass(frozen=True)
@@ -317,6 +403,7 @@ def build_curriculum(
     held: dict[str, JsonSource], # held out
     epochs: int, # spans between evaluations
     seed: int = 0, # of everything random
+    num_workers: int = 0, # processes that make rows ahead, on each rank
 ) -> tuple[VLJEPA, VLJEPAObjective, CurriculumLoader, CurriculumEvaluation]:
     "What a run trains, how, on what, and how it is scored."
     lm, words = config.training.lm, tokenizer.vocab_size
@@ -333,7 +420,7 @@ def build_curriculum(
         size = config.model.vision.image_size
         return TokenMixture(part, weights, lm.context_length, pad_id=tokenizer.pad_id, image_size=size)
     epoch_steps = max(1, -(-sum(step_counts(config)) // epochs))
-    loader = CurriculumLoader(config, mixed(sources), epoch_steps, seed=seed)
+    loader = CurriculumLoader(config, mixed(sources), epoch_steps, seed=seed, num_workers=num_workers)
     test = mixed(held)
     batches = [collate_rows([test.row() for _ in range(8)]) for _ in range(8)]
     evaluate = CurriculumEvaluation(batches, _token_counts(mixed(sources), words))
@@ -350,10 +437,11 @@ def run_curriculum(
     epochs: int = 20, # spans between evaluations
     seed: int = 0, # of everything random
     precision: str = 'auto', # fp32, bf16, fp16 or auto
+    num_workers: int = 0, # processes that make rows ahead, on each rank
 ): # DataFrame of epochs; None on ranks other than the first
     "Train through all stages; write the model and a report."
     folder, o = run.folder, config.training.optimizers
-    parts = build_curriculum(config, tokenizer, sources, held=held, epochs=epochs, seed=seed)
+    parts = build_curriculum(config, tokenizer, sources, held=held, epochs=epochs, seed=seed, num_workers=num_workers)
     model, objective, loader, evaluate = parts
     train = TrainConfig(
         epochs=-(-loader.steps // loader.epoch_steps), max_steps=loader.steps, lr=o.lr, weight_decay=o.weight_decay,
@@ -496,6 +584,7 @@ def main(
     epochs: int = 20, # evaluations
     seed: int = 0, # of everything random
     precision: str = 'auto', # fp32, bf16, fp16 or auto
+    num_workers: int = 0, # processes that read, decode and tokenize ahead, on each rank
     run: RunConfig = RunConfig('runs/curriculum'),
 ):
     "Train a vision-language JEPA through its stages."
@@ -509,4 +598,5 @@ def main(
     sources, held = (open_sources(settings, words, part, say=lines.append, **common) for part in (False, True))
     if is_main(): print(*dict.fromkeys(lines), sep='\n', end='\n' if lines else '')
     with one_writer(run.folder):
-        run_curriculum(settings, run, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision)
+        run_curriculum(settings, run, words, sources=sources, held=held, epochs=epochs, seed=seed, precision=precision,
+                       num_workers=num_workers)

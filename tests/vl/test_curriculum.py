@@ -69,13 +69,16 @@ def reached(folder, step): return any(int(p.name[5:]) >= step for p in list_chec
 
 
 # 25, 19, 13 and 7 steps a stage
-@pytest.mark.parametrize('name, steps', [('curriculum-drops', [10, 35, 53, 60]), ('slow-drops', [10, 53])])
-def test_killed_in_every_stage(material, tmp_path, name, steps):
-    "Paths that are dropped, SIGReg's directions and a slow copy are part of what must come back."
+@pytest.mark.parametrize('name, steps, workers',
+                         [('curriculum-drops', [10, 35, 53, 60], 0), ('slow-drops', [10, 53], 2)])
+def test_killed_in_every_stage(material, tmp_path, name, steps, workers):
+    """Paths that are dropped, SIGReg's directions and a slow copy are part of what must come back.
+
+    Workers that make rows ahead change nothing: not in what is read, and not in what a kill leaves."""
     path, folder, whole = material/f'{name}.yaml', tmp_path/'run', tmp_path/'whole'
     assert str(whole/'report.md') in finish(start(path, '--output', whole))
     for at in steps:
-        process = start(path, '--output', folder, '--resume')
+        process = start(path, '--output', folder, '--resume', '--num_workers', workers)
         while process.poll() is None and not reached(folder, at): time.sleep(.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -206,6 +209,40 @@ def test_only_tokens_that_were_read_are_seen(material):
     assert again.tokens_seen == real
 
 
+def streams(root, kind):
+    "Sources that are read file by file, of fewer files than a batch has rows (4), or of more."
+    (root/kind).mkdir()
+    for i in range(2 if kind == 'few' else 6):
+        lines = [{'content': f'{kind} {i} {k} ' + 'x' * (k % 7)} for k in range(30 + i)]
+        write_lines(root/kind/f'train-{i}.jsonl', lines)
+    return {'path': str(root/kind), 'kind': 'hub', 'fields': {'text': 'content'}}
+
+
+def test_streams_resume_without_reading_again(material, tmp_path):
+    "With workers and without, on one rank or two; files that were read to their ends are passed over by their sizes."
+    pytest.importorskip('datasets', reason='pip install mmjepa[hub]')
+    base = yaml.safe_load((material/'curriculum.yaml').read_text())
+    sources = {'papers': streams(tmp_path, 'few'), 'code_text': streams(tmp_path, 'many'),
+               'questions_answers': {'path': str(material/'ask.jsonl')}}
+    config, tok = make_curriculum({**base, 'sources': sources}), ByteTokenizer()
+    def loader(shard=(0, 1), **kw):
+        mixture = TokenMixture(open_sources(config, tok, say=silent), {'papers': 1}, 32, pad_id=tok.pad_id)
+        return CurriculumLoader(config, mixture, 60, shard=shard, **kw)
+    plain = loader()
+    batches = [*plain]
+    halves = [[*loader((r, 2), num_workers=r)] for r in range(2)]
+    for k in range(0, len(batches), 2):  # two micro-batches of two rows a step, or one on each rank
+        assert all(a['text'].equal(h[k // 2]['text']) for a, h in zip(batches[k:k + 2], halves))
+    stopped = loader(num_workers=2)
+    for i, _ in enumerate(stopped):
+        if i == 2 * 40 + 1: break
+    state = json.loads(json.dumps(stopped.state_dict()))
+    for again in (loader(), loader(num_workers=2)):
+        again.load_state_dict(state)
+        assert again.mixture.sources['papers'].sizes, 'no file was read to its end'
+        for a, b in zip(batches[2 * 41:], again, strict=True): assert all(a[k].equal(b[k]) for k in a)
+
+
 def test_sources_of_each_kind(material, tmp_path):
     "The same texts as JSON lines, shards, and a folder that `datasets` streams: all are learnt from and held out."
     pytest.importorskip('datasets', reason='pip install mmjepa[hub]')
@@ -220,7 +257,8 @@ def test_sources_of_each_kind(material, tmp_path):
     tok, found = ByteTokenizer(), {}
     for held_out in (False, True):
         opened = open_sources(config, tok, held_out, say=silent)
-        found[held_out] = {name: {tok.decode(s.document(i).ids) for i in range(200)} for name, s in opened.items()}
+        documents = {name: [s.document(i) for i in range(200)] for name, s in opened.items()}
+        found[held_out] = {name: {tok.decode(d.ids) for d in some if d} for name, some in documents.items()}
     lines = {json.loads(x)['text'] for x in (material/'text.jsonl').read_text().splitlines()}
     lines = dict.fromkeys(('papers', 'code_text'), lines) | {'textbooks': {f'hub {i}' for i in range(0, 150, 3)}}
     for name, every in lines.items():
