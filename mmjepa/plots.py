@@ -324,14 +324,14 @@ def plot_image(
 
 def plot_attention(
     image: Tensor, # (c, h, w), bytes or floats in [-1, 1]
-    weights: Float[Tensor, 'grid grid2'], # attention of each patch, 0 or larger
+    weights: Float[Tensor, 'rows columns'], # attention of each patch, 0 or larger
     ax: Axes, # what to draw on
     *,
     title: str = '', # above the axes
 ) -> Axes: # the same ax
     "The image under the heat of its patches: clear at 0, orange at the largest weight."
     w = weights.detach().float().cpu()
-    if w.ndim != 2: raise UserError(f'weights have shape {tuple(w.shape)}; expected (grid, grid)')
+    if w.ndim != 2: raise UserError(f'weights have shape {tuple(w.shape)}; expected (rows, columns)')
     if not w.isfinite().all() or w.min() < 0:
         raise UserError('weights hold negative numbers, NaN or infinity; expected 0 or larger')
     plot_image(image, ax, title)
@@ -389,10 +389,10 @@ def found_figure(
 # %% ../nbs/12_plots.ipynb #eb237dd1
 def attention_figure(
     images: Tensor, # (b, c, h, w), bytes or floats in [-1, 1]
-    label_to_patch: Float[Tensor, 'b layers grid grid2'], # weights of the label's query
-    patch_to_label: Float[Tensor, 'b layers grid grid2'], # weight of the label in each patch's query
+    label_to_patch: Float[Tensor, 'b layers rows columns'], # weights of the label's query
+    patch_to_label: Float[Tensor, 'b layers rows columns'], # weight of the label in each patch's query
     *,
-    rollout: Float[Tensor, 'b grid grid2'], # rollout of the label
+    rollout: Float[Tensor, 'b rows columns'], # rollout of the label
     titles: list[str], # names of the rows
 ) -> Figure: # a row an image
     "The image, label to patches by layer, patches to label, and rollout."
@@ -402,7 +402,8 @@ def attention_figure(
                         f'{len(titles)} titles; expected as many of each')
     names = ['image', *(f'{way},\nlayer {i + 1}' for way in ('label to patches', 'patches to label')
                         for i in range(layers)), 'rollout\nof the label']
-    size = 1.2 * len(names), 1.4 * b + .5
+    high = 1.2 * images.shape[-2] / images.shape[-1] # as a picture of its width
+    size = 1.2 * len(names), (high + .2) * b + .5
     fig, axes = plt.subplots(b, len(names), figsize=size, layout='constrained', squeeze=False)
     for i, row in enumerate(axes):
         plot_image(images[i], row[0])

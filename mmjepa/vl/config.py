@@ -24,8 +24,8 @@ import pandas as pd
 import seaborn as sns
 import yaml
 from matplotlib.axes import Axes
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StrictBool, StrictStr, ValidationError
-from pydantic import model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StrictBool, StrictStr
+from pydantic import ValidationError, model_validator
 
 from ..core import Size, UserError, first_line, read_size
 from ..data.documents import read_templates
@@ -76,7 +76,7 @@ def _sides(value) -> Size:
 
 Count, Tokens = Annotated[int, _whole(1)], Annotated[int, _whole(0)]
 Rate, Positive, Share = Annotated[float, _real()], Annotated[float, _real(above=True)], Annotated[float, _real(0, 1)]
-Sides = Annotated[Size, PlainValidator(_sides)]
+Sides = Annotated[Size, BeforeValidator(_sides)]
 
 # %% ../../nbs/vl/83_config.ipynb #74ceeeaa
 class Section(BaseModel):

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..checkpoint import load_weights, written
 from ..core import UserError, atomic_path, command, get_device, is_main, make_generator, rank, seed_everything
 from ..core import start_ranks, whole_number, world_size, write_text
+from ..data.documents import HELD_OUT, Files, JsonSource, StreamSource, hub_stream, shard_stream, skip_notes
 from ..data.images import to_float
 from ..data.records import EmptySource, JsonRecords
 from ..data.tars import expand_shards
@@ -37,8 +38,7 @@ from .config import micro_batches, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_tokens, to_model
 from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, joint_masks
 from .model import VLJEPA, token_indices
-from .packing import HELD_OUT, Files, JsonSource, StreamSource, TokenMixture, collate_rows, hub_stream
-from .packing import shard_stream, skip_notes
+from .packing import TokenMixture, collate_rows
 from .scaling import DEVICES, HERE, count_parameters, measure_flops, plan_cost
 
 # %% ../../nbs/vl/86_curriculum.ipynb #97f6c15d

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import UserError, content_id, make_generator, write_text
+from ..data.documents import IMAGE_MARK, each_image, place_images, split_learnt
 from ..data.records import JsonRecords, record_bytes, record_texts
 from ..data.text import Tokenizer
 from ..losses import lm_loss
@@ -27,10 +28,9 @@ from ..runs import progress
 from ..sandbox.code_scores import ChartResult, code_table, draws_same, parses, read_humaneval
 from ..sandbox.programs import run_many
 from .curriculum import loss_weights, masked_outputs
-from .generation import IMAGE_MARK, generate, model_images, place_images, row_images
+from .generation import generate, model_images, row_images
 from .hybrid import EmbeddingError
 from .model import VLJEPA, fused_states
-from .packing import each_image, split_learnt
 
 # %% ../../nbs/vl/87_evaluation.ipynb #847cd6f3
 @dataclass(frozen=True)

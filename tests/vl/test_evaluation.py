@@ -23,7 +23,7 @@ from mmjepa.vl.evaluate import main
 from mmjepa.sandbox.programs import refusal
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig
-from mmjepa.vl.packing import split_learnt
+from mmjepa.data.documents import split_learnt
 
 contained = pytest.mark.skipif(bool(refusal()), reason=f'no containment: {refusal()}')
 PROBLEMS = [{'task_id': f'own/{i}', 'prompt': f'def f{i}():\n    "Returns {i}."\n', 'entry_point': f'f{i}',

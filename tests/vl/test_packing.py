@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mmjepa.core import UserError, run_command
+from mmjepa.data.documents import Files, JsonSource, StreamSource, hub_stream, shard_stream, skip_notes
 from mmjepa.data.records import EmptySource, digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.vl import curriculum, evaluate
 from mmjepa.vl.evaluation import read_eval_records
-from mmjepa.vl.packing import Files, JsonSource, StreamSource, TokenMixture, hub_stream, shard_stream
-from mmjepa.vl.packing import skip_notes
+from mmjepa.vl.packing import TokenMixture
 
 TOK = ByteTokenizer()
 
