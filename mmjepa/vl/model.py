@@ -168,8 +168,10 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
     "Attention step by step; without a mask a token sees those before it."
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scores = q @ k.mT * (q.shape[-1]**-.5 if scale is None else scale)
-    if mask is None: mask = torch.full(scores.shape[2:], float('-inf'), device=q.device).triu(1)
-    return (scores + mask.to(scores.dtype)).softmax(-1).to(v.dtype) @ v
+    if mask is None: mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
+    if mask.dtype == torch.bool: scores = scores.masked_fill(~mask, float('-inf'))
+    else: scores = scores + mask.to(scores.dtype)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 @cache
 def _compiled_flex(): return torch.compile(flex_attention)
@@ -361,6 +363,7 @@ def placed_states(
     if states is None or 'image_row' not in batch: return states
     return _placed(states, _places(batch)).flatten(1, 2)
 
+# %% ../../nbs/vl/80_model.ipynb #42255801
 def attention_masks(
     model: nn.Module, # as for `fused_states`
     batch: dict[str, Tensor], # as for `fused_states`
