@@ -547,6 +547,7 @@ def _language_encoder(c: VLJEPAConfig) -> nn.Module:
         pad_token_id=None, bos_token_id=None, eos_token_id=None)
     return AutoModel.from_config(shape, attn_implementation='mmjepa')
 
+# %% ../../nbs/vl/80_model.ipynb #228a6d3e
 class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-language'], license='mit'):
     "A vision-language model trained by predicting embeddings and tokens."
     has_idle_parts = True # which of them learn in a step depends on `alpha` and `beta`: DDP has to look
