@@ -575,6 +575,7 @@ def print_plan(
     for stage in config.stages:
         shares = [f'{name} {share:.3g}' for name, share in stage_mixture(config, stage).items()]
         print(f'{stage.name}: {", ".join(shares)}')
+        if stage.warmup: print(f'  its learning rate rises in {stage.warmup:.3g} of its tokens')
     print('data (files are there or not; records are read by a run alone):')
     for name, s in config.sources.items(): print(f'  {_look(name, s, root)}')
     print(_cost_here(config))
