@@ -1,16 +1,23 @@
 "Several pictures in a row: packed or alone, by a dense mask or by FlexAttention, a document is the same."
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import mmjepa.vl.model
-from mmjepa.core import make_generator
+from mmjepa.core import UserError, make_generator
+from mmjepa.data.documents import JsonSource
+from mmjepa.data.records import JsonRecords, record_groups, record_image
+from mmjepa.data.text import ByteTokenizer
 from mmjepa.encoders import EncoderConfig
+from mmjepa.vl.evaluation import read_eval_records
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig, attention_masks, hybrid_loss, token_indices
-from mmjepa.vl.packing import slice_rows
+from mmjepa.vl.packing import TokenMixture, collate_rows, slice_rows
 
+TOK = ByteTokenizer()
 VISION = EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, drop_path=0.)
 SHAPE = VLJEPAConfig(VISION, 40, 32, hidden_size=32, num_layers=2, fusion_depth=2, embedding_dim=12)
 LAYOUTS = {'packed': [[(5, 2), (9, 0), (14, 1), (4, 3)], [(32, 1)], [(10, 0), (3, 0)], [(1, 1), (2, 1)]],
@@ -102,3 +109,27 @@ def test_a_slice_takes_its_pictures(model):
             part = slice_rows(batch, first, many)
             assert len(part['image']) == sum(k for row in LAYOUTS['packed'][first:first + many] for _, k in row)
             assert_close(model.logits(part), every[first:first + many], rtol=0, atol=1e-5)
+
+
+def test_several_pictures_of_a_record(tmp_path):
+    "From JSON lines to the batch: each picture at its mark, for training as for evaluation; equal pictures, one group."
+    for i in range(3): Image.new('RGB', (8, 8), (80 * i, 0, 0)).save(tmp_path/f'{i}.png')
+    two = {'image': ['1.png', '2.png'], 'prompt': 'a <image> or <image>?', 'text': 'first'}
+    lines = [two, {'image': ['2.png'], 'text': 'alone'}, {'image': '0.png', 'text': 'other'}, {'text': 'none'}]
+    (tmp_path/'pairs.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    source = JsonSource(tmp_path/'pairs.jsonl', TOK, image_size=8, longest=32)
+    mixture = TokenMixture({'pairs': source}, {'pairs': 1}, 32, pad_id=TOK.pad_id, image_size=8)
+    batch = collate_rows([mixture.row() for _ in range(3)])
+    assert batch['image_row'].bincount(minlength=3).max() > 1  # several passes
+    for record in read_eval_records(tmp_path/'pairs.jsonl')[0]:
+        ids, _, at = record.ids(TOK)
+        row, start = next((r, i) for r in range(3) for i in range(33 - len(ids))
+                          if batch['text'][r, i:i + len(ids)].tolist() == ids)
+        own = (batch['image_row'] == row) & (batch['image_document'] == batch['document'][row, start])
+        assert (batch['image_at'][own] - start).tolist() == at and len(at) == len(record.pictures)
+        shown = [record_image({'image': x, 'place': ''}, 8) for x in record.pictures]
+        assert all(x.equal(y) for x, y in zip(batch['image'][own], shown, strict=True))
+    assert record_groups(JsonRecords(tmp_path/'pairs.jsonl')).tolist() == [0, 0, 1, 2]
+    (tmp_path/'bad.jsonl').write_text(json.dumps(two | {'prompt': '<image>' * 3}))
+    with pytest.raises(UserError, match='bad.jsonl:1: has 3 marks <image> and 2 pictures; expected a picture for each'):
+        JsonSource(tmp_path/'bad.jsonl', TOK, image_size=8, longest=32).document(0)
