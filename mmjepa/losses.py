@@ -110,13 +110,17 @@ class _LossSum(torch.autograd.Function):
             loss += part
             if learns[0]: torch.mm(grad, weight, out=to_hidden[i:i + chunk])
             if learns[1]: to_weight.addmm_(grad.T, h)
+            del grad # or the next chunk's would lie beside it
         ctx.save_for_backward(to_hidden, to_weight)
+        ctx.used = False
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        return *(None if x is None else grad * x for x in ctx.saved_tensors), None, None, None
+        if ctx.used: raise RuntimeError('lm_loss gives its gradient once: it is multiplied in place')
+        ctx.used = True
+        return *(None if x is None else x.mul_(grad) for x in ctx.saved_tensors), None, None, None
 
 # %% ../nbs/03_losses.ipynb #226c6b53
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int):

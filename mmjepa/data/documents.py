@@ -145,9 +145,19 @@ class Document:
 # %% ../../nbs/data/28_documents.ipynb #88fec093
 class DocumentSource:
     "What makes documents of records, and knows which records it takes."
-    def __init__(self, tokenizer: Tokenizer, name: str, *, image_size: Size, longest: int, on_error: str,
-                 where: dict[str, str] | None, fields: dict[str, str] | None, templates: dict[str, str] | None,
-                 folder: Path | None = None, follow_links: bool = False):
+    def __init__(self,
+        tokenizer: Tokenizer, # of texts
+        name: str, # what errors call it
+        *,
+        image_size: Size, # of images, pixels: side of squares, or (height, width); 0 ignores them
+        longest: int, # most tokens of a text that has an image; 0 for no limit
+        on_error: str, # at a record that can't be used: 'raise', or 'skip' and count
+        where: dict[str, str] | None = None, # fields that a record must have
+        fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
+        folder: Path | None = None, # of paths of images
+        follow_links: bool = False, # whether images may be links that lead out of it
+    ):
         check_choice('on_error', on_error, ('raise', 'skip'))
         self.tokenizer, self.name, self.image_size, self.longest = tokenizer, name, image_size, longest
         self.where, self.names, self.on_error = where or {}, fields or {}, on_error
@@ -281,7 +291,7 @@ def encode(
     prompt, at = place_images(prompt or '', len(images), partial(_tokens, t, place=place), place=place)
     answer = _tokens(t, record_text({**record, 'index': index}, draw), place)
     if not answer: raise UserError(f"{place}: 'text' {record['text']!r:.60} has no tokens; expected some")
-    return Encoded([t.begin_id, *prompt, *answer, t.end_id], len(prompt), images, at)
+    return Encoded([t.begin_id, *prompt, *answer, t.end_id], len(prompt), images, at=at)
 
 @patch
 def _make(self: DocumentSource, record: dict, index: int, draw: tuple) -> Document:
@@ -411,6 +421,7 @@ class JsonSource(DocumentSource):
             raise _all_bad(self, self.size)
         return doc
 
+# %% ../../nbs/data/28_documents.ipynb #cc27afcc
 @patch
 def total_records(self: JsonSource) -> int:
     "Records of the file, of both parts."
@@ -627,6 +638,7 @@ def _checked(self: StreamSource, record: dict | UserError, index: int, turn: int
     if isinstance(record, UserError): raise record
     return self._make(record, index, (turn,))
 
+# %% ../../nbs/data/28_documents.ipynb #6f3d4ac1
 @patch
 def total_records(self: StreamSource) -> int | None: # None if nobody knows
     "Records of the files, of both parts."
@@ -673,6 +685,7 @@ def _check_any(self: StreamSource, index: int, taken: bool):
     if self.size is None or len(self._others | self.skipped) < self.size: return
     raise _all_bad(self, len(self.skipped)) if self.skipped else _no_record(self)
 
+# %% ../../nbs/data/28_documents.ipynb #ac74c0d5
 @patch
 def state_dict(self: StreamSource) -> dict:
     "Which records were skipped or cut, and how many records files have that were read to their ends."

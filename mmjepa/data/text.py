@@ -10,11 +10,13 @@ __all__ = ['main', 'Tokenizer', 'ByteTokenizer', 'SentencePieceTokenizer', 'Tran
 import hashlib, os, re, sys
 from collections.abc import Iterable, Iterator
 from collections import Counter
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property, partial
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from ..core import UserError, atomic_path, check_output, command, first_line
 from .records import JsonRecords, record_texts
+from ..runs import progress
 
 # %% ../../nbs/data/23_text.ipynb #7d0b7fb1
 class Tokenizer:
@@ -218,6 +221,21 @@ def _lines(texts: Iterable[str], failed: list[UserError], code: bool) -> Iterato
                 for i in range(0, len(words), 20): yield ' '.join(words[i:i+20])
     except UserError as e: failed.append(e)
 
+@contextmanager
+def _told(what: str):
+    "Shows how long a block has worked already, for a library that works without a word."
+    done, bar = Event(), progress((), what)
+    bar.bar_format = '{desc}: {elapsed}'
+    def tick():
+        while not done.wait(.5 if sys.stderr.isatty() else 10): bar.refresh()
+    ticking = Thread(target=tick, daemon=True)
+    ticking.start()
+    try: yield
+    finally:
+        done.set()
+        ticking.join()
+        bar.close()
+
 def train_vocabulary(
     texts: Iterable[str], # read once
     vocab_size: int = 8000, # pieces, special ids and 256 bytes included
@@ -228,7 +246,10 @@ def train_vocabulary(
     if vocab_size < 1: raise UserError(f'vocab_size is {vocab_size}; expected 1 or more')
     out, failed = BytesIO(), []
     options = _OPTIONS | (_CODE if code else {}) | dict(vocab_size=vocab_size)
-    try: SentencePieceTrainer.train(sentence_iterator=_lines(texts, failed, code), model_writer=out, **options)
+    lines = _lines(texts, failed, code)
+    try:
+        with _told(f'learning {vocab_size:,} pieces'):
+            SentencePieceTrainer.train(sentence_iterator=lines, model_writer=out, **options)
     except RuntimeError as e:
         if failed: raise failed[0] from e
         for pattern, words in _LIMITS.items():
@@ -263,7 +284,8 @@ def train_tokenizer(
     records = JsonRecords(data, on_error)
     rows = np.linspace(0, len(records) - 1, min(len(records), max_texts)).astype(np.int64)
     used = Counter()
-    content = train_vocabulary(chain.from_iterable(records.each(partial(_texts, used), rows)), vocab_size, code)
+    texts = chain.from_iterable(progress(records.each(partial(_texts, used), rows), 'reading texts', len(rows)))
+    content = train_vocabulary(texts, vocab_size, code)
     with atomic_path(output) as temp: temp.write_bytes(content)
     skipped = records.skipped
     if skipped: print(f'{data}: {len(skipped):,} bad records skipped, such as {next(iter(skipped.values()))}')

@@ -21,11 +21,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from .charts import chart
-from ..core import UserError, atomic_path, check_choice, check_output, command, content_id, make_generator, remove
+from .charts import chart, plotly_chart
+from ..core import (Size, UserError, atomic_path, check_choice, check_output, command, content_id, make_generator,
+                         read_size, remove)
 from ..data.shards import write_shards
 from .formulas import formula
-from .mockups import mockup
+from .markdown import markdown
+from .mockups import mockup, react_mockup
 from .pages import Chromium, find_chromium
 from .screenshots import check_image_size, check_sides, check_whole, screenshot
 from .small import SMALLEST, bars, digit, digit_images, short_words, strip, word
@@ -35,9 +37,13 @@ from ..runs import one_writer
 
 # %% ../../nbs/pairs/69_make.ipynb #5f9d6ad4
 PAIR_MAKERS = {'code': screenshot, 'chart': chart, 'formula': formula, 'statement': draw_statement, 'mockup': mockup,
+               'plotly': plotly_chart, 'react': react_mockup, 'markdown': markdown,
                'digit': digit, 'strip': strip, 'word': word, 'bars': bars}
 _ASKED = {'code': 'the code shown here', 'chart': 'a program that draws this chart', 'mockup': 'the HTML of this page',
-          'formula': 'the LaTeX of these formulas', 'statement': 'code that holds this table'}
+          'formula': 'the LaTeX of these formulas', 'statement': 'code that holds this table',
+          'plotly': 'a Plotly program that draws this chart', 'react': 'a React component that renders this page',
+          'markdown': 'the Markdown of this page'}
+_PAGES = ('mockup', 'react', 'markdown') # which a browser can draw
 
 @lru_cache(1)
 def _browser() -> Chromium:
@@ -50,10 +56,10 @@ _OWN_SIZES = {'digit': 28, 'strip': (32, 160), 'word': (32, 128), 'bars': (64, 9
 
 def pair_size(
     kind: str, # a name of `PAIR_MAKERS`
-    image_size: int | tuple[int, int] | None = None, # that was asked for, side or height and width; None for none
-) -> int | tuple[int, int]: # side, or height and width of the small kinds, pixels
+    image_size: Size | None = None, # that was asked for, side or height and width; None for none
+) -> Size: # side, or height and width of the small kinds, pixels
     "The size of a kind's pictures, if they can have it."
-    if image_size is None: image_size = _OWN_SIZES.get(kind, 256)
+    image_size = read_size('image_size', _OWN_SIZES.get(kind, 256) if image_size is None else image_size)
     if kind in SMALLEST: return check_sides(image_size, SMALLEST[kind])
     return check_image_size(image_size)
 
@@ -66,14 +72,14 @@ def make_pair(
     seed: int = 0, # of the set
     *,
     split: str = 'train', # or 'held_out'
-    image_size: int | tuple[int, int] | None = None, # side, or height and width; None for the kind's own (`pair_size`)
-    chromium: bool = False, # draw mock-ups by Chromium, else by our own painter
+    image_size: Size | None = None, # side, or height and width; None for the kind's own (`pair_size`)
+    chromium: bool = False, # draw pages by Chromium, else by our own painter
     root: Path | None = None, # folder of Python files that pictures of code show; None for the standard library
 ) -> dict: # `image` (Pillow), `prompt`, `text`, `domain` (the kind), `source`, `split`, and what the maker adds
     "Record `i` of a kind, the same wherever and whenever it is made on this machine."
     options = {'split': split}
     if kind == 'code': options['root'] = root
-    if kind == 'mockup' and chromium: options['browser'] = _browser()
+    if kind in _PAGES and chromium: options['browser'] = _browser()
     i, seed, size = check_whole('i', i, 0), check_whole('seed', seed, 0), pair_size(kind, image_size)
     if kind == 'digit': options['number'] = i + (seed * _APART if split == 'train' else 0)
     prompt = f'Write {_ASKED[kind]}:\n' if kind in _ASKED else ''
@@ -93,8 +99,8 @@ class PairSet(Dataset):
     n: int # records of each kind
     seed: int = 0 # of the set
     split: str = 'both' # sides: one record in ten is held out; or 'train' or 'held_out' alone
-    image_size: int | tuple[int, int] | None = None # side, or height and width; None for each kind's own
-    chromium: bool = False # draw mock-ups by Chromium
+    image_size: Size | None = None # side, or height and width; None for each kind's own
+    chromium: bool = False # draw pages by Chromium
     source: str = '' # folder of Python files; '' for the standard library
 
     def __len__(self): return self.n * len(self.kinds)
@@ -120,7 +126,7 @@ class PairSet(Dataset):
         (kind, i, split), png = self.where(j), BytesIO()
         try: record = self.draw(j)
         except UserError as e:
-            if self.chromium and kind == 'mockup': _browser.cache_clear() # the next page gets another one
+            if self.chromium and kind in _PAGES: _browser.cache_clear() # the next page gets another one
             return {'fields': {'domain': kind, 'split': split, 'skipped': str(e)}}
         record.pop('image').save(png, 'PNG')
         return {'png': png.getvalue(), 'fields': {'image': f'{kind}/{i:06}.png', **record}}
@@ -196,9 +202,9 @@ class PairConfig:
     seed: int = 0 # of all choices
     split: str = 'both' # sides that are written, which share no line: both, train, or held_out
     source: str = '' # folder of Python files for code and corpus; that of Python's standard library if empty
-    image_size: int | tuple[int, int] | None = None # side or height,width in pixels; the kind's own if not given
+    image_size: Size | None = None # side or height,width in pixels; the kind's own if not given
     num_workers: int = 2 # processes that draw; 0 draws in this one
-    painter: str = 'auto' # of mock-ups: chromium, own, or auto for Chromium where it is installed and starts
+    painter: str = 'auto' # of pages: chromium, own, or auto for Chromium where it is installed and starts
 
 def check_kinds(
     kinds: str, # separated by commas
@@ -227,7 +233,7 @@ def _checked(config: PairConfig, output: Path) -> PairConfig:
 _LEAST = {'n': 1, 'num_workers': 0, 'seed': 0}
 
 def _use_chromium(painter: str, needed: bool) -> bool:
-    "Whether Chromium draws the mock-ups."
+    "Whether Chromium draws the pages."
     if not needed or painter == 'own' or (painter == 'auto' and not find_chromium()): return False
     try: Chromium().close()
     except UserError:
@@ -258,7 +264,7 @@ def _summary(work: Path, pairs: PairSet, files: str) -> str:
             sides[r['split']] += 1
     if not made: raise UserError(f'no pair could be made; {next(iter(skipped))}')
     counts = ', '.join(f'{m:,} {kind}' for kind, m in made.items())
-    painter = f' (mock-ups by {"Chromium" if pairs.chromium else "our own painter"})' if 'mockup' in made else ''
+    painter = f' (pages by {"Chromium" if pairs.chromium else "our own painter"})' if {*_PAGES} & {*made} else ''
     digits = f' (digits of {_DIGITS[digit_images()[0].name]})' if 'digit' in made else ''
     left = ''.join(f'; skipped: {m:,} {why}' for why, m in skipped.items())
     return f'{counts} in {files}, {sides["held_out"]:,} of {made.total():,} held out{painter}{digits}{left}'
@@ -318,7 +324,8 @@ def make_pairs(
     "Write a set of pairs, and the corpus if it is among the kinds; a run that was stopped goes on."
     names, output = check_kinds(config.kind), Path(output).expanduser()
     config = _checked(config, output)
-    kinds, chromium = tuple(k for k in names if k != 'corpus'), _use_chromium(config.painter, 'mockup' in names)
+    kinds, has_pages = tuple(k for k in names if k != 'corpus'), bool({*_PAGES} & {*names})
+    chromium = _use_chromium(config.painter, has_pages)
     pairs = PairSet(kinds, config.n, config.seed, split=config.split, image_size=config.image_size, chromium=chromium,
                     source=config.source)
     corpus, shards = 'corpus' in names, config.format == 'shards'

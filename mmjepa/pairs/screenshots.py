@@ -15,7 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from collections.abc import Callable
 
-from ..core import UserError, check_choice
+from ..core import Size, UserError, check_choice, height_width, read_size
 from .sources import SPLITS, cut, read_part, source_folder, split_files
 
 # %% ../../nbs/pairs/61_screenshots.ipynb #0c2b345f
@@ -48,16 +48,12 @@ def check_image_size(
     return check_whole('image_size', image_size, 128, most=1024, unit=' pixels')
 
 def check_sides(
-    image_size: int | tuple[int, int], # height and width of a picture, pixels; a number for both
+    image_size: Size, # height and width of a picture, pixels; a number for both
     least: tuple[int, int], # that they may be
 ) -> tuple[int, int]:
-    "Height and width as Python's integers, if pictures can have them."
-    try: height, width = (image_size, image_size) if isinstance(image_size, Integral) else image_size
-    except (TypeError, ValueError):
-        raise UserError(f'image_size is {image_size!r}; expected a number, or two such as 32,160') from None
-    names = ('height', 'width')
-    return tuple(check_whole(f'{name} of image_size', side, low, most=1024, unit=' pixels')
-                 for name, side, low in zip(names, (height, width), least))
+    "Height and width, if pictures can have them."
+    def check(name, side, least): return check_whole(f'{name} of image_size', side, least, most=1024, unit=' pixels')
+    return tuple(map(check, ('height', 'width'), height_width(read_size('image_size', image_size)), least))
 
 def draws_of(
     seed: int, # of all choices, 0 or more

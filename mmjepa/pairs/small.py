@@ -14,7 +14,7 @@ from math import cos, sin
 
 import numpy as np
 
-from ..core import check_choice, data_dir
+from ..core import Size, check_choice, data_dir
 from ..data.images import DIGIT_NAMES, ImageSet, load_images
 from .screenshots import PairDraft, bundled_font, check_sides, draws_of, load_face
 from .sources import SPLITS, python_files, split_of
@@ -170,7 +170,7 @@ def _facts(text: str) -> dict[str, object]:
 
 def strip(
     seed: int, # of all choices
-    image_size: int | tuple[int, int] = (32, 160), # height and width, pixels, 24 and 96 at least; a number for both
+    image_size: Size = (32, 160), # height and width, pixels, 24 and 96 at least; a number for both
     kind: str = '', # one of `STRIPS`; chosen by chance where empty
     *,
     split: str = 'train', # or 'held_out': other strings
@@ -188,7 +188,7 @@ def strip(
 
 def word(
     seed: int, # of all choices
-    image_size: int | tuple[int, int] = (32, 128), # height and width, pixels, 24 and 96 at least; a number for both
+    image_size: Size = (32, 128), # height and width, pixels, 24 and 96 at least; a number for both
     split: str = 'train', # or 'held_out': other words
 ) -> PairDraft: # details: as of `strip`
     "One word of 3 to 8 letters."
@@ -205,7 +205,7 @@ def digit_images() -> tuple[ImageSet, ImageSet]: # for training, held out
 
 def digit(
     seed: int, # of all choices
-    image_size: int | tuple[int, int] = 28, # height and width, pixels, 28 at least; a number for both
+    image_size: Size = 28, # height and width, pixels, 28 at least; a number for both
     split: str = 'train', # or 'held_out': other pictures
     *,
     number: int = 0, # of the picture among those of its side, which begin again where they end
@@ -235,7 +235,7 @@ _TOP = 20 # of the axis
 
 def bars(
     seed: int, # of all choices
-    image_size: int | tuple[int, int] = (64, 96), # height and width, pixels, 48 and 64 at least; a number for both
+    image_size: Size = (64, 96), # height and width, pixels, 48 and 64 at least; a number for both
     split: str = 'train', # or 'held_out': other values
 ) -> PairDraft: # details: values ('written' or 'axis'), font, length, size
     "A chart of three bars with their values, whole numbers with spaces between them."

@@ -6,15 +6,15 @@
 __all__ = ['Count', 'Tokens', 'Rate', 'Positive', 'Share', 'Sides', 'SOURCES', 'read_number', 'Section', 'OptimizerSettings',
            'SchedulerSettings', 'JEPASettings', 'LMSettings', 'HybridSettings', 'TrainingSettings', 'VisionSettings',
            'ModelSettings', 'Stage', 'SourceSettings', 'CurriculumConfig', 'micro_batches', 'make_curriculum',
-           'load_curriculum', 'to_model', 'step_tokens', 'step_counts', 'stage_ends', 'stage_at', 'learning_rate_at',
-           'stage_mixture', 'plan_table', 'plot_plan', 'describe_step']
+           'load_curriculum', 'to_model', 'step_tokens', 'step_counts', 'stage_ends', 'stage_at', 'warmup_tokens',
+           'learning_rate_at', 'stage_mixture', 'plan_table', 'plot_plan', 'describe_step']
 
 # %% ../../nbs/vl/83_config.ipynb #894d21f2
 import math
 from bisect import bisect_right
 from decimal import Decimal
 from fractions import Fraction
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from reprlib import repr as short
 from typing import Annotated, Literal
@@ -174,11 +174,15 @@ def _mixture(value) -> str | dict[str, float]:
     return value
 
 class Stage(Section):
-    "One of `stages`. In a loaded curriculum `tokens`, `lr`, `alpha` and `beta` are known, and `share` is none."
+    """One of `stages`.
+
+    In a loaded curriculum `tokens`, `lr`, `alpha`, `beta` and, but for the first stage, `warmup` are known, and
+    `share` is none."""
     name: StrictStr # what reports call it
     share: Share | None = None # of all tokens
     tokens: Tokens | None = None # or how many
     lr: tuple[Rate, Rate] | None = None # first and last learning rate
+    warmup: Share | None = None # share of its tokens in which the rate goes from the last stage's end to `lr`
     alpha: Rate | None = None # weight of the predictions of embeddings; none: that of `hybrid`
     beta: Rate | None = None # weight of the prediction of tokens; none: that of `hybrid`
     mixture: Annotated[str | dict[str, float], PlainValidator(_mixture)] = 'weights' # see the table above
@@ -359,8 +363,22 @@ def _set_tokens(config: CurriculumConfig, stages: tuple[Stage, ...], total: int 
         raise UserError(f'stages: {name} has none of {total or own:,} tokens; expected 1 or more in each')
     return tokens, own
 
+_WARMUP = .05 # share of a stage's tokens
+
+def _settle_warmups(stages: list[Stage]) -> tuple[Stage, ...]:
+    "The rate of a stage with other weights rises to what it starts from, where that is above the last one's end."
+    if stages[0].warmup is not None:
+        raise UserError(f'stages: {stages[0].name} has warmup {stages[0].warmup:g} and is the first; '
+                        'expected training.scheduler.warmup_tokens')
+    out = stages[:1]
+    for last, s in pairwise(stages):
+        changes = (s.alpha, s.beta) != (last.alpha, last.beta) and s.lr[0] > last.lr[1]
+        share = _WARMUP * changes if s.warmup is None else s.warmup
+        out.append(s.model_copy(update={'warmup': share}))
+    return tuple(out)
+
 def _settle_stage(stage: Stage, tokens: int, rates: tuple[float, float], *, hybrid: HybridSettings) -> Stage:
-    "The same with everything known."
+    "The same with everything known but the warm-up, which depends on the stage before."
     known = dict(share=None, tokens=tokens, lr=rates)
     if stage.alpha is None: known['alpha'] = hybrid.alpha
     if stage.beta is None: known['beta'] = hybrid.beta
@@ -374,7 +392,8 @@ def _settle(config: CurriculumConfig, total: int | None) -> CurriculumConfig:
     _check_names(config, stages)
     for s in stages: _check_stage(s)
     (tokens, own), rates = _set_tokens(config, stages, total), _set_rates(stages, t)
-    stages = tuple(_settle_stage(s, n, r, hybrid=t.hybrid) for s, n, r in zip(stages, tokens, rates))
+    stages = [_settle_stage(s, n, r, hybrid=t.hybrid) for s, n, r in zip(stages, tokens, rates)]
+    stages = _settle_warmups(stages)
     warm = round(Fraction(t.scheduler.warmup_tokens * sum(tokens), own))
     if warm > tokens[0]:
         raise UserError(f'training.scheduler.warmup_tokens is {warm:,} of {sum(tokens):,} tokens; '
@@ -485,17 +504,25 @@ def stage_at(
     "The stage of the next token."
     return config.stages[_place(config, tokens)]
 
+def warmup_tokens(config: CurriculumConfig) -> list[int]:
+    "Tokens at the beginning of each stage in which the learning rate rises."
+    first = config.training.scheduler.warmup_tokens
+    return [round(s.warmup * s.tokens) if i else first for i, s in enumerate(config.stages)]
+
 def learning_rate_at(
     config: CurriculumConfig, # of `load_curriculum`
     tokens: int, # seen so far, 0 or more
 ) -> float: # never below `min_lr`
     "Rate of the step that begins after `tokens` tokens."
-    i = _place(config, tokens)
-    stage, schedule = config.stages[i], config.training.scheduler
-    (a, b), low, warm = stage.lr, schedule.min_lr, 0 if i else schedule.warmup_tokens
-    if tokens < warm: return max(low, a * (tokens + step_tokens(config)) / (warm + step_tokens(config)))
-    done = min(1., (tokens - warm - (stage_ends(config)[i] - stage.tokens)) / max(1, stage.tokens - warm))
-    return max(low, b + (a - b) * (1 + math.cos(math.pi * done)) / 2)
+    i, step = _place(config, tokens), step_tokens(config)
+    stage, (a, b), warm = config.stages[i], config.stages[i].lr, warmup_tokens(config)[i]
+    start, seen = config.stages[i - 1].lr[1] if i else 0., tokens - stage_ends(config)[i] + stage.tokens
+    if seen < warm: rate = start + (a - start) * (seen + step) / (warm + step)
+    else:
+        done = min(1., (seen - warm) / max(1, stage.tokens - warm))
+        rate = b + (a - b) * (1 + math.cos(math.pi * done)) / 2
+    return max(config.training.scheduler.min_lr, rate)
+
 
 # %% ../../nbs/vl/83_config.ipynb #c76436bf
 def _per_topic(config: CurriculumConfig, stage: Stage, amounts: dict[str, float]) -> dict[str, float]:
@@ -547,7 +574,8 @@ def plot_plan(
     units = ((10**12, 'trillion'), (10**9, 'billion'), (10**6, 'million'), (1, ''))
     scale, word = next((n, w) for n, w in units if ends[-1] >= n)
     evenly = np.linspace(0, ends[-1], 800).astype(np.int64).tolist()
-    at = sorted({*evenly, config.training.scheduler.warmup_tokens, *ends})
+    risen = [a + n for a, n in zip(ends, warmup_tokens(config))]
+    at = sorted({*evenly, *risen, *ends})
     ax.plot([t / scale for t in at], [learning_rate_at(config, t) for t in at], color='black', lw=1.8)
     for s, a, b, colour in zip(config.stages, ends, ends[1:], cycle(sns.color_palette('colorblind'))):
         label = s.name.replace('$', r'\$') + rf' ($\alpha$ {s.alpha:g}, $\beta$ {s.beta:g})'

@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..checkpoint import load_weights, written
-from ..core import UserError, atomic_path, command, is_main, make_generator, rank, seed_everything, start_ranks
-from ..core import whole_number, world_size, write_text
+from ..core import UserError, atomic_path, command, get_device, is_main, make_generator, rank, seed_everything
+from ..core import start_ranks, whole_number, world_size, write_text
 from ..data.documents import HELD_OUT, DocumentSource, open_documents, skip_notes
 from ..data.images import to_float
 from ..data.records import EmptySource, JsonRecords
 from ..data.tars import expand_shards
 from ..data.text import Tokenizer, load_tokenizer
-from ..data.tokens import PackedSource, read_index
+from ..data.tokens import PackedSource, read_packed
 from ..runs import RunConfig, RunLog, one_writer, progress, whole
 from ..training import TrainConfig, fit
 from .config import CurriculumConfig, SourceSettings, Stage, describe_step, learning_rate_at, load_curriculum
@@ -40,7 +40,7 @@ from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_toke
 from .hybrid import CollapseWatch, EmbeddingError, VLJEPAObjective, joint_masks
 from .model import VLJEPA, token_indices
 from .packing import TokenMixture, collate_rows
-from .scaling import DEVICES, count_parameters, plan_cost
+from .scaling import DEVICES, HERE, count_parameters, measure_flops, plan_cost
 
 # %% ../../nbs/vl/86_curriculum.ipynb #97f6c15d
 class CurriculumLoader:
@@ -542,11 +542,23 @@ def _look(name: str, source: SourceSettings, root: Path) -> str:
     if source.kind == 'hub' and not path.exists(): return f'{at}, a name on the hub, not looked up'
     try:
         if source.kind == 'json': return f'{at}, {len(JsonRecords(path)):,} records'
-        if source.kind == 'packed': return f'{at}, {sum(p["tokens"] for p in read_index(path)["parts"]):,} tokens'
+        if source.kind == 'packed': return f'{at}, {sum(p["tokens"] for p in read_packed(path)["parts"]):,} tokens'
         if source.kind == 'shards' and re.match('[a-z]{2,}:', source.path): return f'{at}, not looked up'
         if source.kind == 'shards': return f'{at}, {len(expand_shards(path)):,} shards'
     except UserError as e: return f'{at}: a run would stop here: {e}'
     return f'{at}, a folder'
+
+def _cost_here(config: CurriculumConfig) -> str:
+    "What the stages cost, and how long this machine would compute."
+    model, t = to_model(config), config.training
+    weights, device = sum(count_parameters(model).values()), get_device()
+    operations = plan_cost(config, DEVICES['h200']).flops.sum()
+    rate = HERE * measure_flops(model.hidden_size, t.micro_batch_size * t.lm.context_length, device)
+    hours = operations / rate / 3600
+    length = f'{hours:.3g} hours' if hours >= 1 else f'{60 * hours:.2g} minutes'
+    return (f'cost: {weights:,} weights, {operations:.3g} operations. Measured now on this machine ({device.type}): '
+            f'steps of this width at about {rate / 1e9:,.0f} GFLOP/s, {length} without loading and evaluation; '
+            'mmjepa_plan tells memory, and days on a cluster')
 
 def print_plan(
     config: CurriculumConfig, # of `load_curriculum`
@@ -565,12 +577,10 @@ def print_plan(
     for stage in config.stages:
         shares = [f'{name} {share:.3g}' for name, share in stage_mixture(config, stage).items()]
         print(f'{stage.name}: {", ".join(shares)}')
+        if stage.warmup: print(f'  its learning rate rises in {stage.warmup:.3g} of its tokens')
     print('data (files are there or not; records are read by a run alone):')
     for name, s in config.sources.items(): print(f'  {_look(name, s, root)}')
-    weights = sum(count_parameters(to_model(config)).values())
-    operations = plan_cost(config, DEVICES['h200']).flops.sum()
-    print(f'cost: {weights:,} weights, {operations:.3g} operations, of which a processor of 1 TFLOP/s makes 40% in '
-          f'{operations / .4e12 / 3600:.3g} hours; mmjepa_plan tells memory, and days on a cluster')
+    print(_cost_here(config))
     print(f'the curve of the learning rate: {save_figure(fig, folder/"plan.png")}')
 
 # %% ../../nbs/vl/86_curriculum.ipynb #d99140aa

@@ -6,6 +6,7 @@
 __all__ = ['pick_words', 'row_images', 'model_images', 'generate']
 
 # %% ../../nbs/vl/82_generation.ipynb #5a7ad35b
+import inspect
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
@@ -53,6 +54,11 @@ def _block(block: nn.Module, x: Float[Tensor, 'b t d'], allowed: Bool[Tensor, 'b
     x = x + a.proj(scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None]).transpose(1, 2).flatten(2))
     return x + block.mlp(block.norm2(x)), (k, v)
 
+def _cache_name(model: VLJEPA) -> str:
+    "What this version of transformers calls the cache: `past_key_values`, or later `cache`."
+    known = inspect.signature(model.language_encoder.forward).parameters
+    return 'cache' if 'cache' in known else 'past_key_values'
+
 class _Reader:
     "Reads left-padded rows, then one word after the other; keys and values of all that was read are kept."
     def __init__(self, model: VLJEPA, rows: list[list[int]], pictures: dict[str, Tensor]):
@@ -74,7 +80,7 @@ class _Reader:
               *, image: Tensor | None = None) -> Float[Tensor, 'b v']:
         words = allowed[:, None, -text.shape[1]:, self.n:]
         x = self.model.language_encoder(input_ids=text, attention_mask=words, position_ids=position,
-                                        past_key_values=self.words, use_cache=True).last_hidden_state
+                                        use_cache=True, **{_cache_name(self.model): self.words}).last_hidden_state
         if image is not None: x = torch.cat([image, x], 1)
         fusion = self.model.cross_modal_fusion
         for i, block in enumerate(fusion.blocks): x, self.past[i] = _block(block, x, allowed, past=self.past[i])

@@ -14,7 +14,7 @@ from mmjepa.data.documents import Files, JsonSource, StreamSource
 from mmjepa.data.records import EmptySource, digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer
-from mmjepa.data.tokens import PackedSource, Packer, map_part, pack_tokens, read_index
+from mmjepa.data.tokens import PackedSource, Packer, map_part, pack_tokens, read_packed
 
 TOK = ByteTokenizer()
 KILLED = """
@@ -40,9 +40,9 @@ def contents(folder): return {p.name: p.read_bytes() for p in folder.glob('*') i
 
 
 def test_killed_it_goes_on_to_the_same_files(tmp_path):
-    path = write_lines(tmp_path/'a.jsonl', [{'prompt': f'{i}? ', 'text': f'{i} ' * 40} for i in range(6000)])
+    path = write_lines(tmp_path/'a.jsonl', [{'prompt': f'{i}? ', 'text': f'{i} ' * 40} for i in range(3000)])
     pack_tokens(str(path), tmp_path/'whole', TOK, part_bytes=20_000, say=silent)
-    for parts in (1, 8, 30):
+    for parts in (1, 8, 20):
         words = [sys.executable, '-c', KILLED, str(path), str(tmp_path/'run')]
         run = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         while run.poll() is None and len([*(tmp_path/'run').glob('part-*')]) < parts: time.sleep(.001)
@@ -53,7 +53,7 @@ def test_killed_it_goes_on_to_the_same_files(tmp_path):
     pack_tokens(str(path), tmp_path/'run', TOK, part_bytes=20_000, say=silent)
     assert contents(tmp_path/'run') == contents(tmp_path/'whole')
     live, packed = JsonSource(path, TOK, val_split=.05), PackedSource(tmp_path/'run', TOK)
-    for i in range(0, 12_000, 7):
+    for i in range(0, 6000, 7):
         a, b = live.document(i), packed.document(i)
         assert (a.ids == b.ids).all() and (a.learn == b.learn).all()
 
@@ -111,11 +111,11 @@ def test_a_stream_goes_on_where_it_was(tmp_path):
     reads.clear()
     packer(json.loads((tmp_path/'run/tokens.json').read_text())).pack()
     assert reads and reads[0][0] == 1 and reads[0][1] > 0
-    found = [map_part(tmp_path/'run'/p['name'])['records'].tolist() for p in read_index_parts(tmp_path/'run')]
+    found = [map_part(tmp_path/'run'/p['name'])['records'].tolist() for p in parts_of(tmp_path/'run')]
     assert sorted(n for some in found for n in some) == [f << 40 | i for f in range(2) for i in range(50)]
 
 
-def read_index_parts(folder): return json.loads((folder/'tokens.json').read_text())['parts']
+def parts_of(folder): return json.loads((folder/'tokens.json').read_text())['parts']
 
 
 def test_bad_records_are_told_or_counted(tmp_path):
@@ -153,7 +153,7 @@ def test_the_command(tmp_path):
     how = ['--template', '{a[0].says}', '--prompt_template', '{q}', '--where', 'of=x']
     run = subprocess.run(words + how, text=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert run.returncode == 0 and 'documents to learn from' in run.stdout, run.stderr
-    found = read_index(tmp_path/'run')['parts'][0]
+    found = read_packed(tmp_path/'run')['parts'][0]
     assert found['learnt'] + found['held_out'] == 30
     assert all(int(x.partition('?')[0]) % 2 == 0 for x in texts(PackedSource(tmp_path/'run', TOK)))
     run = subprocess.run(words + how[:4], text=True, capture_output=True)

@@ -9,13 +9,14 @@ import sys
 import sysconfig
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmjepa.pairs.charts import CHARTS, chart
+from mmjepa.pairs.charts import CHARTS, PLOTLY_CHARTS, chart, plotly_chart
 from mmjepa.core import UserError, run_command
 from mmjepa.data.records import JsonRecords
 from mmjepa.pairs.mockups import mockup, write_mockup
@@ -46,7 +47,7 @@ def test_the_command_writes_what_the_function_does(tmp_path):
     make_pairs(tmp_path/'function', PairConfig(n=1, seed=3, painter='own', num_workers=0), say=str)
     assert files(tmp_path/'command') == files(tmp_path/'function')
     counts = '1 code, 1 chart, 1 formula, 1 statement, 1 mockup in pairs.jsonl, 0 of 5 held out'
-    assert out.splitlines()[-1] == f'{tmp_path}/command: {counts} (mock-ups by our own painter)'
+    assert out.splitlines()[-1] == f'{tmp_path}/command: {counts} (pages by our own painter)'
     assert len(JsonRecords(tmp_path/'command/pairs.jsonl')) == 5
 
 
@@ -75,12 +76,13 @@ def assert_unseen(records):
 
 def test_held_out_means_unseen(tmp_path, library):
     "In all that the command writes, of any kind."
-    p = start('--output', tmp_path/'set', '--kind', 'code,chart,formula,statement,mockup,corpus', '--n', 30,
-              '--image_size', 128, '--painter', 'own', '--source', library)
+    kinds = 'code,chart,formula,statement,mockup,plotly,react,markdown,corpus'
+    p = start('--output', tmp_path/'set', '--kind', kinds, '--n', 30, '--image_size', 128, '--painter', 'own',
+              '--source', library)
     out, err = p.communicate(timeout=300)
     assert p.returncode == 0, err
     pairs, corpus = (list(JsonRecords(tmp_path/f'set/{name}.jsonl')) for name in ('pairs', 'corpus'))
-    assert ', 15 of 150 held out' in out and f'{len(corpus)} held out, in corpus.jsonl' in out
+    assert ', 24 of 240 held out' in out and f'{len(corpus)} held out, in corpus.jsonl' in out
     assert_unseen(pairs + corpus)
     for r in pairs: assert r['split'] == ('held_out' if int(r['image'][-10:-4]) % 10 == 1 else 'train')
     files = {side: {r['source'].rpartition(':')[0] for r in pairs + corpus if r['split'] == side and
@@ -90,12 +92,12 @@ def test_held_out_means_unseen(tmp_path, library):
 
 def test_sides_that_were_made_apart(tmp_path, library):
     "The same holds of two sets, whatever their seeds and sizes."
-    kinds = 'code,formula,statement,mockup'
+    kinds = 'code,formula,statement,mockup,plotly,react,markdown'
     for split, seed in (('train', 0), ('held_out', 7)):
         config = PairConfig(kinds, n=20, seed=seed, split=split, source=str(library), painter='own', num_workers=0)
         make_pairs(tmp_path/split, config, say=str)
     found = {split: list(JsonRecords(tmp_path/split/'pairs.jsonl')) for split in ('train', 'held_out')}
-    for split, records in found.items(): assert {r['split'] for r in records} == {split} and len(records) == 80
+    for split, records in found.items(): assert {r['split'] for r in records} == {split} and len(records) == 140
     assert_unseen(found['train'] + found['held_out'])
 
 
@@ -248,7 +250,7 @@ def test_a_browser_that_does_not_start(tmp_path, monkeypatch):
         make_pairs(tmp_path/'set', PairConfig('mockup', n=1, painter='chromium'), say=str)
     assert len(str(e.value).splitlines()) == 1 and not (tmp_path/'set').exists()
     make_pairs(tmp_path/'set', ours, say=said.append)
-    assert said[0].endswith('0 of 1 held out (mock-ups by our own painter)')
+    assert said[0].endswith('0 of 1 held out (pages by our own painter)')
 
 
 RUN_ALL = '''
@@ -269,6 +271,17 @@ def test_charts_are_what_their_programs_draw_as_scripts(tmp_path):
     for kind, d in drafts.items():
         drawn = Image.open(tmp_path/kind/'chart.png').convert('RGB')
         assert np.array_equal(np.asarray(drawn), np.asarray(d.paint())), kind
+
+
+@pytest.mark.skipif(not find_spec('plotly'), reason='Plotly is not installed')
+def test_plotly_takes_the_programs():
+    "All arguments are known to it, and its figure holds the numbers."
+    for kind in PLOTLY_CHARTS:
+        for seed, split in ((0, 'train'), (1, 'train'), (2, 'held_out')):
+            scope, text = {}, plotly_chart(seed, kind=kind, split=split).text
+            exec(text.rpartition('\n')[0], scope)
+            figure = scope.get('fig') or scope['figure']
+            assert figure.to_plotly_json()['data'] and figure.layout.width == 256
 
 
 def distance(a, b): return np.abs(np.asarray(a, int) - np.asarray(b)).mean()
@@ -308,5 +321,5 @@ def test_chromium_in_workers_leaves_nothing_behind(tmp_path, monkeypatch):
         assert not [name for name in os.listdir(temp) if name.startswith('mmjepa-')]
     own = make_pairs(tmp_path/'own', PairConfig('mockup', n=2, painter='own', num_workers=0), say=str)
     theirs, own = JsonRecords(theirs/'pairs.jsonl'), JsonRecords(own/'pairs.jsonl')
-    assert said[0].endswith('(mock-ups by Chromium)') and {r['painter'].split()[0] for r in theirs} == {'chromium'}
+    assert said[0].endswith('(pages by Chromium)') and {r['painter'].split()[0] for r in theirs} == {'chromium'}
     assert [r['text'] for r in theirs] == [r['text'] for r in own]

@@ -50,7 +50,8 @@ def test_one_size_for_all_of_them(tmp_path):
 
 @pytest.mark.parametrize('size, words', [
     ('20,160', 'height of image_size is 20; expected a whole number, 24 to 1,024 pixels'),
-    ('32,', 'image_size is (32,); expected a number, or two such as 32,160'), ('32x160', 'image_size: invalid number')])
+    ('32,', 'image_size is (32,); expected a whole number, or two: height and width'),
+    ('32x160', 'image_size: invalid number')])
 def test_wrong_sizes_are_one_line(tmp_path, capsys, size, words):
     with pytest.raises(SystemExit) as e:
         run_command(main, ['--output', str(tmp_path/'set'), '--kind', 'strip', '--image_size', size])

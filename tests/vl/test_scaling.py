@@ -47,7 +47,8 @@ def test_a_small_plan(tiny, tmp_path, capsys):
     flags = ['--devices', '4', '--device', 'a100', '--total-tokens', '2M', '--precision', 'fp32']
     run_command(main, [str(tiny), *flags, '--output', str(tmp_path/'p.png')])
     said = capsys.readouterr().out
-    assert 'all: 2,000,000 tokens' in said and 'gradients accumulated over 1' in said and 'seconds' not in said
+    assert 'all: 2,000,000 tokens' in said and 'gradients accumulated over 1' in said
+    assert 'device seconds' in said and 'MB on each a100' in said and ' days' not in said  # in its own units
     config = load_curriculum(tiny, '2M')
     model = VLJEPA(to_model(config))
     assert sum(count_parameters(to_model(config)).values()) == sum(p.numel() for p in model.parameters())
