@@ -216,7 +216,7 @@ class SourceSettings(Section):
     topic: Literal['code', 'text', 'vision'] # what it is mostly made of
     instruction: StrictBool = False # its records have a prompt and an answer
     path: StrictStr | None = None # file, pattern of shards, or name on the hub
-    kind: Literal['json', 'shards', 'hub'] = 'json' # what is at `path`
+    kind: Literal['json', 'shards', 'hub', 'packed'] = 'json' # what is at `path`; packed: a folder of mmjepa_pack
     config: StrictStr | None = None # kind hub: the configuration, such as python
     data_files: tuple[StrictStr, ...] = () # kind hub: those of its files that are read, such as data/python/*.parquet
     where: dict[StrictStr, StrictStr] = {} # fields that a record must have, such as domain: code
@@ -236,6 +236,8 @@ class SourceSettings(Section):
         read_templates(self.templates, self.fields)
         if self.kind != 'hub' and (self.config or self.data_files):
             raise UserError(f'is of kind {self.kind} and has config or data_files; expected kind hub, or neither')
+        if self.kind == 'packed' and (self.where or self.fields or self.templates):
+            raise UserError('is packed, and has where, fields or templates; expected them when it was packed')
         return self
 
 SOURCES = {name: dict(weight=weight, topic=topic, instruction=instruction) for name, weight, topic, instruction in [

@@ -26,12 +26,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..checkpoint import load_weights, written
 from ..core import UserError, atomic_path, command, get_device, is_main, make_generator, rank, seed_everything
 from ..core import start_ranks, whole_number, world_size, write_text
-from ..data.documents import HELD_OUT, Files, JsonSource, StreamSource, hub_stream, shard_stream, skip_notes
 from ..data.augmentation import AugmentConfig, make_views
+from ..data.documents import HELD_OUT, DocumentSource, open_documents, skip_notes
 from ..data.images import to_float
 from ..data.records import EmptySource, JsonRecords
 from ..data.tars import expand_shards
 from ..data.text import Tokenizer, load_tokenizer
+from ..data.tokens import PackedSource, read_packed
 from ..predictive import PredictiveObjective, cosine_distance, squared_distance
 from ..probes import CollapseWatch
 from ..runs import RunConfig, RunLog, one_writer, progress, whole
@@ -282,7 +283,7 @@ def open_sources(
     on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
     follow_links: bool = False, # whether images may be links that lead out of the folder of their JSON lines
     say: Callable[[str], None] = print, # gets notes on sources that are left out
-) -> dict[str, JsonSource]: # by name
+) -> dict[str, DocumentSource]: # by name
     "Readers of the sources that have a path."
     found, unused = {}, config.sources.keys() - {k for s in config.stages for k in stage_mixture(config, s)}
     for name, s in config.sources.items():
@@ -303,24 +304,24 @@ def open_sources(
     if idle := sorted(unused & found.keys()): say(f'sources that no stage asks for are not read: {", ".join(idle)}')
     return found
 
-def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Path, seed: int, follow_links: bool,
-          **options) -> JsonSource | StreamSource:
+def _open(config: CurriculumConfig, name: str, tokenizer: Tokenizer, *, root: Path, held_out: bool, follow_links: bool,
+          **options) -> DocumentSource:
     "The reader of one source."
     s = config.sources[name]
-    options |= dict(longest=config.training.lm.context_length, val_split=HELD_OUT, where=s.where, fields=s.fields,
-                    templates=s.templates,
+    options |= dict(longest=config.training.lm.context_length, held_out=held_out,
                     image_size=config.model.vision.image_size if s.topic == 'vision' else 0)
-    if s.kind != 'json': return StreamSource(_files(s, root), tokenizer, name, seed=seed, **options)
-    return JsonSource(root/Path(s.path).expanduser(), tokenizer, seed=seed, follow_links=follow_links, **options)
+    path = _placed(s, root)
+    if s.kind == 'packed': return PackedSource(path, tokenizer, **options)
+    if s.kind == 'hub': options |= dict(config=s.config, data_files=s.data_files)
+    return open_documents(path, s.kind, tokenizer, val_split=HELD_OUT, where=s.where, fields=s.fields,
+                          templates=s.templates, follow_links=follow_links, **options)
 
-def _files(source: SourceSettings, root: Path) -> Files:
-    "The records of shards, or of a dataset of the hub."
+def _placed(source: SourceSettings, root: Path) -> str:
+    "The path of a source from the folder of the settings; a URL, or a name on the hub, as it is."
     path = root/Path(source.path).expanduser()
-    if source.kind == 'hub':
-        name = str(path) if path.exists() else source.path
-        return hub_stream(name, config=source.config, data_files=source.data_files)
-    is_url = re.match('[a-z]{2,}:', source.path)
-    return shard_stream(source.path if is_url else str(path))
+    is_url = source.kind == 'shards' and re.match('[a-z]{2,}:', source.path)
+    is_name = source.kind == 'hub' and not path.exists()
+    return source.path if is_url or is_name else str(path)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #881dc5ea
 @dataclass(frozen=True)
@@ -415,9 +416,9 @@ def _token_counts(mixture: TokenMixture, vocab_size: int, rows: int = 200) -> Te
 def build_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
     tokenizer: Tokenizer, # of texts
-    sources: dict[str, JsonSource], # for training
+    sources: dict[str, DocumentSource], # for training
     *,
-    held: dict[str, JsonSource], # held out
+    held: dict[str, DocumentSource], # held out
     epochs: int, # spans between evaluations
     seed: int = 0, # of everything random
     num_workers: int = 0, # processes that make rows ahead, on each rank
@@ -432,7 +433,7 @@ def build_curriculum(
         words = lm.vocab_size # a table with rows to spare
     seed_everything(seed)
     model = VLJEPA(to_model(config, words))
-    def mixed(part: dict[str, JsonSource]) -> TokenMixture:
+    def mixed(part: dict[str, DocumentSource]) -> TokenMixture:
         weights = {name: config.sources[name].weight or 1 for name in part}
         size = config.model.vision.image_size
         return TokenMixture(part, weights, lm.context_length, pad_id=tokenizer.pad_id, image_size=size)
@@ -456,8 +457,8 @@ def run_curriculum(
     run: RunConfig, # where everything goes
     tokenizer: Tokenizer, # of texts
     *,
-    sources: dict[str, JsonSource], # for training
-    held: dict[str, JsonSource], # held out
+    sources: dict[str, DocumentSource], # for training
+    held: dict[str, DocumentSource], # held out
     epochs: int = 20, # spans between evaluations
     seed: int = 0, # of everything random
     precision: str = 'auto', # fp32, bf16, fp16 or auto
@@ -565,6 +566,7 @@ def _look(name: str, source: SourceSettings, root: Path) -> str:
     if source.kind == 'hub' and not path.exists(): return f'{at}, a name on the hub, not looked up'
     try:
         if source.kind == 'json': return f'{at}, {len(JsonRecords(path)):,} records'
+        if source.kind == 'packed': return f'{at}, {sum(p["tokens"] for p in read_packed(path)["parts"]):,} tokens'
         if source.kind == 'shards' and re.match('[a-z]{2,}:', source.path): return f'{at}, not looked up'
         if source.kind == 'shards': return f'{at}, {len(expand_shards(path)):,} shards'
     except UserError as e: return f'{at}: a run would stop here: {e}'
