@@ -2711,6 +2711,8 @@ d = { 'settings': { 'branch': 'main',
                                    'mmjepa.vl.scaling.plan_figure': ('vl/scaling.html#plan_figure', 'mmjepa/vl/scaling.py'),
                                    'mmjepa.vl.scaling.plan_memory': ('vl/scaling.html#plan_memory', 'mmjepa/vl/scaling.py'),
                                    'mmjepa.vl.scaling.plan_report': ('vl/scaling.html#plan_report', 'mmjepa/vl/scaling.py'),
+                                   'mmjepa.vl.scaling.plan_workers': ('vl/scaling.html#plan_workers', 'mmjepa/vl/scaling.py'),
                                    'mmjepa.vl.scaling.plot_days': ('vl/scaling.html#plot_days', 'mmjepa/vl/scaling.py'),
                                    'mmjepa.vl.scaling.plot_memory': ('vl/scaling.html#plot_memory', 'mmjepa/vl/scaling.py'),
-                                   'mmjepa.vl.scaling.stage_work': ('vl/scaling.html#stage_work', 'mmjepa/vl/scaling.py')}}}
+                                   'mmjepa.vl.scaling.stage_work': ('vl/scaling.html#stage_work', 'mmjepa/vl/scaling.py'),
+                                   'mmjepa.vl.scaling.workers_line': ('vl/scaling.html#workers_line', 'mmjepa/vl/scaling.py')}}}
