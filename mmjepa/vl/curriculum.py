@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTransform', 'loss_weights',
-           'masked_outputs', 'unigram_loss', 'CurriculumEvaluation', 'build_curriculum', 'run_curriculum',
+           'masked_outputs', 'unigram_loss', 'CurriculumEvaluation', 'fill_notes', 'build_curriculum', 'run_curriculum',
            'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'print_plan', 'main']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
@@ -229,8 +229,7 @@ def _stage_notes(self: CurriculumLoader, number: int) -> Iterator[str]:
     stage, read = self.config.stages[number], self.tokens_read(number)
     total = sum(read.values())
     if total < .98 * stage.tokens:
-        yield (f'stage {stage.name} has read {total:,} of {stage.tokens:,} tokens: all of its sources have pictures, '
-               'whose texts are not cut, and nothing fills the ends of rows; expected a source of text beside them')
+        yield f'stage {stage.name} has read {total:,} of {stage.tokens:,} tokens: its rows were not filled'
         return
     for name, n in read.items():
         share, asked = n / stage.tokens, self.weights[number][name]
@@ -408,6 +407,22 @@ CURRICULUM_COLUMNS = [
     'epoch', 'stage', 'tokens_seen', 'loss_total', 'loss_jepa', 'loss_lm', 'loss_sigreg', 'val_loss_lm', 'perplexity',
     'unigram_perplexity', 'embedding_error', 'images_per_s', 'seconds']
 
+def fill_notes(
+    loader: CurriculumLoader, # before a run
+    rows: int = 32, # that are looked at, of each stage
+) -> list[str]: # a line for each stage that will read fewer tokens than it has
+    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
+    lines, length = [], loader.config.training.lm.context_length
+    for stage, weights in zip(loader.config.stages, loader.weights):
+        if not all(loader.mixture.sources[name].has_images for name in weights): continue
+        stream = loader.mixture.row_stream(0, 1)
+        stream.turn(weights)
+        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
+        if full >= .98: continue
+        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
+                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
+    return lines
+
 def _token_counts(mixture: TokenMixture, vocab_size: int, rows: int = 200) -> Tensor:
     "How often each token stands in the next rows."
     texts = [row['text'][row['text_mask']] for row in (mixture.row() for _ in range(rows))]
@@ -473,7 +488,7 @@ def run_curriculum(
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
         **run.follow())
     say = RunLog(folder/'training.log')
-    say(describe_step(config, world_size()))
+    for line in (describe_step(config, world_size()), *fill_notes(loader)): say(line)
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
                 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'}} # other ranks, other micro-batches
