@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTransform', 'loss_weights',
-           'masked_outputs', 'unigram_loss', 'CurriculumEvaluation', 'fill_notes', 'build_curriculum', 'run_curriculum',
+           'masked_outputs', 'unigram_loss', 'CurriculumEvaluation', 'build_curriculum', 'fill_notes', 'run_curriculum',
            'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'print_plan', 'main']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
@@ -407,22 +407,6 @@ CURRICULUM_COLUMNS = [
     'epoch', 'stage', 'tokens_seen', 'loss_total', 'loss_jepa', 'loss_lm', 'loss_sigreg', 'val_loss_lm', 'perplexity',
     'unigram_perplexity', 'embedding_error', 'images_per_s', 'seconds']
 
-def fill_notes(
-    loader: CurriculumLoader, # before a run
-    rows: int = 32, # that are looked at, of each stage
-) -> list[str]: # a line for each stage that will read fewer tokens than it has
-    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
-    lines, length = [], loader.config.training.lm.context_length
-    for stage, weights in zip(loader.config.stages, loader.weights):
-        if not all(loader.mixture.sources[name].has_images for name in weights): continue
-        stream = loader.mixture.row_stream(0, 1)
-        stream.turn(weights)
-        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
-        if full >= .98: continue
-        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
-                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
-    return lines
-
 def _token_counts(mixture: TokenMixture, vocab_size: int, rows: int = 200) -> Tensor:
     "How often each token stands in the next rows."
     texts = [row['text'][row['text_mask']] for row in (mixture.row() for _ in range(rows))]
@@ -465,6 +449,23 @@ def _objective(config: CurriculumConfig, seed: int) -> VLJEPAObjective:
     distance = {'squared': squared_distance, 'cosine': cosine_distance}[v.distance]
     views = PredictiveObjective(v.sigreg_weight, views=v.invariance_weight, distance=distance, seed=seed)
     return VLJEPAObjective(views=views, whole_batch='comparison of views' if compares else None, seed=seed)
+
+# %% ../../nbs/vl/86_curriculum.ipynb #c4ac02e2
+def fill_notes(
+    loader: CurriculumLoader, # before a run
+    rows: int = 32, # that are looked at, of each stage
+) -> list[str]: # a line for each stage that will read fewer tokens than it has
+    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
+    lines, length = [], loader.config.training.lm.context_length
+    for stage, weights in zip(loader.config.stages, loader.weights):
+        if not all(loader.mixture.sources[name].has_images for name in weights): continue
+        stream = loader.mixture.row_stream(0, 1)
+        stream.turn(weights)
+        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
+        if full >= .98: continue
+        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
+                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
+    return lines
 
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(
