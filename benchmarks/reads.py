@@ -17,6 +17,7 @@ from mmjepa.core import UserError, write_text
 from mmjepa.data.text import load_tokenizer
 from mmjepa.pair_scores import rank_table
 from mmjepa.pairs.make import PairConfig, make_pairs
+from mmjepa.plots import save_figure
 from mmjepa.runs import RunConfig
 from mmjepa.sandbox.code_scores import character_error, exact_match
 from mmjepa.vl.config import load_curriculum
@@ -25,6 +26,7 @@ from mmjepa.vl.evaluate import load_evaluated
 from mmjepa.vl.evaluation import (blank_pictures, modal_embeddings, perplexity, read_eval_records, record_ids,
                                   swapped_pictures)
 from mmjepa.vl.generation import generate
+from mmjepa.vl.reading import reading_figure, reading_table
 
 EXAMPLES = Path(__file__).parent.parent/'examples'
 # kind: pairs to learn from, held-out pairs that are made, and how many of them are scored: those with distinct texts
@@ -114,4 +116,5 @@ def main(
             print(name, {k: round(v, 4) for k, v in found[name].items()})
     found |= {'seconds': time.perf_counter() - start, 'seed': seed, 'machine': machine()}
     write_text(folder/'reads.json', json.dumps(found, indent=1))
-    print(f'results: {folder/"reads.json"}')
+    save_figure(reading_figure(reading_table([found])), folder/'reads.png')
+    print(f'results: {folder/"reads.json"}, {folder/"reads.png"}')

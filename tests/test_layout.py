@@ -39,9 +39,10 @@ def methods(cls):
 # ---------------------------------------------------------------- order and names
 
 # A wing holds the numbers of its tens, and imports from these wings alone ('' is the core, which lies in none; its
-# nineties use all of them).
+# nineties use all of them). The vision-language wing goes on from 91, above its commands.
 FIRST = {'data': 20, 'label': 30, 'pretrain': 40, 'align': 50, 'pairs': 60, 'sandbox': 70, 'vl': 80}
-WINGS = {'': [*range(20), *range(90, 100)], **{w: range(first, first + 10) for w, first in FIRST.items()}}
+WINGS = {'': [*range(20), *range(90, 100)], **{w: [*range(first, first + 10)] for w, first in FIRST.items()}}
+WINGS['vl'] += range(91, 100)
 USES = {**{w: {'', 'data', w} for w in WINGS}, '': {''}, 'vl': {'', 'data', 'pairs', 'sandbox', 'vl'}}
 
 

@@ -411,13 +411,17 @@ def fused_states(
 def reading_targets(
     batch: dict[str, Tensor], # of a `VLJEPA`, with `image`
 ) -> tuple[Int[Tensor, 'k l'], Int[Tensor, ' k']]: # tokens of each picture's text; how many of them are its own
-    "The answer of each picture's document, or all of its text, with its end and without the mark of its beginning."
+    """The answer of each picture's document, or all of its text, with its end and without the mark of its beginning.
+
+    Of several pictures of one document nobody knows which shows what: they have none."""
     text, k = batch['text'], len(batch['image'])
     document = batch.get('document', torch.zeros_like(text))
     counts = batch.get('text_mask', torch.ones_like(text, dtype=torch.bool)) & (document_positions(document) > 0)
     if 'answer' in batch: counts = counts & batch['answer']
     row = batch.get('image_row', torch.arange(k, device=text.device))
-    own = counts[row] & (document[row] == batch.get('image_document', row.new_zeros(k))[:, None])
+    owner = batch.get('image_document', row.new_zeros(k))
+    number = torch.unique(torch.stack([row, owner]), dim=1, return_inverse=True)[1]
+    own = counts[row] & (document[row] == owner[:, None]) & (number.bincount()[number] == 1)[:, None]
     length = own.sum(1)
     order = (~own).int().argsort(stable=True)[:, :int(length.max()) if k else 0] # those of its own come first
     return text[row].gather(1, order), length
@@ -432,7 +436,7 @@ def column_loss(
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         (k, c, v), scores = wide.shape, wide.log_softmax(-1).transpose(0, 1)
         each = ctc_loss(scores, targets, torch.full((k,), c), length.cpu(), v - 1, 'none', True) if k else scores.sum()
-        return global_ratio(each.sum(), length.sum())
+        return global_ratio(each.where(length > 0, 0).sum() if k else each, length.sum())
 
 # %% ../../nbs/vl/80_model.ipynb #1a240f42
 _PARTS = ('vision_encoder', 'language_encoder', 'cross_modal_fusion')
