@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTransform', 'loss_weights',
            'masked_outputs', 'unigram_loss', 'pictured_labels', 'picture_perplexities', 'CurriculumEvaluation',
-           'build_curriculum', 'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings',
-           'print_plan', 'main']
+           'build_curriculum', 'fill_notes', 'run_curriculum', 'save_vl_model', 'write_curriculum_report',
+           'without_embeddings', 'print_plan', 'main']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
 import math, re
@@ -231,8 +231,7 @@ def _stage_notes(self: CurriculumLoader, number: int) -> Iterator[str]:
     stage, read = self.config.stages[number], self.tokens_read(number)
     total = sum(read.values())
     if total < .98 * stage.tokens:
-        yield (f'stage {stage.name} has read {total:,} of {stage.tokens:,} tokens: all of its sources have pictures, '
-               'whose texts are not cut, and nothing fills the ends of rows; expected a source of text beside them')
+        yield f'stage {stage.name} has read {total:,} of {stage.tokens:,} tokens: its rows were not filled'
         return
     for name, n in read.items():
         share, asked = n / stage.tokens, self.weights[number][name]
@@ -487,6 +486,23 @@ def _objective(config: CurriculumConfig, seed: int) -> VLJEPAObjective:
     views = PredictiveObjective(v.sigreg_weight, views=v.invariance_weight, distance=distance, seed=seed)
     return VLJEPAObjective(views=views, whole_batch='comparison of views' if compares else None, seed=seed)
 
+# %% ../../nbs/vl/86_curriculum.ipynb #c4ac02e2
+def fill_notes(
+    loader: CurriculumLoader, # before a run
+    rows: int = 32, # that are looked at, of each stage
+) -> list[str]: # a line for each stage that will read fewer tokens than it has
+    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
+    lines, length = [], loader.config.training.lm.context_length
+    for stage, weights in zip(loader.config.stages, loader.weights):
+        if not all(loader.mixture.sources[name].has_images for name in weights): continue
+        stream = loader.mixture.row_stream(0, 1)
+        stream.turn(weights)
+        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
+        if full >= .98: continue
+        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
+                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
+    return lines
+
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(
     config: CurriculumConfig, # of `load_curriculum`
@@ -509,7 +525,7 @@ def run_curriculum(
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
         **run.follow())
     say = RunLog(folder/'training.log')
-    say(describe_step(config, world_size()))
+    for line in (describe_step(config, world_size()), *fill_notes(loader)): say(line)
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
                 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'}} # other ranks, other micro-batches
