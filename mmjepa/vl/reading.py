@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'reading_table', 'reading_figure']
 
-# %% ../../nbs/vl/91_reading.ipynb #9b3fb913
+# %% ../../nbs/vl/91_reading.ipynb #d8b75faa
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core import UserError
 
-# %% ../../nbs/vl/91_reading.ipynb #b68ecc5a
+# %% ../../nbs/vl/91_reading.ipynb #7148cd37
 TASKS = 'digit', 'strip', 'chart'
 
 def reading_table(
