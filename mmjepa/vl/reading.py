@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'reading_table', 'reading_figure']
 
-# %% ../../nbs/vl/91_reading.ipynb #d8b75faa
-from pathlib import Path
-
+# %% ../../nbs/vl/91_reading.ipynb #7307d596
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..core import UserError
 
-# %% ../../nbs/vl/91_reading.ipynb #7148cd37
+# %% ../../nbs/vl/91_reading.ipynb #40bb015c
 TASKS = 'digit', 'strip', 'chart'
 
 def reading_table(
