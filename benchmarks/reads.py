@@ -29,10 +29,10 @@ from mmjepa.vl.generation import generate
 from mmjepa.vl.reading import reading_figure, reading_table
 
 EXAMPLES = Path(__file__).parent.parent/'examples'
-# kind: pairs to learn from, held-out pairs that are made, and how many of them are scored: those with distinct texts
-TASKS = {'digit': dict(kind='digit', train=60_000, held=10_000, scored=10_000, image_size=32),
-         'strip': dict(kind='strip', train=80_000, held=1_400, scored=1_000, image_size=(32, 160)),
-         'chart': dict(kind='bars', train=40_000, held=2_400, scored=1_000, image_size=(64, 96))}
+# pairs of which nine in ten are learnt from; held-out pairs that are made beside them, and how many of these are scored
+TASKS = {'digit': dict(kind='digit', n=66_667, held=10_000, scored=10_000, image_size=32),
+         'strip': dict(kind='strip', n=88_889, held=1_400, scored=1_000, image_size=(32, 160)),
+         'chart': dict(kind='bars', n=44_445, held=2_400, scored=1_000, image_size=(64, 96))}
 
 
 def machine() -> str:
@@ -45,12 +45,11 @@ def machine() -> str:
 
 
 def make_data(name: str, folder: Path, seed: int):
-    "Pairs to learn from and held-out ones, each once."
+    "Pairs to learn from, and more of those that are held out."
     task = TASKS[name]
-    for side, n in (('train', task['train']), ('held_out', task['held'])):
-        output = folder/task['kind']/side
-        if output.exists(): continue
-        make_pairs(output, PairConfig(task['kind'], n, seed=seed, split=side, image_size=task['image_size']))
+    for output, n, split in ((task['kind'], task['n'], 'both'), (f"{task['kind']}_held_out", task['held'], 'held_out')):
+        if (folder/output).exists(): continue
+        make_pairs(folder/output, PairConfig(task['kind'], n, seed=seed, split=split, image_size=task['image_size']))
 
 
 def train(name: str, folder: Path, seed: int, total_tokens: str | None = None) -> Path:
@@ -65,7 +64,7 @@ def train(name: str, folder: Path, seed: int, total_tokens: str | None = None) -
 
 def held_out(name: str, folder: Path) -> list:
     "The records to score; of those with the same text one, but for digits."
-    found, _ = read_eval_records(folder/TASKS[name]['kind']/'held_out'/'pairs.jsonl')
+    found, _ = read_eval_records(folder/f"{TASKS[name]['kind']}_held_out"/'pairs.jsonl')
     if name != 'digit': found = [*{r.text: r for r in found}.values()]
     if len(found) < TASKS[name]['scored']:
         raise UserError(f'{name}: {len(found)} held-out texts are distinct; expected {TASKS[name]["scored"]}')
