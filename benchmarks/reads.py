@@ -57,8 +57,8 @@ def train(name: str, folder: Path, seed: int, total_tokens: str | None = None) -
     kind = TASKS[name]['kind']
     config, words = load_curriculum(EXAMPLES/f'reads_{kind}.yaml', total_tokens), load_tokenizer('bytes')
     parts = [open_sources(config, words, held, seed=seed, root=folder) for held in (False, True)]
-    run = RunConfig(folder/'runs'/name)
-    run_curriculum(config, run, words, sources=parts[0], held=parts[1], epochs=4, seed=seed)
+    run = RunConfig(folder/'runs'/name, resume=True)
+    if not (run.folder/'report.md').exists(): run_curriculum(config, run, words, sources=parts[0], held=parts[1], epochs=4, seed=seed)
     return run.folder/'model'
 
 
@@ -94,7 +94,7 @@ def retrieval(model, tokenizer, records: list) -> dict[str, float]:
 @call_parse
 def main(
     seed: int = 0, # of pairs, weights and order
-    output: str = 'runs/reads', # folder; pairs and models in it that are finished are used again
+    output: str = 'runs/reads', # folder; what is finished in it is used again, a training that was stopped goes on
 ):
     "Digits, lines and charts: make pairs, train, score; reads.json."
     folder, found, start = Path(output).expanduser(), {}, time.perf_counter()
