@@ -58,7 +58,8 @@ def train(name: str, folder: Path, seed: int, total_tokens: str | None = None) -
     config, words = load_curriculum(EXAMPLES/f'reads_{kind}.yaml', total_tokens), load_tokenizer('bytes')
     parts = [open_sources(config, words, held, seed=seed, root=folder) for held in (False, True)]
     run = RunConfig(folder/'runs'/name, resume=True)
-    if not (run.folder/'report.md').exists(): run_curriculum(config, run, words, sources=parts[0], held=parts[1], epochs=4, seed=seed)
+    if not (run.folder/'report.md').exists():
+        run_curriculum(config, run, words, sources=parts[0], held=parts[1], epochs=4, seed=seed)
     return run.folder/'model'
 
 
@@ -98,6 +99,7 @@ def main(
 ):
     "Digits, lines and charts: make pairs, train, score; reads.json."
     folder, found, start = Path(output).expanduser(), {}, time.perf_counter()
+    resumed = (folder/'runs').exists()
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=3 * len(TASKS), desc='reads', unit='part') as bar:
         for name in TASKS:
@@ -114,6 +116,7 @@ def main(
             bar.update()
             print(name, {k: round(v, 4) for k, v in found[name].items()})
     found |= {'seconds': time.perf_counter() - start, 'seed': seed, 'machine': machine()}
+    if resumed: found['resumed'] = True # the seconds are those of the rest
     write_text(folder/'reads.json', json.dumps(found, indent=1))
     save_figure(reading_figure(reading_table([found])), folder/'reads.png')
     print(f'results: {folder/"reads.json"}, {folder/"reads.png"}')
