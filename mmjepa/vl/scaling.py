@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'HERE', 'count_parameters', 'Work', 'count_flops', 'count_activations', 'memory', 'Device',
-           'count_launches', 'measure_flops', 'stage_work', 'plan_cost', 'plan_memory', 'plan_report', 'plot_memory',
-           'plot_days', 'plan_figure', 'main']
+           'count_launches', 'measure_flops', 'stage_work', 'plan_cost', 'plan_memory', 'plan_workers', 'workers_line',
+           'plan_report', 'plot_memory', 'plot_days', 'plan_figure', 'main']
 
 # %% ../../nbs/vl/85_scaling.ipynb #3bfa15a0
 import math, time
@@ -326,6 +326,35 @@ def plan_memory(
         rows[name] = max(needs, key=lambda need: sum(need.values()))
     return pd.DataFrame(rows).T
 
+# %% ../../nbs/vl/85_scaling.ipynb #282c1b73
+_PER_TOKEN = {'live': 2e-7, 'packed': 1e-8} # seconds of a core: SentencePiece; memory-mapped ids
+_PER_PIXEL = 1e-8 # of a picture that is decoded
+
+def plan_workers(
+    curriculum: CurriculumConfig, # of `load_curriculum`
+    cost: pd.DataFrame, # of `plan_cost`
+    devices: int = 1, # that train together
+) -> pd.DataFrame: # one row a stage: rows a second that a device takes, and workers by kind of source
+    "How many processes make the rows of one device."
+    v, length = curriculum.model.vision, curriculum.training.lm.context_length
+    pixels = math.prod(height_width(v.image_size))
+    rows = cost.tokens_per_s / devices / length
+    seconds = {kind: a * length + cost.images * pixels * _PER_PIXEL for kind, a in _PER_TOKEN.items()}
+    found = {kind: np.ceil(rows * s).clip(1).astype(int) for kind, s in seconds.items()}
+    return pd.DataFrame({'stage': cost.stage, 'rows_per_s': rows, **found})
+
+def workers_line(
+    workers: pd.DataFrame, # of `plan_workers`
+    cores: int, # processor cores for each device
+) -> str:
+    "What a plan says of them; a warning where there are not enough cores."
+    most = workers[['live', 'packed']].max()
+    said = (f'rows: up to {workers.rows_per_s.max():.3g} a second on each device; workers that make them '
+            f'(mmjepa_curriculum --num_workers): {most.live}, of packed sources (mmjepa_pack) {most.packed}')
+    if most.live <= cores: return said
+    how = 'pack the sources' if most.packed <= cores else 'expected more cores, or smaller pictures'
+    return f'{said}; warning: each device has {cores} cores, and would wait: {how}'
+
 # %% ../../nbs/vl/85_scaling.ipynb #6fab891c
 def _unit(x: float, units: dict[str, float]) -> tuple[str, float]:
     "The first unit in which `x` is 1 or more, else the last; and what `x` is multiplied by."
@@ -419,6 +448,7 @@ def main(
     precision: str = 'bf16', # of products: bf16 or fp32; the peak is always that of bf16
     shard_tokens: str = '100M', # tokens of a shard of the data
     pair_tokens: int = 256, # of a record with a picture, mean
+    cores: int = 16, # processor cores for each device, of which workers make its rows
     output: str = 'plan.png', # where the figure goes
 ):
     "Plan a curriculum: parameters, memory, operations, days and shards."
@@ -426,10 +456,11 @@ def main(
     check_choice('--precision', precision, ('bf16', 'fp32'))
     try: shard = read_number(shard_tokens)
     except UserError as e: raise UserError(f'--shard_tokens is {shard_tokens!r}; {e}') from e
-    _check_plan(shard_tokens=shard)
+    _check_plan(shard_tokens=shard, cores=cores)
     curriculum = load_curriculum(config, total_tokens or None, ranks=0)
     cost = plan_cost(curriculum, DEVICES[device], devices, mfu=mfu, shard_tokens=int(shard),
                      pair_tokens=pair_tokens)
     need = plan_memory(curriculum, devices, 2 if precision == 'bf16' else 4, pair_tokens=pair_tokens)
     print(plan_report(curriculum, device, devices, cost=cost, need=need))
+    print(workers_line(plan_workers(curriculum, cost, devices), cores))
     print(f'figure: {save_figure(plan_figure(cost, need, DEVICES[device].memory), output)}')

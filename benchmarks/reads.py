@@ -1,0 +1,117 @@
+"""What a small vision-language model reads off pictures, from nothing: pairs, training, scores, and its controls.
+
+    python benchmarks/reads.py --seed 0 --output runs/reads
+
+Three models learn to write what pictures show: a handwritten digit in words, a line of 3 to 8 characters, the values of
+a chart with three bars (examples/reads_*.yaml). Each is scored at its last step on pictures whose texts it has never
+seen (digits: whose pictures), once more with the picture of another row and with a blank one; the lines also by
+retrieval. `DIR/reads.json` has all figures."""
+import json
+import time
+from pathlib import Path
+
+from fastcore.script import call_parse
+from tqdm.auto import tqdm
+
+from mmjepa.core import UserError, write_text
+from mmjepa.data.text import load_tokenizer
+from mmjepa.pair_scores import rank_table
+from mmjepa.pairs.make import PairConfig, make_pairs
+from mmjepa.runs import RunConfig
+from mmjepa.sandbox.code_scores import character_error, exact_match
+from mmjepa.vl.config import load_curriculum
+from mmjepa.vl.curriculum import open_sources, run_curriculum
+from mmjepa.vl.evaluate import load_evaluated
+from mmjepa.vl.evaluation import (blank_pictures, modal_embeddings, perplexity, read_eval_records, record_ids,
+                                  swapped_pictures)
+from mmjepa.vl.generation import generate
+
+EXAMPLES = Path(__file__).parent.parent/'examples'
+# kind: pairs to learn from, held-out pairs that are made, and how many of them are scored: those with distinct texts
+TASKS = {'digit': dict(kind='digit', train=60_000, held=10_000, scored=10_000, image_size=32),
+         'strip': dict(kind='strip', train=80_000, held=1_400, scored=1_000, image_size=(32, 160)),
+         'chart': dict(kind='bars', train=40_000, held=2_400, scored=1_000, image_size=(64, 96))}
+
+
+def machine() -> str:
+    "Processor and threads."
+    import platform
+    import torch
+    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    name = next((x.split(':')[1].strip() for x in lines if x.startswith('model name')), platform.processor())
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+
+
+def make_data(name: str, folder: Path, seed: int):
+    "Pairs to learn from and held-out ones, each once."
+    task = TASKS[name]
+    for side, n in (('train', task['train']), ('held_out', task['held'])):
+        output = folder/task['kind']/side
+        if output.exists(): continue
+        make_pairs(output, PairConfig(task['kind'], n, seed=seed, split=side, image_size=task['image_size']))
+
+
+def train(name: str, folder: Path, seed: int, total_tokens: str | None = None) -> Path:
+    "Train the example's curriculum on the pairs of `make_data`; the folder of the model."
+    kind = TASKS[name]['kind']
+    config, words = load_curriculum(EXAMPLES/f'reads_{kind}.yaml', total_tokens), load_tokenizer('bytes')
+    parts = [open_sources(config, words, held, seed=seed, root=folder) for held in (False, True)]
+    run = RunConfig(folder/'runs'/name)
+    run_curriculum(config, run, words, sources=parts[0], held=parts[1], epochs=4, seed=seed)
+    return run.folder/'model'
+
+
+def held_out(name: str, folder: Path) -> list:
+    "The records to score; of those with the same text one, but for digits."
+    found, _ = read_eval_records(folder/TASKS[name]['kind']/'held_out'/'pairs.jsonl')
+    if name != 'digit': found = [*{r.text: r for r in found}.values()]
+    if len(found) < TASKS[name]['scored']:
+        raise UserError(f'{name}: {len(found)} held-out texts are distinct; expected {TASKS[name]["scored"]}')
+    return found[:TASKS[name]['scored']]
+
+
+def score(model, tokenizer, records: list) -> dict[str, float]:
+    "How much of the texts is written of the pictures, of others' pictures and of blank ones."
+    out, texts = {'n': len(records)}, [r.text for r in records]
+    longest = max(len(tokenizer.encode(t)) for t in texts) + 4
+    for kind, shown in (('', records), ('_swapped', swapped_pictures(records)), ('_blank', blank_pictures(records))):
+        written = generate(model, tokenizer, [r.prompt for r in shown], images=[r.image for r in shown],
+                           max_new_tokens=longest, batch_size=250)
+        out[f'exact{kind}'] = sum(map(exact_match, written, texts)) / len(texts)
+        if not kind: out['character_error'] = character_error(written, texts)
+        out[f'perplexity{kind}'] = perplexity(model, tokenizer, shown, batch_size=250)['perplexity']
+    return out
+
+
+def retrieval(model, tokenizer, records: list) -> dict[str, float]:
+    "How often a picture finds its text first among all."
+    a, b = modal_embeddings(model, tokenizer, records, batch_size=250)
+    return {'r1': rank_table(a, b, ids=record_ids(records))['image_to_text_r1'], 'chance': 1 / len(records),
+            'n': len(records)}
+
+
+@call_parse
+def main(
+    seed: int = 0, # of pairs, weights and order
+    output: str = 'runs/reads', # folder; pairs and models in it that are finished are used again
+):
+    "Digits, lines and charts: make pairs, train, score; reads.json."
+    folder, found, start = Path(output).expanduser(), {}, time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=3 * len(TASKS), desc='reads', unit='part') as bar:
+        for name in TASKS:
+            bar.set_postfix_str(f'{name}: pairs')
+            make_data(name, folder, seed)
+            bar.update()
+            bar.set_postfix_str(f'{name}: training')
+            model, tokenizer = load_evaluated(train(name, folder, seed))
+            bar.update()
+            bar.set_postfix_str(f'{name}: scores')
+            records = held_out(name, folder)
+            found[name] = score(model, tokenizer, records)
+            if name == 'strip': found['retrieval'] = retrieval(model, tokenizer, records)
+            bar.update()
+            print(name, {k: round(v, 4) for k, v in found[name].items()})
+    found |= {'seconds': time.perf_counter() - start, 'seed': seed, 'machine': machine()}
+    write_text(folder/'reads.json', json.dumps(found, indent=1))
+    print(f'results: {folder/"reads.json"}')
