@@ -611,10 +611,17 @@ def write_curriculum_report(
 # %% ../../nbs/vl/86_curriculum.ipynb #e204bab1
 def without_embeddings(
     config: CurriculumConfig, # of `load_curriculum`
-) -> CurriculumConfig: # alpha 0 and beta 1 in each stage
-    "The control: the same rows at the same rates, of which only tokens are predicted."
-    stages = tuple(s.model_copy(update=dict(alpha=0., beta=1.)) for s in config.stages)
-    return config.model_copy(update=dict(stages=stages))
+) -> CurriculumConfig: # alpha 0 and beta 1 in each stage that learns words; the others are left out
+    "The control: as many tokens are predicted, at the same rates; embeddings are not."
+    words = dict(alpha=0., beta=1., jepa='masked', jepa_batches=None)
+    stages = tuple(s.model_copy(update=words) for s in config.stages if s.beta)
+    if not stages: raise UserError('no stage has a beta above 0; expected one or more, a control learns words alone')
+    t = config.training
+    if first := stages[0].warmup: rise = round(first * stages[0].tokens)
+    else: rise = min(t.scheduler.warmup_tokens, stages[0].tokens)
+    t = t.model_copy(update=dict(scheduler=t.scheduler.model_copy(update=dict(warmup_tokens=rise))))
+    total = sum(s.tokens for s in stages)
+    return config.model_copy(update=dict(training=t, stages=stages, total_tokens=total))
 
 def _look(name: str, source: SourceSettings, root: Path) -> str:
     "What a plan finds at the path of a source; the records themselves are not read."
@@ -672,7 +679,7 @@ def main(
     total_tokens: str = '', # scale all stages to so many, such as 2M (the file's)
     on_error: str = 'raise', # at a record that can't be used: raise, or skip and count
     follow_links: bool = False, # read images to which links in the folder of their JSON lines lead
-    lm_only: bool = False, # the control: predict tokens alone in every stage (alpha 0, beta 1)
+    lm_only: bool = False, # the control: words alone (alpha 0, beta 1), without stages and steps of embeddings alone
     plan: bool = False, # print stages, steps and the learning rate's curve, and stop
     tokenizer: str = 'bytes', # bytes, a *.spm file, or a folder or name of transformers
     epochs: int = 20, # evaluations
