@@ -623,6 +623,8 @@ def without_embeddings(
     total = sum(s.tokens for s in stages)
     return config.model_copy(update=dict(training=t, stages=stages, total_tokens=total))
 
+
+# %% ../../nbs/vl/86_curriculum.ipynb #fd55eaad
 def _look(name: str, source: SourceSettings, root: Path) -> str:
     "What a plan finds at the path of a source; the records themselves are not read."
     at = f'{name}: {source.path}'
