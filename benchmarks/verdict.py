@@ -36,7 +36,7 @@ PLENTY = {'masked': ({'alpha': .3}, {'dim': 0}, {}),
                        {'distance': 'squared', 'sigreg_weight': .02})}
 FEW = {'pictures 300': 300, 'pictures 4000': 4000} # labelled pairs
 UNPAIRED, LOOKS, SCORED = 40_000, 10, 2_000 # pictures without a text; of each labelled picture; held-out pictures
-WORD_TOKENS, PICTURE_TOKENS = 400_000, 80_000 # of a run; a picture without a text is one token
+WORD_TOKENS, PICTURE_TOKENS = 400_000, 40_000 # of a run; a picture without a text is one token
 
 
 def example() -> dict:
@@ -54,10 +54,10 @@ def plenty(arm: str) -> dict:
 
 
 def few(arm: str) -> dict:
-    "Pictures first, then words. Rows are short, so that a step has 512 pictures or 64 pairs."
+    "Pictures first, then words. Rows are short, so that a step has 256 pictures or 32 pairs."
     settings, total = example(), WORD_TOKENS // 2 + PICTURE_TOKENS
     training, rate = settings['training'], settings['training']['optimizers']['lr']
-    training |= {'batch_size': 64, 'micro_batch_size': 64}
+    training |= {'batch_size': 32, 'micro_batch_size': 32}
     training['lm'] |= {'context_length': 8}
     training['scheduler'] |= {'warmup_tokens': PICTURE_TOKENS // 20}
     settings['model']['views'] = VIEWS | {'queries': 0}
@@ -162,7 +162,7 @@ def main(
                 opened = partial(open_sources, config, words, root=folder, say=lambda line: None)
                 def run(settings: CurriculumConfig, at: str, opened=opened, seed=seed) -> dict:
                     return scored_run(settings, folder/'runs'/f'{at.replace(" ", "_")}-{seed}', words, opened=opened,
-                                      seed=seed, score=partial(measured, records), epochs=4)
+                                      seed=seed, score=partial(measured, records), epochs=2)
                 base, shared = config, f'{arm} control'
                 if name == 'plenty': # a model without heads for views, which words have no use for
                     base, shared = make_curriculum(plenty('masked'), total_tokens or None), 'plenty control'

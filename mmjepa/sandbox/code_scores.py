@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHART_STATUSES', 'pass_at_k', 'CodeProblem', 'parses', 'read_humaneval', 'read_completions', 'evaluate_humaneval',
-           'python_tokens', 'token_edit_similarity', 'exact_match', 'code_table', 'ChartResult', 'draws_same']
+           'python_tokens', 'token_edit_similarity', 'exact_match', 'character_error', 'code_table', 'ChartResult',
+           'draws_same']
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #aa1fb504
 import ast, re, warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from io import BytesIO
@@ -225,16 +226,20 @@ def python_tokens(
     return [t if t[0] != '\n' else t[t.rindex('\n'):] for t in found]
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #006982ff
-def _edits(a: list, b: list) -> int:
+def _edits(a: Sequence, b: Sequence) -> int:
     "The smallest number of insertions, deletions and replacements that turn `a` into `b`."
-    numbers = {t: i for i, t in enumerate(dict.fromkeys([*a, *b]))}
-    a, b = ([numbers[t] for t in x] for x in (a, b))
-    b, columns = np.array(b, int), np.arange(len(b) + 1)
-    row = columns
-    for i, t in enumerate(a, 1):
-        best = np.minimum(row[1:] + 1, row[:-1] + (b != t)) # delete, or keep or replace
-        row = np.minimum.accumulate(np.concatenate([[i], best]) - columns) + columns # or insert
-    return int(row[-1])
+    if not a or not b: return len(a) + len(b)
+    places, full, last = {}, (1 << len(a)) - 1, 1 << len(a) - 1
+    for i, t in enumerate(a): places[t] = places.get(t, 0) | 1 << i
+    up, down, edits = full, 0, len(a) # of the steps from row to row, those of +1 and of -1; the last entry
+    for t in b:
+        same = places.get(t, 0)
+        free = (((same & up) + up) ^ up | same | down) & full # no more edits than one row and one column before
+        right, left = down | full & ~(free | up), free & up # the same of the steps from column to column
+        edits += bool(right & last) - bool(left & last)
+        right, left = right << 1 | 1, left << 1
+        up, down = (left | ~(free | right)) & full, free & right
+    return edits
 
 def token_edit_similarity(
     a: str, # Python, or nearly
@@ -253,21 +258,35 @@ def exact_match(
     "Whether two texts agree in all but blanks at the ends of lines and blank lines at both ends."
     return _tidy(a) == _tidy(b)
 
+# %% ../../nbs/sandbox/73_code_scores.ipynb #977d855e
+def _check_texts(predicted: list[str], expected: list[str]):
+    "There are as many of both, and something to compare with."
+    if len(predicted) != len(expected):
+        raise UserError(f'{len(predicted)} predicted and {len(expected)} expected texts; expected as many')
+    if not expected: raise UserError('no texts; expected one or more')
+    empty = [i for i, text in enumerate(expected) if not text.strip()]
+    if empty: raise UserError(f'expected text {empty[0]} is empty; expected one that can be compared')
+
+def character_error(
+    predicted: list[str], # what a model wrote
+    expected: list[str], # what it should have written, in the same order
+) -> float: # 0 or more; above 1 where more is wrong than there is
+    "Edits that turn the written characters of all texts into the true ones, a true character (jiwer's `cer`)."
+    _check_texts(predicted, expected)
+    pairs = [(a.strip(), b.strip()) for a, b in zip(predicted, expected)]
+    return sum(_edits(a, b) for a, b in pairs) / sum(len(b) for _, b in pairs)
+
 # %% ../../nbs/sandbox/73_code_scores.ipynb #5f5c2865
 def code_table(
     predicted: list[str], # what a model wrote
     expected: list[str], # what it should have written, in the same order
-) -> dict: # `pairs`; `exact` and `parses`, shares of the pairs; `edit_similarity`, their mean
+) -> dict: # `pairs`; shares `exact` and `parses`; the mean `edit_similarity`; `character_error` of all together
     "Scores of programs read from pictures."
-    if len(predicted) != len(expected):
-        raise UserError(f'{len(predicted)} predicted and {len(expected)} expected programs; expected as many')
-    if not expected: raise UserError('no programs; expected one or more')
-    empty = [i for i, text in enumerate(expected) if not text.strip()]
-    if empty: raise UserError(f'expected program {empty[0]} is empty; expected a text that can be compared')
+    _check_texts(predicted, expected)
     def mean(scores): return sum(scores) / len(expected)
     return {'pairs': len(expected), 'exact': mean(map(exact_match, predicted, expected)),
             'edit_similarity': mean(map(token_edit_similarity, predicted, expected)),
-            'parses': mean(map(parses, predicted))}
+            'character_error': character_error(predicted, expected), 'parses': mean(map(parses, predicted))}
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #421a2967
 CHART_STATUSES = ('does not run', 'draws nothing', 'differs', 'same')

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'MEASURES', 'VERDICTS', 'CurriculumLoader', 'open_sources', 'StageTransform',
-           'loss_weights', 'masked_outputs', 'unigram_loss', 'CurriculumEvaluation', 'fill_notes', 'build_curriculum',
-           'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'word_tokens',
-           'control_of', 'paired_difference', 'judge', 'compare_arms', 'pictured_records', 'written_exactly',
-           'scored_run', 'run_verdict', 'verdict_sentence', 'plot_verdict', 'write_verdict', 'print_plan', 'main']
+           'loss_weights', 'masked_outputs', 'unigram_loss', 'pictured_labels', 'picture_perplexities',
+           'CurriculumEvaluation', 'build_curriculum', 'fill_notes', 'run_curriculum', 'save_vl_model',
+           'write_curriculum_report', 'without_embeddings', 'word_tokens', 'control_of', 'paired_difference', 'judge',
+           'compare_arms', 'pictured_records', 'written_exactly', 'scored_run', 'run_verdict', 'verdict_sentence',
+           'plot_verdict', 'write_verdict', 'print_plan', 'main']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
 import json, math, re
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -374,12 +376,16 @@ def masked_outputs(
     *key: int | str, # what the masks are for; the same key and batches, the same masks
 ) -> Iterator[tuple[dict[str, Tensor], dict]]: # each batch on the model's device, with its masks, and its outputs
     "What a model makes of batches in which as much is hidden as in training."
-    masks, device = joint_masks(model.config), model.step_weights.device
+    masks = joint_masks(model.config)
     for i, batch in enumerate(batches):
-        batch = {k: v.to(device) for k, v in batch.items()}
-        if 'image' in batch and batch['image'].dtype == torch.uint8: batch['image'] = to_float(batch['image'])
-        batch = masks(batch, make_generator(*key, i))
+        batch = masks(_ready(model, batch), make_generator(*key, i))
         yield batch, model(batch)
+
+def _ready(model: VLJEPA, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    "A batch on the model's device, images in [-1, 1]."
+    batch = {k: v.to(model.step_weights.device) for k, v in batch.items()}
+    if 'image' in batch and batch['image'].dtype == torch.uint8: batch['image'] = to_float(batch['image'])
+    return batch
 
 # %% ../../nbs/vl/86_curriculum.ipynb #5fc1e6b5
 def unigram_loss(
@@ -390,6 +396,34 @@ def unigram_loss(
     p = (counts.double() + 1) / (counts.sum() + len(counts))
     return -p.log()[labels[labels != -100]].mean().item()
 
+def pictured_labels(
+    batch: dict[str, Tensor], # of `collate_rows`, with pictures
+) -> Int[Tensor, 'b t']: # -100 where nothing is to be predicted
+    "Labels of the documents that have a picture."
+    there = torch.zeros_like(batch['text'], dtype=torch.bool)
+    for row, number in zip(batch['image_row'], batch['image_document']): there[row] |= batch['document'][row] == number
+    return batch['labels'].where(there, -100)
+
+_PICTURES = {'pictured': torch.clone, 'swapped': partial(torch.roll, shifts=1, dims=0), 'blank': torch.zeros_like}
+
+@torch.no_grad()
+def picture_perplexities(
+    model: VLJEPA, # in evaluation mode
+    batches: Iterable[dict[str, Tensor]], # as of `collate_rows`
+) -> dict[str, float]: # `perplexity_pictured`, `perplexity_swapped`, `perplexity_blank`; nothing without pictures
+    "How surprising texts of pictures are: with these, with the next picture of the batch, and with grey ones."
+    loss, n = Counter(), 0
+    with loss_weights(model, 0., 1.):
+        for batch in batches:
+            if len(batch.get('image', ())) < 2: continue # there is no other one
+            batch = _ready(model, batch | {'labels': pictured_labels(batch)})
+            tokens = (batch['labels'] != -100).sum().item()
+            for name, change in _PICTURES.items():
+                loss[name] += model(batch | {'image': change(batch['image'])})['lm'].item() * tokens
+            n += tokens
+    return {f'perplexity_{name}': math.exp(min(x / n, 700)) for name, x in loss.items()} if n else {}
+
+# %% ../../nbs/vl/86_curriculum.ipynb #7c63aff8
 class CurriculumEvaluation:
     "Scores on held-out rows, as columns of `metrics.csv`."
     def __init__(self,
@@ -410,28 +444,14 @@ class CurriculumEvaluation:
                 loss, n = loss + out['lm'].item() * tokens, n + tokens
                 error.add(out['predictions'][0], out['targets'][0])
         return {'val_loss_lm': loss / n, 'perplexity': math.exp(min(loss / n, 700)),
-                'unigram_perplexity': math.exp(self.unigram), 'embedding_error': error.relative}
+                'unigram_perplexity': math.exp(self.unigram), 'embedding_error': error.relative,
+                **picture_perplexities(model, self.batches)}
 
 # %% ../../nbs/vl/86_curriculum.ipynb #8e71bc40
 CURRICULUM_COLUMNS = [
     'epoch', 'stage', 'tokens_seen', 'word_tokens', 'loss_total', 'loss_jepa', 'loss_lm', 'loss_sigreg', 'val_loss_lm',
-    'perplexity', 'unigram_perplexity', 'embedding_error', 'images_per_s', 'seconds']
-
-def fill_notes(
-    loader: CurriculumLoader, # before a run
-    rows: int = 32, # that are looked at, of each stage
-) -> list[str]: # a line for each stage that will read fewer tokens than it has
-    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
-    lines, length = [], loader.config.training.lm.context_length
-    for stage, weights in zip(loader.config.stages, loader.weights):
-        if not all(loader.mixture.sources[name].has_images for name in weights): continue
-        stream = loader.mixture.row_stream(0, 1)
-        stream.turn(weights)
-        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
-        if full >= .98: continue
-        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
-                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
-    return lines
+    'perplexity', 'unigram_perplexity', 'perplexity_pictured', 'perplexity_swapped', 'perplexity_blank',
+    'embedding_error', 'images_per_s', 'seconds']
 
 def _token_counts(mixture: TokenMixture, vocab_size: int, rows: int = 200) -> Tensor:
     "How often each token stands in the next rows."
@@ -475,6 +495,23 @@ def _objective(config: CurriculumConfig, seed: int) -> VLJEPAObjective:
     distance = {'squared': squared_distance, 'cosine': cosine_distance}[v.distance]
     views = PredictiveObjective(v.sigreg_weight, views=v.invariance_weight, distance=distance, seed=seed)
     return VLJEPAObjective(views=views, whole_batch='comparison of views' if compares else None, seed=seed)
+
+# %% ../../nbs/vl/86_curriculum.ipynb #c4ac02e2
+def fill_notes(
+    loader: CurriculumLoader, # before a run
+    rows: int = 32, # that are looked at, of each stage
+) -> list[str]: # a line for each stage that will read fewer tokens than it has
+    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
+    lines, length = [], loader.config.training.lm.context_length
+    for stage, weights in zip(loader.config.stages, loader.weights):
+        if not all(loader.mixture.sources[name].has_images for name in weights): continue
+        stream = loader.mixture.row_stream(0, 1)
+        stream.turn(weights)
+        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
+        if full >= .98: continue
+        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
+                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
+    return lines
 
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(
@@ -555,6 +592,12 @@ def _plot_curves(config: CurriculumConfig, table, path: Path):
     axs[2].set_yscale('log')
     save_figure(fig, path)
 
+def _about_pictures(last) -> list[str]:
+    "What the last row of the table says of texts of pictures."
+    if not last.get('perplexity_pictured', math.nan) > 0: return []
+    return [f'Texts of pictures: perplexity {last.perplexity_pictured:.2f}, with the picture of another row '
+            f'{last.perplexity_swapped:.2f}, with a blank one {last.perplexity_blank:.2f}.', '']
+
 def write_curriculum_report(
     config: CurriculumConfig, # of the run
     loader: CurriculumLoader, # at its end
@@ -567,7 +610,7 @@ def write_curriculum_report(
     last = table.iloc[-1]
     lines = ['# Curriculum', '', f'{int(last.tokens_seen):,} tokens in {len(config.stages)} stages. '
              f'Held out: perplexity {last.perplexity:.2f} (unigrams {last.unigram_perplexity:.2f}), '
-             f'embedding error {last.embedding_error:.3f} (the mean: 1).', '',
+             f'embedding error {last.embedding_error:.3f} (the mean: 1).', '', *_about_pictures(last),
              '| stage | source | tokens | share | asked |', '|---|---|---|---|---|']
     for k, stage in enumerate(config.stages):
         for name, n in loader.tokens_read(k).items():

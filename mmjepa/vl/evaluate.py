@@ -25,8 +25,8 @@ from ..runs import RunLog, StopFlag, Stopped, one_writer
 from ..sandbox.code_scores import evaluate_humaneval, exact_match, read_completions, read_humaneval
 from ..sandbox.code_scores import token_edit_similarity
 from ..sandbox.programs import refusal
-from .evaluation import EvalRecord, WrittenCode, embedding_mse, image_to_code, modal_embeddings
-from .evaluation import multimodal_retrieval, perplexity, random_rows, read_eval_records
+from .evaluation import EvalRecord, WrittenCode, embedding_mse, has_views, image_to_code, modal_embeddings
+from .evaluation import multimodal_retrieval, perplexity, picture_perplexity, random_rows, read_eval_records
 from .evaluation import record_batches, record_ids
 from .evaluation import write_completions, write_json_lines
 from .model import VLJEPA, load_vl_jepa
@@ -57,7 +57,7 @@ class EvaluationConfig:
     "How a model is evaluated."
     window: int = 0 # tokens that are read at once; 0 for the model's context_length
     stride: int = 0 # tokens by which windows move on; 0 for half of the window
-    programs: int = 64 # most pictures that a text is written of, drawn at random; 0 for all
+    programs: int = 64 # most pictures that a text is written of, drawn at random, and as often of controls; 0 for all
     samples: int = 1 # completions of each problem; a single one is greedy
     temperature: float = .8 # of several completions
     max_new_tokens: int = 512 # of each text that is written
@@ -163,8 +163,8 @@ def retrieval_figure(
     fig, axs = plt.subplots(len(rows), k + 1, figsize=(3.1 * (k + 1), sum(heights)), height_ratios=heights,
                             layout='constrained', squeeze=False)
     for (first, *others), i, order in zip(axs, rows, orders):
-        place = 1 + right[i, order].tolist().index(True)
-        _picture(first, records[i], f'its own text comes {place} of {len(records)}')
+        nearer = ids[order[:right[i, order].tolist().index(True)], 1]
+        _picture(first, records[i], f'its own text comes {1 + len(nearer.unique())} of {len(ids[:, 1].unique())}')
         for ax, j in zip(others, order):
             color, own = ('#0173b2', ', its own') if right[i, j] else ('black', '')
             _shown(ax, records[j].text, f'cosine {cosine[i, j]:.2f}{own}', color=color, **look)
@@ -201,11 +201,13 @@ def score_pairs(
     "What a model makes of pictures; programs of charts run if the config allows it."
     from mmjepa.plots import save_figure
     size = config.batch_size
-    def surprise(part): return perplexity(model, tokenizer, part, batch_size=size)['perplexity']
-    blind = surprise([r.without_pictures() for r in records])
+    surprise = picture_perplexity(model, tokenizer, records, batch_size=size)
+    if surprise['perplexity_swapped'] is None:
+        note('no picture could be exchanged for another one, with another text: that control is missing')
     a, b = modal_embeddings(model, tokenizer, records, batch_size=size)
-    found = {'text_of_picture': {'perplexity': surprise(records), 'without_the_picture': blind},
-             'retrieval': multimodal_retrieval(a, b, record_ids(records))}
+    ranks = multimodal_retrieval(a, b, record_ids(records))
+    found = {'text_of_picture': surprise,
+             'retrieval': {'embeddings': 'view heads' if has_views(model) else 'means of tokens', **ranks}}
     shown = of_each_kind([r.domain for r in records], 4)
     save_figure(retrieval_figure(records, a - a.mean(0), b - b.mean(0), rows=shown), folder/'retrieval.png')
     chosen = [records[i] for i in random_rows(len(records), config.programs)]
@@ -278,28 +280,53 @@ def _report_texts(scores: dict) -> list[str]:
     return ['## Texts', '', read, '', *_table([p], ['perplexity', 'unigram_perplexity', 'nll', 'bits_per_byte']),
             '## Embeddings', '', hidden, '', *_table([e], errors)]
 
+def _is_more(a: tuple[float, int], b: tuple[float, int]) -> bool:
+    "Whether a share of n is above another one (one-sided, 5%); each gets one hit and one miss more than it has."
+    (p, n), (q, m) = (((share * n + 1) / (n + 2), n + 2) for share, n in (a, b)) # Agresti and Caffo, 2000
+    return p - q > 1.645 * math.sqrt(p * (1 - p) / n + q * (1 - q) / m)
+
+def _what_controls_show(row: dict) -> str:
+    "A sentence on what was written of pictures, and of pictures that it does not belong to."
+    words = {'swapped': 'with the picture of another row', 'blank': 'with a blank one'}
+    known = {k: text for k, text in words.items() if row[f'pairs_{k}']}
+    if not known: return 'No picture could be changed, so that nothing says whether it is read.'
+    found = ', '.join(f'{text} {row[f"exact_{k}"]:.3g}' for k, text in known.items())
+    read = all(_is_more((row['exact'], row['pairs']), (row[f'exact_{k}'], row[f'pairs_{k}'])) for k in known)
+    verdict = 'the picture is read' if read else (
+        f'no difference beyond chance, and as far as {row["pairs"]:,} can show, the picture is not read')
+    return f'Exact {row["exact"]:.3g}, {found}: {verdict}.'
+
 def _report_code(scores: dict) -> list[str]:
     "Section of what was written of pictures, a line of its table a kind."
-    columns = ['kind', 'pairs', 'exact', 'edit_similarity', 'parses', 'charts_tried', 'draws_same']
-    return ['### Code from pictures', '', *_table([{'kind': k, **row} for k, row in scores.items()], columns),
+    rows = [{'kind': k, **row} for k, row in scores.items()]
+    columns = ['kind', 'pairs', 'exact', 'exact_swapped', 'exact_blank', 'character_error', 'edit_similarity', 'parses',
+               'charts_tried', 'draws_same']
+    about = ('Swapped: with the picture of another row, which has another text; blank: with a grey one. The character '
+             'error is edits a character of the true texts.')
+    return ['### Code from pictures', '', _what_controls_show(scores['all']), '', *_table(rows, columns), about, '',
             '![pictures with true and written code](code.png)', '']
 
+# %% ../../nbs/vl/88_evaluate.ipynb #0bcacf38
 def _report_retrieval(scores: dict) -> list[str]:
-    "Section of ranks, in both directions, as embeddings are and centred."
+    "Section of ranks, in both directions, as embeddings are, centred, and by chance."
     ranks, rows = ['r1', 'r5', 'r10', 'median_rank'], []
-    for prefix, kind in (('', 'as they are'), ('centred_', 'centred')):
+    for prefix, kind in (('', 'as they are'), ('centred_', 'centred'), ('chance_', 'chance')):
         for way in ('image_to_text', 'text_to_image'):
             row = {'from': way.replace('_', ' '), 'embeddings': kind}
             rows.append(row | {k: scores[f'{prefix}{way}_{k}'] for k in ranks})
-    about = (f'Among {scores["pairs"]:,} pairs, by the mean embedding of image tokens and of text tokens, each without '
-             f'the other; chance has a median rank of {(scores["pairs"] + 1) / 2:g}.')
+    about = {'view heads': 'by the embeddings that were trained to predict each other (view heads)',
+             'means of tokens': 'by the mean embedding of image tokens and of text tokens'}[scores['embeddings']]
+    about = (f'Among {scores["pairs"]:,} pairs ({scores["pictures"]:,} pictures, {scores["texts"]:,} texts), {about}, '
+             'each without the other. Chance counts each picture and each text once, and all that are right.')
     return ['### Retrieval', '', about, '', *_table(rows, ['from', 'embeddings', *ranks]),
             '![pictures and the texts nearest to them](retrieval.png)', '']
 
 def _report_pairs(scores: dict) -> list[str]:
     "Sections of all that was asked about pictures."
-    mean, blind = (f'{scores["text_of_picture"][k]:.4g}' for k in ('perplexity', 'without_the_picture'))
-    text = f"Perplexity of a picture's text: {mean}; of the same text without its picture: {blind}."
+    kinds = {'perplexity': 'its own picture', 'perplexity_swapped': 'the picture of another row',
+             'perplexity_blank': 'a blank one', 'without_the_picture': 'none'}
+    found = ', '.join(f'{_cell(scores["text_of_picture"][k])} with {name}' for k, name in kinds.items())
+    text = f"Perplexity of a picture's text: {found}."
     code = _report_code(scores['image_to_code']) if 'image_to_code' in scores else []
     return ['## Pictures', '', text, '', *code, *_report_retrieval(scores['retrieval'])]
 

@@ -22,6 +22,7 @@ from mmjepa.vl.export import EXPORTED_PARTS
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer, load_tokenizer
+from mmjepa.data.tokens import pack_tokens
 from mmjepa.runs import RunConfig
 from mmjepa.vl.packing import TokenMixture
 from curricula import small_curriculum, write_lines
@@ -241,6 +242,47 @@ def test_streams_resume_without_reading_again(material, tmp_path):
         again.load_state_dict(state)
         assert again.mixture.sources['papers'].sizes, 'no file was read to its end'
         for a, b in zip(batches[2 * 41:], again, strict=True): assert all(a[k].equal(b[k]) for k in a)
+
+
+def test_packed_sources_give_the_rows_of_live_ones(material, tmp_path):
+    "Pictures too; who packs with another tokenizer, or not to the end, is told before the run."
+    base = yaml.safe_load((material/'curriculum.yaml').read_text())
+    def rows(sources, **options):
+        config, tok = make_curriculum({**base, 'sources': sources}), ByteTokenizer()
+        mixture = TokenMixture(open_sources(config, tok, root=material, say=silent), {'papers': 1}, 32,
+                               pad_id=tok.pad_id, image_size=8)
+        return [*CurriculumLoader(config, mixture, 60, **options)]
+    packed = {}
+    for name, about in base['sources'].items():
+        pack_tokens(str(material/about['path']), tmp_path/name, ByteTokenizer(), say=silent)
+        packed[name] = {'path': str(tmp_path/name), 'kind': 'packed'}
+    for a, b in zip(rows(base['sources']), rows(packed, num_workers=2), strict=True):
+        assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+    index = tmp_path/'papers/tokens.json'
+    whole = json.loads(index.read_text())
+    for change, said in {'tokenizer': 'with another tokenizer', 'next': 'not packed to its end'}.items():
+        index.write_text(json.dumps(whole | {change: [0, 1]}))
+        with pytest.raises(UserError, match=f'sources.papers: .*{said}'): rows(packed)
+
+
+def test_workers_count_and_complain_as_one_process_does(material, tmp_path):
+    base = yaml.safe_load((material/'curriculum.yaml').read_text())
+    lines = [{'text': f'good {i}'} for i in range(60)]
+    write_lines(tmp_path/'some.jsonl', lines + [{'text': ''}, {'text': ' '}])
+    sources = {**base['sources'], 'papers': {'path': str(tmp_path/'some.jsonl')}}
+    config, tok = make_curriculum({**base, 'sources': sources}), ByteTokenizer()
+    def loader(on_error, workers):
+        opened = open_sources(config, tok, root=material, say=silent, on_error=on_error)
+        mixture = TokenMixture(opened, {'papers': 1}, 32, pad_id=tok.pad_id, image_size=8)
+        return CurriculumLoader(config, mixture, 60, num_workers=workers)
+    found = []
+    for workers in (0, 3):
+        one = loader('skip', workers)
+        for _ in one: pass
+        found.append((one.notes(), one.tokens, one.state_dict()))
+        with pytest.raises(UserError, match=r"some\.jsonl:6[12]: 'text' is empty") as e: [*loader('raise', workers)]
+        assert '\n' not in str(e.value)
+    assert found[0] == found[1] and any('records were skipped' in line for line in found[0][0])
 
 
 def test_sources_of_each_kind(material, tmp_path):

@@ -72,6 +72,11 @@ def test_nothing_runs_unless_it_is_asked_for(material, tmp_path):
     assert about['pairs'].startswith('2 of 2 records')
     assert scores['humaneval'] == {'problems': 2, 'completions': 4}
     assert scores['image_to_code']['all']['charts_tried'] == 0
+    code, surprise = scores['image_to_code']['all'], scores['text_of_picture']
+    assert code['exact'] == code['exact_swapped'] == code['exact_blank'] == 0 < code['character_error']
+    assert code['pairs_swapped'] == code['pairs_blank'] == 2 and 'the picture is not read' in report
+    assert len({surprise[f'perplexity{k}'] for k in ('', '_swapped', '_blank')}) == 3
+    assert scores['retrieval']['chance_image_to_text_r1'] == 1 / 2 and 'mean embedding of image tokens' in report
     held = [f'x = {i}' for i in split_learnt(JsonRecords(material/'pairs.jsonl'))[1]]
     assert [json.loads(line)['text'] for line in (folder/'written.jsonl').read_text().splitlines()] == held
     perplexity = scores['perplexity']
