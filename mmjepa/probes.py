@@ -148,6 +148,7 @@ def collapse_report(
 # %% ../nbs/10_probes.ipynb #d0e5b936
 _ADVICE = ('the model collapses: raise the weight of SIGReg (or, with a slow copy, its momentum), '
            'lower the learning rate, or hide less')
+_ADVICE_ON_WORDS = 'rows look alike to the model: lower the learning rate or warm up longer'
 
 def _other_cosine(z: Float[Tensor, 'n d'], rows: Int[Tensor, ' n']) -> float:
     "Mean cosine of all pairs from two different rows; NaN without any."
@@ -165,6 +166,7 @@ def collapse_watch(
     max_ratio: float = .5, # warn above this share of the SIGReg ratio of a single point
     max_cosine: float = .9, # warn above
     first_rank: float = 0., # effective rank of an earlier look; warn below a quarter of it
+    advice: str = _ADVICE, # what a warning ends with
 ) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`, NaN where unknown; a warning, or ''
     "Signs of collapse in the embeddings of this process, and what to do about them."
     if embeddings.ndim != 2 or len(embeddings) < 2 or rows.shape != embeddings.shape[:1]:
@@ -173,21 +175,21 @@ def collapse_watch(
     bad = (~embeddings.isfinite()).any(1).sum().item()
     if bad: # NaN compares as neither too small nor too large
         unknown = dict.fromkeys(('spread', 'rank', 'sigreg_ratio', 'cosine'), math.nan)
-        return unknown, f'{bad} of {len(embeddings)} embeddings are not finite; {_ADVICE}'
+        return unknown, f'{bad} of {len(embeddings)} embeddings are not finite; {advice}'
     z, rows = (x.detach()[::-(-len(x) // 512)].cpu() for x in (embeddings, rows))
     z, sigreg = z.float(), SIGReg(64)
     directions = sigreg.directions(z.shape[1])
     with alone():
         value, point = (sigreg_statistic(x, directions).item() / sigreg.expected for x in (z, torch.zeros_like(z)))
     spread_of_z, rank, cosine = spread(z).mean().item(), rank_me(z), _other_cosine(z, rows)
-    least = max(1.5, min_rank * min(z.shape), first_rank / 4)
+    least = max(1.5, min_rank * min(z.shape), min(first_rank, *z.shape) / 4)
     checks = [(spread_of_z < min_spread, f'spread {spread_of_z:.3g} is below {min_spread}'),
               (rank < least, f'effective rank {rank:.3g} is below {least:.3g}'),
               (value > max_ratio * point, f'SIGReg ratio {value:.3g} is above {max_ratio * point:.3g}'),
               (cosine > max_cosine, f'cosine of unrelated rows {cosine:.3g} is above {max_cosine}')]
     signs = ', '.join(sign for there, sign in checks if there)
     found = {'spread': spread_of_z, 'rank': rank, 'sigreg_ratio': value, 'cosine': cosine}
-    return found, f'{signs}; {_ADVICE}' if signs else ''
+    return found, f'{signs}; {advice}' if signs else ''
 
 # %% ../nbs/10_probes.ipynb #5693df6b
 class OnlineProbe:
@@ -255,8 +257,11 @@ class CollapseWatch:
         self.first_rank, self.found = {}, {} # by name; numbers of the last look, without those that were not known then
 
     def __call__(self, t: Trainer):
-        for name, (z, rows) in t.outputs.get('watched', {}).items():
-            if self.steps[name] % self.every == 0: self.look(name, z[rows >= 0], rows[rows >= 0])
+        watched = t.outputs.get('watched', {})
+        states_alone = {*watched} <= {'image', 'text'} # nothing is predicted in embeddings
+        advice = _ADVICE_ON_WORDS if states_alone else _ADVICE
+        for name, (z, rows) in watched.items():
+            if self.steps[name] % self.every == 0: self.look(name, z[rows >= 0], rows[rows >= 0], advice=advice)
             self.steps[name] += 1
             for k, v in self.found.get(name, {}).items(): t.log(f'watch_{name}_{k}', v)
 
@@ -264,10 +269,13 @@ class CollapseWatch:
         name: str, # of what is looked at: `image`, `text`, and `..._embedding` of what SIGReg asks to be Gaussian
         z: Float[Tensor, 'n d'], # embeddings or states
         rows: Int[Tensor, ' n'], # what each belongs to
+        *,
+        advice: str = _ADVICE, # what a warning ends with
     ):
         "Remember what is found, and warn from the second look on; fewer than two are passed over."
         if len(z) < 2: return
-        limits = {} if name.endswith('_embedding') else {'min_spread': 0., 'max_ratio': math.inf}
+        limits = {'advice': advice}
+        if not name.endswith('_embedding'): limits |= {'min_spread': 0., 'max_ratio': math.inf}
         found, warning = collapse_watch(z, rows, first_rank=self.first_rank.get(name, 0.), **limits)
         self.found[name] = {k: v for k, v in found.items() if math.isfinite(v)}
         if name not in self.first_rank: self.first_rank[name] = self.found[name].get('rank', 0.)

@@ -491,10 +491,10 @@ def build_curriculum(
 
 def _objective(config: CurriculumConfig, seed: int) -> VLJEPAObjective:
     "What the stages of a curriculum ask for."
-    v, compares = config.training.views, any(s.alpha and s.jepa != 'masked' for s in config.stages)
+    v = config.training.views
     distance = {'squared': squared_distance, 'cosine': cosine_distance}[v.distance]
     views = PredictiveObjective(v.sigreg_weight, views=v.invariance_weight, distance=distance, seed=seed)
-    return VLJEPAObjective(views=views, whole_batch='comparison of views' if compares else None, seed=seed)
+    return VLJEPAObjective(views=views, seed=seed)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #c4ac02e2
 def fill_notes(

@@ -126,28 +126,27 @@ def view_indices(
     owner = (place // t) * (2 * t) + document.flatten() # a number for each document of the batch, in their order
     ends = {k: place[(last & (view >= 0) & (view % 2 == k)).flatten()] for k in (0, 1)}
     prompts, answers = owner[ends[0]], owner[ends[1]]
-    found = {'view': view, 'prompt_end': ends[0], 'answer_end': ends[1], 'prompt_pairs': _matches(prompts, answers)}
-    if 'image' not in batch: return found
-    k = len(batch['image'])
+    k = len(batch.get('image', ()))
     row = batch.get('image_row', torch.arange(k, device=text.device))
     pictures = row * (2 * t) + batch.get('image_document', row.new_zeros(k))
     alone = ~torch.isin(prompts, pictures) # the prompt of a picture says nothing of its answer
-    return found | {'image_pairs': _matches(pictures, answers), 'prompt_pairs': _matches(prompts, answers, alone)}
+    return {'view': view, 'prompt_end': ends[0], 'answer_end': ends[1], 'image_pairs': _matches(pictures, answers),
+            'prompt_pairs': _matches(prompts, answers, alone)}
 
 def _matches(a: Int[Tensor, ' n'], b: Int[Tensor, ' m'],
-             wanted: Bool[Tensor, ' n'] | None = None) -> Int[Tensor, 'p 2']:
+             wanted: Bool[Tensor, ' n'] | bool = True) -> Int[Tensor, 'p 2']:
     "Places in `a` and in `b`, which is sorted, where the same number stands."
     at = torch.searchsorted(b, a).clamp(max=max(0, len(b) - 1))
     same = b[at] == a if len(b) else torch.zeros_like(a, dtype=torch.bool)
-    rows = (same if wanted is None else same & wanted).nonzero()[:, 0]
+    rows = (same & wanted).nonzero()[:, 0]
     return torch.stack([rows, at[rows]], 1)
 
 # %% ../../nbs/vl/81_hybrid.ipynb #017bc449
 def _read(model: VLJEPA, states: Float[Tensor, 'm n d'], real: Bool[Tensor, 'm n'] | None) -> Float[Tensor, 'm d']:
     "What predictor tokens read of views, or the mean of their states; those of a text (with `real`) see earlier ones."
     queries, fusion = model.view_heads.queries, model.cross_modal_fusion
-    asked = states.new_zeros(len(states), 0, states.shape[2])
-    if queries is not None: asked = queries.to(states.dtype).expand(len(states), -1, -1)
+    asked = states.new_zeros(0, model.config.hidden_size) if queries is None else queries.to(states.dtype)
+    asked = asked.expand(len(states), -1, -1)
     seen = torch.ones(asked.shape[:2], dtype=torch.bool, device=states.device)
     if real is None:
         pictures = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
@@ -187,13 +186,12 @@ def two_views(
     seen: Float[Tensor, 'b s d'] | None = None, # not needed: views must not see each other
 ) -> dict: # `views`: outputs of `PredictiveAlignment`, by `image` and `prompt`; `watched`
     "Embeddings of pictures and texts, of prompts and answers, and what each predicts of the other."
-    at, heads = _view_indices(batch), model.view_heads
+    at, states = _view_indices(batch), image_states(model, batch)
+    if states is None: states = model.step_weights.new_zeros(0, model.patches, model.config.vision.emb_dim)
     answers, prompts = read_texts(model, batch, at)
-    states = {'prompt': (prompts, answers[at['prompt_pairs'][:, 1]])}
-    if 'image' in batch:
-        pictures, pairs = read_pictures(model, image_states(model, batch)), at['image_pairs']
-        states['image'] = pictures[pairs[:, 0]], answers[pairs[:, 1]]
-    return _compared(heads, states)
+    shown, told = at['image_pairs'].T
+    return _compared(model.view_heads, {'prompt': (prompts, answers[at['prompt_pairs'][:, 1]]),
+                                        'image': (read_pictures(model, states)[shown], answers[told])})
 
 _view_indices = torch.compiler.disable(view_indices)
 
@@ -209,7 +207,7 @@ def picture_views(
     return _compared(model.view_heads, {'image': (states.unflatten(0, x.shape[:2]),)})
 
 def _compared(heads: nn.Module, states: dict[str, tuple[Tensor, ...]]) -> dict:
-    "Of the kinds of which there are two or more over all ranks."
+    "Of the kinds of which there are two or more over all ranks; each rank has all kinds, of some perhaps no row."
     some = next(iter(states.values()))[0]
     out = {'views': {}, 'watched': {}, 'nothing': 0 * some.sum()}
     for kind, found in states.items():
@@ -219,7 +217,7 @@ def _compared(heads: nn.Module, states: dict[str, tuple[Tensor, ...]]) -> dict:
         out['views'][kind] = views
         for name, z in zip(names, found):
             rows = torch.arange(len(z), device=z.device)[:, None].expand(z.shape[:-1] if z.ndim > 2 else (len(z), 1))
-            for key, x in ((name, z), (f'{name}_embedding', views[f'embedding_{name}'])):
+            for key, x in ((f'{name}_view', z), (f'{name}_view_embedding', views[f'embedding_{name}'])):
                 out['watched'][key] = x.detach().flatten(0, -2), rows.flatten()
     return out
 
@@ -233,7 +231,6 @@ class VLJEPAObjective(nn.Module):
         *,
         ctc: float = 0., # weight of the reading of columns, 0 or more; the model's attribute must agree
         views: PredictiveObjective | None = None, # of two views, or of versions of a picture; None: its defaults
-        whole_batch: str | None = None, # what compares all rows of a step, if a stage has such a form
         num_slices: int = 256, # random directions a step
         seed: int = 0, # of the directions
         steps: int = 3, # of the model's rollout; only for batches without `token_indices`
@@ -242,7 +239,7 @@ class VLJEPAObjective(nn.Module):
         for name, w in dict(sigreg_weight=sigreg_weight, ctc=ctc).items():
             if not w >= 0: raise UserError(f'{name} is {w}; expected 0 or more')
         self.alpha, self.beta, self.sigreg_weight, self.steps, self.ctc = alpha, beta, sigreg_weight, steps, ctc
-        self.sigreg, self.whole_batch, self.form = SIGReg(num_slices, seed=seed), whole_batch, masked_latents
+        self.sigreg, self.form = SIGReg(num_slices, seed=seed), masked_latents
         self.views = PredictiveObjective(num_slices=num_slices, seed=seed) if views is None else views
 
     def forward(self,
@@ -320,7 +317,10 @@ def prepare(
     batches: list[dict[str, Tensor]], # of the step, ready for the model; each gets its part of SIGReg's gradient
 ):
     "Gradient caching: SIGReg of all hidden tokens of a step, before its batches are encoded one by one."
-    if not (self.alpha and self.sigreg_weight and self.form is masked_latents) or t.plain.target is not None: return
+    if self.alpha and self.form is not masked_latents:
+        raise UserError(f'accumulate is {len(batches)}, and views are compared over all rows of a step; '
+                        'expected accumulate 1')
+    if not (self.alpha and self.sigreg_weight) or t.plain.target is not None: return
     z = []
     for i, batch in enumerate(batches):
         t.draw(i)

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy, ctc_loss, layer_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import HubModel, model_folder
+from ..checkpoint import HubModel, later_field, model_folder
 from ..core import UserError, all_reduce_sum, global_ratio, height_width
 from ..encoders import EncoderConfig, MultimodalEncoder
 from ..losses import lm_loss, masked_patch_loss
@@ -67,8 +67,8 @@ class VLJEPAConfig:
     momentum: float = .996 # ema: share of the copy that the first step keeps, 0 to 1
     momentum_steps: int = 0 # ema: steps in which that share rises to 1; 0: it does not rise
     tie_embeddings: bool = False # the head's matrix is that of the input embeddings
-    views: ViewsConfig = ViewsConfig() # heads that compare two views
-    ctc: bool = False # a head that reads the columns of a picture from left to right
+    views: ViewsConfig = later_field(ViewsConfig()) # heads that compare two views
+    ctc: bool = later_field(False) # a head that reads the columns of a picture from left to right
 
     def __post_init__(self):
         vision = EncoderConfig(**self.vision) if isinstance(self.vision, dict) else self.vision # a dict: read from JSON
@@ -426,13 +426,14 @@ def column_loss(
     logits: Float[Tensor, 'k c v'], # scores of v - 1 words and of the blank, which is last, at c columns
     targets: Int[Tensor, 'k l'], # words, as of `reading_targets`
     length: Int[Tensor, ' k'], # how many of them count
-) -> Float[Tensor, '']: # nats a word, over all ranks; what doesn't fit its columns adds 0
+) -> Float[Tensor, '']: # nats a word, over all ranks; a text that is not there or doesn't fit its columns adds 0
     "Connectionist temporal classification (Graves et al., 2006), in float32 or float64."
     with torch.autocast(logits.device.type, enabled=False):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         (k, c, v), scores = wide.shape, wide.log_softmax(-1).transpose(0, 1)
-        each = ctc_loss(scores, targets, torch.full((k,), c), length.cpu(), v - 1, 'none', True) if k else scores.sum()
-        return global_ratio(each.sum(), length.sum())
+        own = torch.full((k,), c), length.cpu()
+        each = ctc_loss(scores, targets, *own, v - 1, 'none', True) if k else scores.sum((0, 2))
+        return global_ratio(each.where(length > 0, 0).sum(), length.sum())
 
 # %% ../../nbs/vl/80_model.ipynb #1a240f42
 _PARTS = ('vision_encoder', 'language_encoder', 'cross_modal_fusion')
@@ -585,7 +586,9 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
             loss = _traced_lm_loss if torch.compiler.is_compiling() else lm_loss
             if 'labels' in batch: out['lm'] = loss(out['hidden'], self.autoregressive_head.weight, batch['labels'])
         if self.ctc: out['ctc'] = self._read_columns(batch)
-        return out | (self.form(self, batch, seen) if self.alpha else {})
+        if not self.alpha: return out
+        more = self.form(self, batch, seen)
+        return out | more | {'watched': out.get('watched', {}) | more['watched']}
 
     @property
     def patches(self) -> int: return self.config.vision.patches
