@@ -14,7 +14,7 @@ from mmjepa.data.records import digit_pairs
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.runs import RunConfig
 from mmjepa.vl.config import make_curriculum, step_counts, step_place
-from mmjepa.vl.curriculum import build_curriculum, open_sources, run_curriculum, without_embeddings
+from mmjepa.vl.curriculum import build_curriculum, control_of, open_sources, run_curriculum
 from curricula import small_curriculum, write_lines
 from ranks import on_ranks
 from test_curriculum import SHARDED, silent
@@ -50,7 +50,7 @@ def parts(config, root):
 def train(folder, root, world=1, *, resume=False, control=False):
     training.prune_checkpoints = lambda *_: None
     config = make_curriculum(settings(root, micro=4 // world), ranks=world)
-    if control: config = without_embeddings(config)
+    if control: config = control_of(config)
     sources, held = parts(config, root)
     table = run_curriculum(config, RunConfig(folder, resume=resume), ByteTokenizer(), sources=sources, held=held,
                            epochs=sum(step_counts(config)), precision='fp32')
@@ -111,13 +111,13 @@ def test_words_keep_all_their_tokens(material):
 
 def test_the_control_learns_as_many_words(material, tmp_path):
     config = make_curriculum(settings(material))
-    control = without_embeddings(config)
+    control = control_of(config)
     assert [s.name for s in control.stages] == ['words', 'masked'] and step_counts(control) == [3, 3]
     assert [s.tokens for s in control.stages] == [s.tokens for s in config.stages[2:]]
     assert [(s.alpha, s.beta, s.ctc) for s in control.stages] == [(0, 1, .2), (0, 1, 0)]
     assert len(train(tmp_path, material, control=True)) == 6
     alone = make_curriculum(settings(material, STAGES[:2]))
-    with pytest.raises(UserError, match='no stage has a beta above 0; expected'): without_embeddings(alone)
+    with pytest.raises(UserError, match='beta is 0 in every stage; expected a hybrid'): control_of(alone)
 
 
 def test_views_in_several_pieces_are_refused_before_a_run(material):
