@@ -291,7 +291,7 @@ def encode(
         raise UserError(f"{place}: 'prompt' is {prompt!r:.60}; expected a text, or none")
     prompt, at = place_images(prompt or '', len(images), partial(_tokens, t, place=place), place=place)
     if images and record.get('text') is None: # pictures that nobody has described: no word is learnt of them
-        return Document(np.array([t.begin_id]), np.zeros(1, bool), torch.stack(images), at=(0,) * len(images))
+        return Encoded([t.begin_id], 1, images, at=[0] * len(images))
     answer = _tokens(t, record_text({**record, 'index': index}, draw), place)
     if not answer: raise UserError(f"{place}: 'text' {record['text']!r:.60} has no tokens; expected some")
     return Encoded([t.begin_id, *prompt, *answer, t.end_id], len(prompt), images, at=at)

@@ -464,6 +464,9 @@ def _check_forms(config: CurriculumConfig, ranks: int):
             raise UserError(f'{where} jepa_batches {s.jepa_batches:g}, alpha {s.alpha:g} and beta {s.beta:g}; '
                             'expected all above 0, or no jepa_batches')
         if s.ctc and not s.beta: raise UserError(f'{where} ctc {s.ctc:g} with beta 0; expected a beta above 0')
+        topics = {config.sources[k].topic for k in stage_mixture(config, s)}
+        if s.jepa == 'pictures' and 'vision' not in topics:
+            raise UserError(f'{where} jepa pictures and sources of {", ".join(sorted(topics))}; expected one of vision')
         if compares and not config.model.views.dim:
             raise UserError(f'{where} jepa {s.jepa}, and model.views.dim is 0; expected a width, such as 128')
         if compares and ranks and micro_batches(config.training, ranks) > 1:

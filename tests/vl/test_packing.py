@@ -216,3 +216,14 @@ def test_links_are_followed_where_it_is_said(tmp_path, capsys):
     for command in (curriculum.main, evaluate.main):
         with pytest.raises(SystemExit): run_command(command, ['--help'])
         assert '--follow_links' in capsys.readouterr().out
+
+
+def test_a_picture_that_nobody_has_described_is_a_document_without_words(tmp_path):
+    digit_pairs(tmp_path, 4)
+    records = [{'image': f'png/{i:04}.png'} for i in range(4)]
+    source = JsonSource(write_lines(tmp_path/'alone.jsonl', records), TOK, 8, longest=3)
+    documents = [source.document(i) for i in range(4)]
+    assert all(d.ids.tolist() == [TOK.begin_id] and not d.learn.any() and d.at == (0,) for d in documents)
+    assert all(d.images.shape == (1, 3, 8, 8) for d in documents)
+    row = TokenMixture({'alone': source}, {'alone': 1}, 3, pad_id=TOK.pad_id, image_size=8).row()
+    assert row['image'].shape == (3, 3, 8, 8) and (row['labels'] == -100).all()
