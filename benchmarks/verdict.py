@@ -75,7 +75,7 @@ def lines(path: Path) -> list[dict]: return [json.loads(line) for line in path.r
 
 def write_few(folder: Path, seed: int):
     "Labelled records in several looks, with some held-out ones for the curves, and pictures without a text."
-    task, held = TASKS['digit'], lines(folder/'digit/held_out/pairs.jsonl')[:500]
+    task, held = TASKS['digit'], lines(folder/'digit_held_out/pairs.jsonl')[:500]
     def placed(record: dict, at: str, split: str) -> dict:
         return {'image': f'{at}/{record["image"]}', 'text': record['text'], 'split': split}
     looks = [f'looks/{k}' for k in range(LOOKS)]
@@ -85,9 +85,10 @@ def write_few(folder: Path, seed: int):
         if not (folder/at).exists(): make_pairs(folder/at, config)
     for n in FEW.values():
         records = [placed(r, at, 'train') for at in looks for r in lines(folder/at/'pairs.jsonl')[:n]]
-        records += [placed(r, 'digit/held_out', 'held_out') for r in held]
+        records += [placed(r, 'digit_held_out', 'held_out') for r in held]
         write_text(folder/f'labelled-{n}.jsonl', '\n'.join(map(json.dumps, records)))
-    pictures = [placed(r, 'digit/train', 'train') for r in lines(folder/'digit/train/pairs.jsonl')[-UNPAIRED:]]
+    known = [r for r in lines(folder/'digit/pairs.jsonl') if r['split'] == 'train']
+    pictures = [placed(r, 'digit', 'train') for r in known[-UNPAIRED:]]
     for r in pictures: del r['text']
     write_text(folder/'unpaired.jsonl', '\n'.join(map(json.dumps, pictures)))
 
