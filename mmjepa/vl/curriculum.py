@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'VERDICT_MEASURES', 'VERDICTS', 'CurriculumLoader', 'open_sources',
            'StageTransform', 'loss_weights', 'masked_outputs', 'unigram_loss', 'pictured_labels',
-           'picture_perplexities', 'CurriculumEvaluation', 'build_curriculum', 'fill_notes', 'run_curriculum',
-           'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'word_tokens', 'control_of',
-           'paired_difference', 'judge', 'compare_arms', 'pictured_records', 'written_exactly', 'scored_run',
-           'run_verdict', 'verdict_sentence', 'plot_verdict', 'write_verdict', 'print_plan', 'main']
+           'picture_perplexities', 'CurriculumEvaluation', 'build_curriculum', 'fill_notes', 'column_notes',
+           'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'word_tokens',
+           'control_of', 'paired_difference', 'judge', 'compare_arms', 'pictured_records', 'written_exactly',
+           'scored_run', 'run_verdict', 'verdict_sentence', 'plot_verdict', 'write_verdict', 'print_plan', 'main']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
 import json, math, re
@@ -48,7 +48,7 @@ from .config import micro_batches, plan_table
 from .config import plot_plan, stage_ends, stage_mixture, step_counts, step_place, step_tokens, to_model
 from .generation import generate
 from .hybrid import EmbeddingError, VLJEPAObjective, joint_masks, picture_views, two_views
-from .model import VLJEPA, load_vl_jepa, masked_latents, token_indices
+from .model import VLJEPA, load_vl_jepa, masked_latents, reading_targets, token_indices
 from .packing import TokenMixture, collate_rows
 from .scaling import DEVICES, HERE, count_parameters, measure_flops, plan_cost
 
@@ -505,13 +505,31 @@ def fill_notes(
     lines, length = [], loader.config.training.lm.context_length
     for stage, weights in zip(loader.config.stages, loader.weights):
         if not all(loader.mixture.sources[name].has_images for name in weights): continue
-        stream = loader.mixture.row_stream(0, 1)
-        stream.turn(weights)
-        full = sum(stream.row()['text_mask'].sum().item() for _ in range(rows)) / (rows * length)
+        full = _first_rows(loader, weights, rows)['text_mask'].sum().item() / (rows * length)
         if full >= .98: continue
         lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
                      f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
     return lines
+
+def column_notes(
+    loader: CurriculumLoader, # before a run
+    rows: int = 32, # that are looked at, of each stage that reads columns
+) -> list[str]: # a line for each stage in which many texts do not fit
+    "A column holds one token at most: a text with more of them than its picture has columns is not read by them."
+    lines, columns = [], to_model(loader.config).vision.grid[1]
+    for stage, weights in zip(loader.config.stages, loader.weights):
+        batch = _first_rows(loader, weights, rows) if stage.ctc else {}
+        if not len(batch.get('image', ())): continue
+        long = (reading_targets(batch)[1] > columns).float().mean().item()
+        if long > .05: lines.append(f'stage {stage.name}: {long:.0%} of the texts of pictures have more tokens than a '
+                                    f'picture has columns, {columns}; ctc passes them over')
+    return lines
+
+def _first_rows(loader: CurriculumLoader, weights: dict[str, float], rows: int) -> dict[str, Tensor]:
+    "The first rows of a mixture, as a batch."
+    stream = loader.mixture.row_stream(0, 1)
+    stream.turn(weights)
+    return collate_rows([stream.row() for _ in range(rows)])
 
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(
@@ -535,7 +553,7 @@ def run_curriculum(
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
         **run.follow())
     say = RunLog(folder/'training.log')
-    for line in (describe_step(config, world_size()), *fill_notes(loader)): say(line)
+    for line in (describe_step(config, world_size()), *fill_notes(loader), *column_notes(loader)): say(line)
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
                 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'}} # other ranks, other micro-batches
