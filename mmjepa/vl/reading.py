@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'reading_table', 'reading_figure']
 
-# %% ../../nbs/vl/91_reading.ipynb #7307d596
+# %% ../../nbs/vl/91_reading.ipynb #fa44eb91
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..core import UserError
 
-# %% ../../nbs/vl/91_reading.ipynb #40bb015c
+# %% ../../nbs/vl/91_reading.ipynb #b8c2c786
 TASKS = 'digit', 'strip', 'chart'
 
 def reading_table(
