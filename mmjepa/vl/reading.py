@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'reading_table', 'reading_figure']
 
-# %% ../../nbs/vl/91_reading.ipynb #fa44eb91
+# %% ../../nbs/vl/91_reading.ipynb #8f855bc1
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..core import UserError
 
-# %% ../../nbs/vl/91_reading.ipynb #b8c2c786
+# %% ../../nbs/vl/91_reading.ipynb #6631bbbb
 TASKS = 'digit', 'strip', 'chart'
 
 def reading_table(
@@ -38,5 +38,5 @@ def reading_figure(
     sns.barplot(long, x='task', y='share of texts that are exact', hue='picture', ax=ax, palette='colorblind',
                 errorbar=('pi', 100))
     ax.set(ylim=(0, 1), xlabel='')
-    ax.legend(title='with', fontsize=8)
+    ax.legend(title='with', fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
