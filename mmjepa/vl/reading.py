@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'reading_table', 'reading_figure']
 
-# %% ../../nbs/vl/91_reading.ipynb #8f855bc1
+# %% ../../nbs/vl/91_reading.ipynb #0bfbd24b
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..core import UserError
 
-# %% ../../nbs/vl/91_reading.ipynb #6631bbbb
+# %% ../../nbs/vl/91_reading.ipynb #ab900462
 TASKS = 'digit', 'strip', 'chart'
 
 def reading_table(
