@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'VERDICT_MEASURES', 'VERDICTS', 'CurriculumLoader', 'open_sources',
            'StageTransform', 'loss_weights', 'masked_outputs', 'unigram_loss', 'pictured_labels',
-           'picture_perplexities', 'CurriculumEvaluation', 'build_curriculum', 'fill_notes', 'column_notes',
-           'run_curriculum', 'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'word_tokens',
-           'control_of', 'paired_difference', 'judge', 'compare_arms', 'pictured_records', 'written_exactly',
-           'scored_run', 'run_verdict', 'verdict_sentence', 'plot_verdict', 'write_verdict', 'print_plan', 'main']
+           'picture_perplexities', 'CurriculumEvaluation', 'build_curriculum', 'forecast_notes', 'run_curriculum',
+           'save_vl_model', 'write_curriculum_report', 'without_embeddings', 'word_tokens', 'control_of',
+           'paired_difference', 'judge', 'compare_arms', 'pictured_records', 'written_exactly', 'scored_run',
+           'run_verdict', 'verdict_sentence', 'plot_verdict', 'write_verdict', 'print_plan', 'main']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
 import json, math, re
@@ -497,39 +497,36 @@ def _objective(config: CurriculumConfig, seed: int) -> VLJEPAObjective:
     return VLJEPAObjective(views=views, seed=seed)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #c4ac02e2
-def fill_notes(
+def forecast_notes(
     loader: CurriculumLoader, # before a run
-    rows: int = 32, # that are looked at, of each stage
-) -> list[str]: # a line for each stage that will read fewer tokens than it has
-    "Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty."
-    lines, length = [], loader.config.training.lm.context_length
+    rows: int = 32, # that are looked at, of each stage that may fall short
+) -> list[str]: # a line for each stage that will read fewer tokens than it has, or whose texts do not fit its columns
+    """What the first rows of each stage say of the rest.
+
+    Texts of pictures are not cut: where all sources of a stage have pictures, the ends of rows stay empty. A column
+    holds one token at most: a text with more of them than its picture has columns is not read by them."""
+    lines = []
     for stage, weights in zip(loader.config.stages, loader.weights):
-        if not all(loader.mixture.sources[name].has_images for name in weights): continue
-        full = _first_rows(loader, weights, rows)['text_mask'].sum().item() / (rows * length)
-        if full >= .98: continue
-        lines.append(f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
-                     f'{length} tokens are {full:.0%} full; a source of text beside them fills the rest')
+        pictures_alone = all(loader.mixture.sources[name].has_images for name in weights)
+        if not (pictures_alone or stage.ctc): continue
+        stream = loader.mixture.row_stream(0, 1)
+        stream.turn(weights)
+        batch = collate_rows([stream.row() for _ in range(rows)])
+        if pictures_alone: lines += _fill_note(stage, batch)
+        if stage.ctc: lines += _column_note(stage, batch, to_model(loader.config).vision.grid[1])
     return lines
 
-def column_notes(
-    loader: CurriculumLoader, # before a run
-    rows: int = 32, # that are looked at, of each stage that reads columns
-) -> list[str]: # a line for each stage in which many texts do not fit
-    "A column holds one token at most: a text with more of them than its picture has columns is not read by them."
-    lines, columns = [], to_model(loader.config).vision.grid[1]
-    for stage, weights in zip(loader.config.stages, loader.weights):
-        batch = _first_rows(loader, weights, rows) if stage.ctc else {}
-        if not len(batch.get('image', ())): continue
-        long = (reading_targets(batch)[1] > columns).float().mean().item()
-        if long > .05: lines.append(f'stage {stage.name}: {long:.0%} of the texts of pictures have more tokens than a '
-                                    f'picture has columns, {columns}; ctc passes them over')
-    return lines
+def _fill_note(stage: Stage, batch: dict[str, Tensor]) -> list[str]:
+    full = batch['text_mask'].float().mean().item()
+    return [] if full >= .98 else [
+        f'stage {stage.name}: all of its sources have pictures, whose texts are not cut, so that rows of '
+        f'{batch["text"].shape[1]} tokens are {full:.0%} full; a source of text beside them fills the rest']
 
-def _first_rows(loader: CurriculumLoader, weights: dict[str, float], rows: int) -> dict[str, Tensor]:
-    "The first rows of a mixture, as a batch."
-    stream = loader.mixture.row_stream(0, 1)
-    stream.turn(weights)
-    return collate_rows([stream.row() for _ in range(rows)])
+def _column_note(stage: Stage, batch: dict[str, Tensor], columns: int) -> list[str]:
+    if not len(batch.get('image', ())): return []
+    long = (reading_targets(batch)[1] > columns).float().mean().item()
+    return [] if long <= .05 else [f'stage {stage.name}: {long:.0%} of the texts of pictures have more tokens than a '
+                                   f'picture has columns, {columns}; ctc passes them over']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #b565bc91
 def run_curriculum(
@@ -553,7 +550,7 @@ def run_curriculum(
         beta1=o.beta1, beta2=o.beta2, clip_norm=o.grad_clip, accumulate=loader.groups, seed=seed, precision=precision,
         **run.follow())
     say = RunLog(folder/'training.log')
-    for line in (describe_step(config, world_size()), *fill_notes(loader), *column_notes(loader)): say(line)
+    for line in (describe_step(config, world_size()), *forecast_notes(loader)): say(line)
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint,
                 'sources': {k: s.size for k, s in sources.items()},
                 'train': {k: v for k, v in vars(train).items() if k != 'accumulate'}} # other ranks, other micro-batches

@@ -23,7 +23,8 @@ from ..predictive import PredictiveObjective
 from ..sigreg import SIGReg
 from ..training import Trainer
 from .model import VLJEPA, VLJEPAConfig, attention_masks, document_positions, image_states, masked_latents
-from .model import prefix_mask, reading_targets, rollout_losses, text_states, token_indices
+from .model import picture_owners, prefix_mask, reading_targets, rollout_losses, text_states, token_indices
+from .model import token_owners
 
 # %% ../../nbs/vl/81_hybrid.ipynb #403e990d
 def next_token_labels(
@@ -38,18 +39,17 @@ def next_token_labels(
     return pad(torch.where(known, text[:, 1:], -100), (0, 1), value=-100)
 
 # %% ../../nbs/vl/81_hybrid.ipynb #f23b0700
-def _owners(batch: dict[str, Tensor], real: Bool[Tensor, 'b t'], n: int) -> dict[str, Int[Tensor, ' s']]:
+def _owners(batch: dict[str, Tensor], n: int) -> dict[str, Int[Tensor, ' s']]:
     "Of each kind of unit: the number of the one that a token is part of, -1 for none; tokens of pictures first."
     def where(there, number): return torch.where(there, number, -1).flatten()
-    k, row = len(batch.get('image', ())), torch.arange(len(real), device=real.device)[:, None].expand_as(real)
-    if not k: return {'language': where(real, row)}
-    document = batch.get('document', torch.zeros_like(batch['text']))
-    of_row, of_document = batch.get('image_row', row[:, 0]), batch.get('image_document', row.new_zeros(k))
+    (real, document), (of_row, of_document) = token_owners(batch), picture_owners(batch)
+    row = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+    if not len(of_row): return {'language': where(real, row)}
     many = 1 + torch.maximum(document.max(), of_document.max())
     text, image = where(real, row * many + document), of_row * many + of_document
     read, illustrated = torch.isin(image, text), torch.isin(text, image)
     def both(pictures, words): return torch.cat([pictures.repeat_interleave(n), words])
-    none, number = torch.full_like(image, -1), torch.arange(k, device=image.device)
+    none, number = torch.full_like(image, -1), torch.arange(len(image), device=image.device)
     return {'vision': both(where(~read, number), torch.full_like(text, -1)),
             'language': both(none, where(real.flatten() & ~illustrated, row.flatten())),
             'joint': both(where(read, image), where(illustrated, text))}
@@ -68,7 +68,7 @@ class JointMasks:
         "The batch with its masks, and with `token_indices` if `steps` is above 0."
         grid = (math.isqrt(self.patches),) * 2 if isinstance(self.patches, int) else self.patches
         text, n = batch['text'], math.prod(grid) if 'image' in batch else 0
-        owners = _owners(batch, batch.get('text_mask', torch.ones_like(text, dtype=torch.bool)), n)
+        owners = _owners(batch, n)
         hidden = torch.zeros_like(owners['language'], dtype=torch.bool)
         for modality, owner in owners.items():
             at = owner.argsort(stable=True)[(owner < 0).sum():] # unit after unit
@@ -117,18 +117,15 @@ def view_indices(
     batch: dict[str, Tensor], # of a `VLJEPA`
 ) -> dict[str, Tensor]: # see the source
     "Where views of documents are: ends of answers and prompts, and which picture or prompt belongs to which answer."
-    text, real = batch['text'], batch.get('text_mask', torch.ones_like(batch['text'], dtype=torch.bool))
-    (b, t), zero = text.shape, torch.zeros_like(text)
-    document, answer = batch.get('document', zero), batch.get('answer', real)
-    view = torch.where(real, 2 * document + answer, -1) # a prompt and its answer are two
-    place = torch.arange(b * t, device=text.device)
+    (real, document), (b, t) = token_owners(batch), batch['text'].shape
+    view = torch.where(real, 2 * document + batch.get('answer', real), -1) # a prompt and its answer are two
+    place = torch.arange(b * t, device=real.device)
     last = torch.cat([view[:, 1:] != view[:, :-1], view.new_ones(b, 1, dtype=torch.bool)], 1)
     owner = (place // t) * (2 * t) + document.flatten() # a number for each document of the batch, in their order
     ends = {k: place[(last & (view >= 0) & (view % 2 == k)).flatten()] for k in (0, 1)}
     prompts, answers = owner[ends[0]], owner[ends[1]]
-    k = len(batch.get('image', ()))
-    row = batch.get('image_row', torch.arange(k, device=text.device))
-    pictures = row * (2 * t) + batch.get('image_document', row.new_zeros(k))
+    row, number = picture_owners(batch)
+    pictures = row * (2 * t) + number
     alone = ~torch.isin(prompts, pictures) # the prompt of a picture says nothing of its answer
     return {'view': view, 'prompt_end': ends[0], 'answer_end': ends[1], 'image_pairs': _matches(pictures, answers),
             'prompt_pairs': _matches(prompts, answers, alone)}
