@@ -15,17 +15,14 @@ from tqdm.auto import tqdm
 
 from mmjepa.core import UserError, write_text
 from mmjepa.data.text import load_tokenizer
-from mmjepa.pair_scores import rank_table
 from mmjepa.pairs.make import PairConfig, make_pairs
 from mmjepa.plots import save_figure
 from mmjepa.runs import RunConfig
-from mmjepa.sandbox.code_scores import character_error, exact_match
 from mmjepa.vl.config import load_curriculum
 from mmjepa.vl.curriculum import open_sources, run_curriculum
 from mmjepa.vl.evaluate import load_evaluated
-from mmjepa.vl.evaluation import (blank_pictures, modal_embeddings, perplexity, read_eval_records, record_ids,
-                                  swapped_pictures)
-from mmjepa.vl.generation import generate
+from mmjepa.vl.evaluation import (image_to_code, modal_embeddings, multimodal_retrieval, picture_perplexity,
+                                  read_eval_records, record_ids)
 from mmjepa.vl.reading import reading_figure, reading_table
 
 EXAMPLES = Path(__file__).parent.parent/'examples'
@@ -74,22 +71,19 @@ def held_out(name: str, folder: Path) -> list:
 
 def score(model, tokenizer, records: list) -> dict[str, float]:
     "How much of the texts is written of the pictures, of others' pictures and of blank ones."
-    out, texts = {'n': len(records)}, [r.text for r in records]
-    longest = max(len(tokenizer.encode(t)) for t in texts) + 4
-    for kind, shown in (('', records), ('_swapped', swapped_pictures(records)), ('_blank', blank_pictures(records))):
-        written = generate(model, tokenizer, [r.prompt for r in shown], images=[r.image for r in shown],
-                           max_new_tokens=longest, batch_size=250)
-        out[f'exact{kind}'] = sum(map(exact_match, written, texts)) / len(texts)
-        if not kind: out['character_error'] = character_error(written, texts)
-        out[f'perplexity{kind}'] = perplexity(model, tokenizer, shown, batch_size=250)['perplexity']
-    return out
+    longest = max(len(tokenizer.encode(r.text)) for r in records) + 4
+    found = image_to_code(model, tokenizer, records, max_new_tokens=longest, batch_size=250)[0]['all']
+    found |= picture_perplexity(model, tokenizer, records, batch_size=250)
+    kept = ('exact', 'perplexity', 'character_error', *(f'{k}_{name}' for name in ('swapped', 'blank')
+                                                        for k in ('exact', 'perplexity')))
+    return {'n': len(records)} | {k: found[k] for k in kept}
 
 
 def retrieval(model, tokenizer, records: list) -> dict[str, float]:
     "How often a picture finds its text first among all."
-    a, b = modal_embeddings(model, tokenizer, records, batch_size=250)
-    return {'r1': rank_table(a, b, ids=record_ids(records))['image_to_text_r1'], 'chance': 1 / len(records),
-            'n': len(records)}
+    pictures, texts = modal_embeddings(model, tokenizer, records, batch_size=250)
+    found = multimodal_retrieval(pictures, texts, record_ids(records))
+    return {'r1': found['image_to_text_r1'], 'chance': found['chance_image_to_text_r1'], 'n': len(records)}
 
 
 @call_parse
