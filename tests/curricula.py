@@ -2,6 +2,9 @@
 import json
 
 
+def silent(line): pass
+
+
 def write_lines(path, records): path.write_text('\n'.join(map(json.dumps, records)))
 
 

@@ -216,12 +216,16 @@ def chart(
     split: str = 'train', # or 'held_out': about other things, and by another author
 ) -> PairDraft: # details: chart, its kind
     "A chart with the program that draws it; what `paint` gives is None where something is cut."
-    if kind: check_choice('kind', kind, tuple(CHARTS))
-    check_choice('split', split, SPLITS)
-    rng = draws_of(seed)
-    kind = kind or rng.choice(list(CHARTS))
+    rng, kind = _chosen(seed, kind, tuple(CHARTS), split=split)
     text = _write(rng, check_image_size(image_size), kind, split=split)
     return PairDraft(text, f'seed {seed}', paint=lambda: _run(text), details={'chart': kind})
+
+def _chosen(seed: int, kind: str, kinds: tuple[str, ...], *, split: str) -> tuple[random.Random, str]:
+    "The source of further choices, and the kind of a chart, drawn by chance where it is empty."
+    if kind: check_choice('kind', kind, kinds)
+    check_choice('split', split, SPLITS)
+    rng = draws_of(seed)
+    return rng, kind or rng.choice(kinds)
 
 # %% ../../nbs/pairs/62_charts.ipynb #463e857f
 def _traces(rng: _Words, kind: str, plan: _Plan) -> list[str]:
@@ -472,9 +476,6 @@ def plotly_chart(
     split: str = 'train', # or 'held_out': about other things, and by another author
 ) -> PairDraft: # details: chart, its kind
     "A chart with the Plotly program that it is drawn from by our own painter; `paint` gives None where it doesn't fit."
-    if kind: check_choice('kind', kind, PLOTLY_CHARTS)
-    check_choice('split', split, SPLITS)
-    rng = draws_of(seed)
-    kind = kind or rng.choice(PLOTLY_CHARTS)
+    rng, kind = _chosen(seed, kind, PLOTLY_CHARTS, split=split)
     text = _write_plotly(rng, check_image_size(image_size), kind, split=split)
     return PairDraft(text, f'seed {seed}', paint=lambda: _draw_plotly(text, image_size), details={'chart': kind})

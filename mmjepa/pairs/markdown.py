@@ -9,7 +9,7 @@ __all__ = ['markdown_page', 'write_markdown', 'markdown']
 import random, re
 
 from ..core import check_choice
-from .pages import Chromium, draw_page, page_fits
+from .pages import Chromium, page_draft, page_fits
 from .screenshots import PairDraft, check_image_size, draws_of
 from .sources import SPLITS
 
@@ -171,7 +171,4 @@ def markdown(
     "A page of documentation with its Markdown."
     check_choice('split', split, SPLITS)
     text, style = write_markdown(draws_of(seed), check_image_size(image_size), split)
-    page = markdown_page(text, style)
-    def paint(): return browser.draw(page, image_size) if browser else draw_page(page, image_size)
-    return PairDraft(text, f'seed {seed}', paint=paint,
-                     details={'painter': f'chromium {browser.version}' if browser else 'own'})
+    return page_draft(seed, text, markdown_page(text, style), image_size=image_size, browser=browser)

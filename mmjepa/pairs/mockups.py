@@ -10,7 +10,7 @@ import json, random, re
 from itertools import groupby
 
 from ..core import UserError, check_choice
-from .pages import Chromium, draw_page, page_fits
+from .pages import Chromium, page_draft, page_fits
 from .screenshots import PairDraft, check_image_size, draws_of
 from .sources import SPLITS
 
@@ -219,9 +219,7 @@ def mockup(
     "A page of an application with its HTML."
     check_choice('split', split, SPLITS)
     text = write_mockup(draws_of(seed), check_image_size(image_size), split)
-    def paint(): return browser.draw(text, image_size) if browser else draw_page(text, image_size)
-    painter = f'chromium {browser.version}' if browser else 'own'
-    return PairDraft(text, f'seed {seed}', paint=paint, details={'painter': painter})
+    return page_draft(seed, text, text, image_size=image_size, browser=browser)
 
 # %% ../../nbs/pairs/66_mockups.ipynb #29aa097e
 _AUTHORS = { # names of rules and lists, what stands before the page and after it, names in a `map`
@@ -293,7 +291,6 @@ def react_mockup(
     split: str = 'train', # or 'held_out': about other things, by another author
 ) -> PairDraft: # details: painter, as of `mockup`
     "A page of an application with a React component."
-    page = mockup(seed, image_size, browser, split=split)
-    text = write_react(page.text, split)
-    def paint(): return (browser.draw if browser else draw_page)(read_react(text), image_size)
-    return PairDraft(text, page.source, paint=paint, details=page.details)
+    check_choice('split', split, SPLITS)
+    text = write_react(write_mockup(draws_of(seed), check_image_size(image_size), split), split)
+    return page_draft(seed, text, read_react(text), image_size=image_size, browser=browser)

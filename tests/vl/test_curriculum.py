@@ -25,13 +25,10 @@ from mmjepa.data.text import ByteTokenizer, load_tokenizer
 from mmjepa.data.tokens import pack_tokens
 from mmjepa.runs import RunConfig
 from mmjepa.vl.packing import TokenMixture
-from curricula import small_curriculum, write_lines
+from curricula import silent, small_curriculum, write_lines
 from ranks import on_ranks
 
 CLOCK = ['images_per_s', 'seconds']
-
-
-def silent(line): pass
 
 
 @pytest.fixture(scope='module')

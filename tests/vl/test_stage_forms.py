@@ -15,9 +15,9 @@ from mmjepa.data.text import ByteTokenizer
 from mmjepa.runs import RunConfig
 from mmjepa.vl.config import make_curriculum, step_counts, step_place
 from mmjepa.vl.curriculum import build_curriculum, control_of, open_sources, run_curriculum
-from curricula import small_curriculum, write_lines
+from curricula import silent, small_curriculum, write_lines
 from ranks import on_ranks
-from test_curriculum import SHARDED, silent
+from test_curriculum import SHARDED
 
 STAGES = [{'name': 'pictures', 'jepa': 'pictures', 'alpha': 1, 'beta': 0, 'mixture': {'shown': 1}},
           {'name': 'views', 'jepa': 'views', 'alpha': 1, 'beta': 0},

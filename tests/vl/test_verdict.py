@@ -19,12 +19,9 @@ from mmjepa.vl import curriculum
 from mmjepa.vl.config import load_curriculum, make_curriculum, step_counts
 from mmjepa.vl.curriculum import (compare_arms, control_of, judge, open_sources, paired_difference, pictured_records,
                                   run_verdict, verdict_sentence, without_embeddings, word_tokens, written_exactly)
-from curricula import small_curriculum
+from curricula import silent, small_curriculum
 
 TOK = load_tokenizer()
-
-
-def silent(line): pass
 
 
 @pytest.fixture(scope='module')
