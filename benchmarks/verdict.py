@@ -4,8 +4,8 @@
 
 Digits are written in words, with the model of examples/reads_digit.yaml, in two regimes. `plenty`: 60,000 pairs, and
 embeddings beside words: masked latents, two views (predictor tokens, cosine distance) at three weights, LeVLJEPA.
-`few`: 300 or 4,000 labelled pairs and 40,000 pictures without a text: versions of these are made to agree first, then
-words are learnt; words alone are the control. Each labelled picture is there in several looks, in both arms.
+`few`: 50, 300 or 4,000 labelled digits and 40,000 pictures without a text: versions of these are made to agree first,
+then words are learnt; words alone are the control. Each labelled digit is there in ten looks, in both arms.
 
 Each arm has two controls of its own seed: with as many word tokens, and with as many as are read in its seconds.
 `DIR/runs.csv` has a line a run, `DIR/verdict.csv` one an arm. What is finished is used again: start it once more after
@@ -14,6 +14,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 from fastcore.script import call_parse
@@ -21,10 +22,12 @@ from tqdm.auto import tqdm
 
 from mmjepa.core import UserError, check_choice, write_text
 from mmjepa.data.text import load_tokenizer
-from mmjepa.pairs.make import PairConfig, make_pairs
+from mmjepa.pairs.small import digit
+from mmjepa.plots import save_figure
 from mmjepa.vl.config import CurriculumConfig, make_curriculum
-from mmjepa.vl.curriculum import compare_arms, control_of, open_sources, scored_run, word_tokens
+from mmjepa.vl.curriculum import open_sources
 from mmjepa.vl.evaluate import load_evaluated
+from mmjepa.vl.verdict import arms_table, control_of, plot_gains, scored_run, word_tokens
 from reads import EXAMPLES, TASKS, held_out, make_data, score
 
 VIEWS = {'dim': 128, 'hidden': 256}
@@ -34,9 +37,9 @@ PLENTY = {'masked': ({'alpha': .3}, {'dim': 0}, {}),
              for alpha in (.01, .1, 1.)},
           'levljepa': ({'alpha': 1., 'jepa': 'views'}, VIEWS | {'queries': 0},
                        {'distance': 'squared', 'sigreg_weight': .02})}
-FEW = {'pictures 300': 300, 'pictures 4000': 4000} # labelled pairs
+FEW = {f'pictures {n}': n for n in (50, 300, 4000)} # labelled pairs
 UNPAIRED, LOOKS, SCORED = 40_000, 10, 2_000 # pictures without a text; of each labelled picture; held-out pictures
-WORD_TOKENS, PICTURE_TOKENS = 400_000, 40_000 # of a run; a picture without a text is one token
+WORD_TOKENS, PICTURE_TOKENS = 400_000, 120_000 # of a run; a picture without a text is one token
 
 
 def example() -> dict:
@@ -74,22 +77,21 @@ def lines(path: Path) -> list[dict]: return [json.loads(line) for line in path.r
 
 
 def write_few(folder: Path, seed: int):
-    "Labelled records in several looks, with some held-out ones for the curves, and pictures without a text."
-    task, held = TASKS['digit'], lines(folder/'digit_held_out/pairs.jsonl')[:500]
-    def placed(record: dict, at: str, split: str) -> dict:
-        return {'image': f'{at}/{record["image"]}', 'text': record['text'], 'split': split}
-    looks = [f'looks/{k}' for k in range(LOOKS)]
-    for k, at in enumerate(looks):
-        config = PairConfig('digit', max(FEW.values()), seed=1000 * (seed + 1) + k, split='train',
-                            image_size=task['image_size'])
-        if not (folder/at).exists(): make_pairs(folder/at, config)
+    "Labelled digits, each in several looks, with some held-out ones for the curves; and pictures without a text."
+    if (folder/'unpaired.jsonl').exists(): return
+    size, labelled, looks = TASKS['digit']['image_size'], [], folder/'looks'
+    looks.mkdir(exist_ok=True)
+    for number in tqdm(range(max(FEW.values())), desc='looks of labelled digits', leave=False):
+        for k in range(LOOKS):
+            drawn, name = digit(LOOKS * number + k + seed, size, number=number), f'looks/{number:05}-{k}.png'
+            drawn.paint().save(folder/name)
+            labelled.append({'image': name, 'text': drawn.text, 'split': 'train'})
+    def held_out(record: dict) -> dict: return record | {'image': f'digit_held_out/{record["image"]}'}
+    held = [held_out(r) for r in lines(folder/'digit_held_out/pairs.jsonl')[:500]]
     for n in FEW.values():
-        records = [placed(r, at, 'train') for at in looks for r in lines(folder/at/'pairs.jsonl')[:n]]
-        records += [placed(r, 'digit_held_out', 'held_out') for r in held]
-        write_text(folder/f'labelled-{n}.jsonl', '\n'.join(map(json.dumps, records)))
-    known = [r for r in lines(folder/'digit/pairs.jsonl') if r['split'] == 'train']
-    pictures = [placed(r, 'digit', 'train') for r in known[-UNPAIRED:]]
-    for r in pictures: del r['text']
+        write_text(folder/f'labelled-{n}.jsonl', '\n'.join(map(json.dumps, labelled[:n * LOOKS] + held)))
+    known = [r for r in lines(folder/'digit/pairs.jsonl') if r['split'] == 'train'][-UNPAIRED:]
+    pictures = [{'image': f'digit/{r["image"]}', 'split': 'train'} for r in known]
     write_text(folder/'unpaired.jsonl', '\n'.join(map(json.dumps, pictures)))
 
 
@@ -112,22 +114,6 @@ def three_runs(config: CurriculumConfig, arm: str, run, *, base: CurriculumConfi
     tokens = round(word_tokens(config) * hybrid['seconds'] / alone['seconds'])
     add('control_seconds', control_of(base, tokens), f'{arm} control_seconds')
     return found
-
-
-def verdicts(runs: pd.DataFrame) -> pd.DataFrame: # a line an arm
-    "Means, and paired differences with their standard errors, at equal word tokens and at equal seconds."
-    rows = []
-    for (regime, arm), own in runs.groupby(['regime', 'compared'], sort=False):
-        hybrid = own[own.arm == 'hybrid']
-        row = {'regime': regime, 'arm': arm, 'seeds': len(hybrid), 'word_tokens': hybrid.word_tokens.mean(),
-               'seconds': hybrid.seconds.mean(), 'exact_swapped': hybrid.exact_swapped.mean()}
-        for equal, control in (('tokens', 'control'), ('seconds', 'control_seconds')):
-            for r in compare_arms(own, control, 'hybrid').itertuples():
-                row |= {r.measure: r.hybrid, f'{r.measure}_sd': hybrid[r.measure].std(),
-                        f'{r.measure}_control_{equal}': r.control, f'{r.measure}_difference_{equal}': r.difference,
-                        f'{r.measure}_error_{equal}': r.standard_error, f'{r.measure}_verdict_{equal}': r.verdict}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def chosen(regime: str, arms: str) -> list[tuple[str, str, dict]]:
@@ -170,9 +156,12 @@ def main(
                 found = three_runs(config, arm, run, base=base, shared=shared, bar=bar)
                 runs += [{'regime': name, 'seed': seed, **line} for line in found]
                 pd.DataFrame(runs).to_csv(folder/'runs.csv', index=False)
-                verdicts(pd.DataFrame(runs)).to_csv(folder/'verdict.csv', index=False)
-    table = verdicts(pd.DataFrame(runs))
+                arms_table(pd.DataFrame(runs)).to_csv(folder/'verdict.csv', index=False)
+    table = arms_table(pd.DataFrame(runs))
     keys = ['exact', 'exact_difference_tokens', 'exact_error_tokens', 'exact_verdict_tokens',
             'exact_difference_seconds', 'exact_error_seconds', 'exact_verdict_seconds']
     print(table[['regime', 'arm', *keys]].round(4).to_string(index=False))
-    print(f'results: {folder/"verdict.csv"}, runs: {folder/"runs.csv"}')
+    fig, ax = plt.subplots(figsize=(8, 1 + .6 * len(table)), layout='constrained')
+    plot_gains(table, 'exact', ax)
+    save_figure(fig, folder/'verdict.png')
+    print(f'results: {folder/"verdict.csv"}, {folder/"verdict.png"}, runs: {folder/"runs.csv"}')

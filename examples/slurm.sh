@@ -26,7 +26,7 @@ if [ -d "$output/checkpoints" ]; then more+=(--resume); fi
 # SLURM_NODEID is the number of the machine that a task runs on, so it is read there.
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file "$0" --num_machines "$SLURM_NNODES" \
   --num_processes "$((SLURM_NNODES * 8))" --machine_rank "$SLURM_NODEID" --main_process_ip "$1" --main_process_port 29500 \
-  -m mmjepa.vl.curriculum "${@:2}"' \
+  -m mmjepa.vl.train "${@:2}"' \
   "$here/examples/accelerate_multinode_fsdp.yaml" "$first" "$config" "${more[@]}" &
 run=$!
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' USR1

@@ -163,18 +163,23 @@ def read_texts(
     batch: dict[str, Tensor], # without its pictures
     at: dict[str, Tensor], # of `view_indices`
 ) -> tuple[Float[Tensor, 'm d'], Float[Tensor, 'p d']]: # of answers, and of the prompts that have a pair
-    "What the model makes of answers, and of prompts, by themselves."
+    "What the model makes of answers (their last state, or the mean without predictor tokens) and of prompts, alone."
     view = at['view']
     alone = {'text': batch['text'], 'text_mask': view >= 0, 'document': view}
     of_text, allowed = attention_masks(model, alone)
     words = text_states(model, alone, of_text)
-    answers = model.cross_modal_fusion(None, words, allowed).flatten(0, 1)[at['answer_end']]
-    end = at['prompt_end'][at['prompt_pairs'][:, 0]]
+    answers = model.cross_modal_fusion(None, words, allowed).flatten(0, 1)
+    if model.view_heads.queries is None: answers = masked_mean(*_spans(answers, view, at['answer_end']))
+    else: answers = answers[at['answer_end']]
+    return answers, _read(model, *_spans(words.flatten(0, 1), view, at['prompt_end'][at['prompt_pairs'][:, 0]]))
+
+def _spans(states: Float[Tensor, 'n d'], view: Int[Tensor, 'b t'],
+           end: Int[Tensor, ' m']) -> tuple[Float[Tensor, 'm l d'], Bool[Tensor, 'm l']]:
+    "States of the views that end there, one a row, and which of them are real."
     length = document_positions(view).flatten()[end] + 1
     place = torch.arange(int(length.max()) if len(end) else 1, device=end.device)
     real = place < length[:, None]
-    prompts = words.flatten(0, 1)[(end - length + 1)[:, None] + torch.where(real, place, 0)]
-    return answers, _read(model, prompts, real)
+    return states[(end - length + 1)[:, None] + torch.where(real, place, 0)], real
 
 # %% ../../nbs/vl/81_hybrid.ipynb #3ba4faf0
 def two_views(

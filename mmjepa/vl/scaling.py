@@ -9,7 +9,7 @@ __all__ = ['DEVICES', 'HERE', 'count_parameters', 'Work', 'count_flops', 'count_
 
 # %% ../../nbs/vl/85_scaling.ipynb #3bfa15a0
 import math, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from ..core import UserError, check_choice, command, get_device, height_width
 from ..plots import save_figure
 from ..encoders import EncoderConfig
-from .config import CurriculumConfig, load_curriculum, micro_batches, read_number, stage_mixture, step_counts
-from .config import to_model
+from .config import CurriculumConfig, Stage, load_curriculum, micro_batches, read_number, stage_mixture
+from .config import step_counts, to_model
 from .model import VLJEPAConfig
 
 # %% ../../nbs/vl/85_scaling.ipynb #dccfcaf7
@@ -45,6 +45,14 @@ def _convolutions(v: EncoderConfig) -> list[tuple[int, int, int]]:
     area = (pixels >> 2 * v.stem_convs) // v.patches
     return [*stem, (area * widths[-1] * v.emb_dim, v.patches, v.emb_dim)]
 
+def _heads_weights(c: VLJEPAConfig) -> dict[str, int]:
+    "Of the heads that a model has only if it is asked for them."
+    (e, h, depth, queries), d = (getattr(c.views, k) for k in ('dim', 'hidden', 'depth', 'queries')), c.hidden_size
+    project = (d + 3) * h + (h + 1) * e # with a batch norm
+    predict = (e + 3) * h + (depth - 1) * (h + 3) * h + (h + 1) * e
+    views = {'view_heads': 2 * 2 * (project + predict) + queries * d} if e else {}
+    return views | ({'ctc_head': (c.vision.emb_dim + 1) * (c.vocab_size + 1)} if c.ctc else {})
+
 def count_parameters(
     config: VLJEPAConfig,
 ) -> dict[str, int]: # by part; a tied head has none of its own
@@ -59,7 +67,7 @@ def count_parameters(
     copied = sum(out.values()) + embed
     out['jepa_head'] = embed + min(c.prediction_steps, 2) * (4 * e**2 + 5 * e) + w + d
     out['autoregressive_head'] = 0 if c.tie_embeddings else c.vocab_size * d
-    return out | ({'target': copied} if c.target == 'ema' else {})
+    return out | _heads_weights(c) | ({'target': copied} if c.target == 'ema' else {})
 
 # %% ../../nbs/vl/85_scaling.ipynb #ca606033
 @dataclass(frozen=True)
@@ -71,10 +79,14 @@ class Work:
     images: float = 1. # images of a row, 0 or more
     labelled: float = 1. # share of the tokens that have a next one to predict, 0 to 1
     num_slices: int = 256 # random directions of SIGReg
+    form: str = 'masked' # of the predictions of embeddings: masked (latents), (two) views, or (versions of) pictures
+    versions: int = 2 # of a picture, where it is compared with itself
 
     def __post_init__(self):
-        least, most = {'text': 1, 'num_slices': 1}, {'labelled': 1}
+        check_choice('form', self.form, ('masked', 'views', 'pictures'))
+        least, most = {'text': 1, 'num_slices': 1, 'versions': 1}, {'labelled': 1}
         for name, x in vars(self).items():
+            if name == 'form': continue
             low, high = least.get(name, 0), most.get(name, math.inf)
             if not (low <= x <= high and x < math.inf):
                 raise UserError(f'{name} is {x}; expected {low} {"or more" if high > 1 else "to 1"}')
@@ -85,9 +97,10 @@ def _tokens(c: VLJEPAConfig, work: Work) -> tuple[int, int, float]:
     return n, n + work.text, c.mask_ratio * (c.vision.patches * work.images + work.text)
 
 def _passes(c: VLJEPAConfig, work: Work) -> tuple[int, bool]:
-    "Passes with backward, and whether the slow copy makes one without."
-    seen = work.beta or (work.alpha and c.target == 'stop_gradient')
-    return bool(work.alpha) + bool(seen), bool(work.alpha and c.target == 'ema')
+    "Passes of whole rows with backward, and whether the slow copy makes one without."
+    hides = bool(work.alpha) and work.form == 'masked'
+    seen = work.beta or (hides and c.target == 'stop_gradient')
+    return hides + bool(seen), hides and c.target == 'ema'
 
 def _pass_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
     "Of one forward pass of a row."
@@ -99,6 +112,30 @@ def _pass_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
             'vision_encoder': sum(rest) + seen * v.depth * (8 * w**2 + 4 * w * wide + 4 * v.patches * w),
             'language_encoder': t * c.num_layers * (layer + 4 * t * d),
             'cross_modal_fusion': n * 2 * w * d + s * c.fusion_depth * (24 * d**2 + 4 * s * d)}
+
+# %% ../../nbs/vl/85_scaling.ipynb #fb085d9a
+def _view_passes(work: Work) -> int:
+    "How often pictures, or pictures and texts, are read by themselves; each time at most a pass of whole rows."
+    compares = bool(work.alpha) and work.form != 'masked'
+    return compares * (work.versions if work.form == 'pictures' else 1)
+
+def _view_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
+    "Forward, of a row whose views are read one by one: its pictures, and with `views` its text."
+    d, t, q = c.hidden_size, work.text, c.views.queries
+    texts, versions = work.form == 'views', 1 if work.form == 'views' else work.versions
+    def fusion(tokens): return tokens * c.fusion_depth * (24 * d**2 + 4 * tokens * d)
+    read = work.images * versions * (c.vision.patches * 2 * c.vision.emb_dim * d + fusion(c.vision.patches + q))
+    encoded = 0 if texts and work.beta else versions # the states of the words' pass serve again
+    one = _pass_flops(c, work)
+    return {'pixels': encoded * one['pixels'], 'vision_encoder': encoded * one['vision_encoder'],
+            'language_encoder': texts * one['language_encoder'], 'cross_modal_fusion': read + texts * fusion(t)}
+
+def _heads_flops(c: VLJEPAConfig, work: Work) -> float:
+    "Forward and backward of what compares views, a text with each picture."
+    v, d = c.views, c.hidden_size
+    project, predict = 2 * v.hidden * (d + v.dim), 2 * v.hidden * ((v.depth - 1) * v.hidden + 2 * v.dim)
+    each = 3 * (project + predict * (work.form == 'views')) + 4 * v.dim * work.num_slices
+    return work.images * each * (2 if work.form == 'views' else work.versions)
 
 # %% ../../nbs/vl/85_scaling.ipynb #dcb97280
 def count_flops(
@@ -112,10 +149,16 @@ def count_flops(
     pixels = one.pop('pixels') # an image needs no gradient, so backward is one product and not two
     out = {k: x * (3 * learns + copy) for k, x in one.items()}
     out['vision_encoder'] += pixels * (2 * learns + copy)
+    compares = _view_passes(work) > 0
+    if compares:
+        views = _view_flops(c, work)
+        out['vision_encoder'] += 2 * views.pop('pixels')
+        for k, x in views.items(): out[k] += 3 * x
     predict = hidden * (2 * d * e + c.prediction_steps * 8 * e**2) * 3
     sigreg = 4 * e * work.num_slices # its directions need no gradient
     target = s * 2 * d * e if copy else hidden * (6 * d * e + sigreg)
-    out['jepa_head'] = predict + target if work.alpha else 0
+    out['jepa_head'] = predict + target if work.alpha and not compares else 0
+    out['view_heads'] = _heads_flops(c, work) if compares else 0
     out['autoregressive_head'] = 6 * work.labelled * work.text * d * c.vocab_size if work.beta else 0
     return out
 
@@ -168,8 +211,9 @@ def count_activations(
 ) -> float:
     "Bytes that backward needs from forward, beside weights."
     c, d, e, (_, _, hidden) = config, config.hidden_size, config.embedding_dim, _tokens(config, work)
-    kept = _passes(c, work)[0] * _pass_kept(c, work, half, checkpointing=checkpointing)
-    if work.alpha:
+    passes = _passes(c, work)[0] + _view_passes(work) # of views at most that
+    kept = passes * _pass_kept(c, work, half, checkpointing=checkpointing)
+    if work.alpha and work.form == 'masked':
         sigreg, steps = c.target == 'stop_gradient', c.prediction_steps
         products = half * ((1 + sigreg) * d + 6 * e * steps)
         kept += hidden * (products + 4 * e * (steps + sigreg) + 8 * work.num_slices * sigreg)
@@ -237,7 +281,7 @@ def count_launches(
     "Operations that the host launches for forward and backward of a micro-batch, under bfloat16 autocast."
     learns, copy = _passes(config, work)
     one = 160 * config.num_layers + 75 * (config.vision.depth * bool(work.images) + config.fusion_depth)
-    return (learns + copy / 3) * one + (400 if work.alpha else 150)
+    return (learns + _view_passes(work) + copy / 3) * one + (400 if work.alpha else 150)
 
 # %% ../../nbs/vl/85_scaling.ipynb #ee0cff5c
 HERE = .7 # share of `measure_flops` that a step of a small model reaches
@@ -279,8 +323,14 @@ def stage_work(
     for stage in curriculum.stages:
         share = sum(x for k, x in stage_mixture(curriculum, stage).items() if k in vision)
         images = share * length / min(pair_tokens, length)
-        out.append(Work(length, stage.alpha, stage.beta, images=images))
+        versions = curriculum.training.views.versions
+        out.append(Work(length, stage.alpha, stage.beta, images=images, form=stage.jepa, versions=versions))
     return out
+
+def _step_kinds(stage: Stage, work: Work) -> list[tuple[float, Work]]: # how many for each that counts tokens
+    "Steps of words and, between them, those of embeddings alone; or both at once."
+    if not stage.jepa_batches: return [(1., work)]
+    return [(1., replace(work, alpha=0.)), (stage.jepa_batches, replace(work, beta=0.))]
 
 def plan_cost(
     curriculum: CurriculumConfig, # of `load_curriculum`
@@ -296,10 +346,12 @@ def plan_cost(
     _check_plan(devices=devices, shard_tokens=shard_tokens)
     model, rows = to_model(curriculum), []
     for stage, work, steps in zip(curriculum.stages, stage_work(curriculum, pair_tokens), step_counts(curriculum)):
-        each = sum(count_flops(model, work).values()) / work.text
-        micro = curriculum.training.micro_batch_size * work.text # tokens of a micro-batch
-        waits = count_launches(model, work) * _LAUNCH
-        speed = devices * micro / max(micro * each / (device.flops * mfu), waits)
+        kinds, micro = _step_kinds(stage, work), curriculum.training.micro_batch_size * work.text # tokens
+        costs = [(share, sum(count_flops(model, kind).values()) / work.text, kind) for share, kind in kinds]
+        each = sum(share * cost for share, cost, _ in costs)
+        seconds = sum(share * max(micro * cost / (device.flops * mfu), count_launches(model, kind) * _LAUNCH)
+                      for share, cost, kind in costs)
+        speed = devices * micro / seconds
         row = {'stage': stage.name, 'tokens': stage.tokens, 'steps': steps, 'images': work.images}
         row |= {'flops_per_token': each, 'flops': each * stage.tokens, 'tokens_per_s': speed,
                 'mfu': speed * each / (devices * device.flops)}

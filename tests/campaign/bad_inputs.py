@@ -185,7 +185,7 @@ def settings_cases(root, new, rng, n):
         name, data = faults.settings(rng, (root/'stop_gradient.yaml').read_text())
         path = folder/'wrong.yaml'
         path.write_bytes(data)
-        commands = {'vl.curriculum': [path, '--output', folder/'out', '--epochs', 1, '--precision', 'fp32'],
+        commands = {'vl.train': [path, '--output', folder/'out', '--epochs', 1, '--precision', 'fp32'],
                     'vl.scaling': [path, '--output', folder/'plan.png']}
         module, args = rng.choice(sorted(commands.items()))
         yield Case('settings', name, module, args, folder, path)
@@ -326,7 +326,7 @@ def run(case):
 
 def campaign(root, work, seed=0, share=1.):
     "All cases, two at a time, and a table of what came of them."
-    others = ['label.mnist', 'vl.scaling', 'vl.export', 'plots', 'vl.curriculum', 'pretrain.map']
+    others = ['label.mnist', 'vl.scaling', 'vl.export', 'plots', 'vl.train', 'pretrain.map']
     for module in [*of_lines(root, root, root, root), *others]: flags(module)
     with ThreadPoolExecutor(2) as pool: return list(pool.map(run, cases(root, work, seed, share)))
 

@@ -43,8 +43,8 @@ def stages(root):
         Stage('contrastive', 'pretrain.contrastive', [*pairs, *SHAPE, '--epochs', 3, *SAVES], 'model', 14),
         Stage('align', 'align.align', [*towers(root), *pairs, *align, *cache, *SAVES], 'aligner', 12),
         Stage('caption', 'align.caption', [*caption, *pairs, *cache, *SAVES], 'captioner', 12),
-        Stage('curriculum', 'vl.curriculum', [root/'stop_gradient.yaml', '--epochs', 2, *SAVES], 'model', 18, True),
-        Stage('curriculum, slow copy', 'vl.curriculum', [root/'ema.yaml', '--epochs', 2, *SAVES], 'model', 18, True)]
+        Stage('curriculum', 'vl.train', [root/'stop_gradient.yaml', '--epochs', 2, *SAVES], 'model', 18, True),
+        Stage('curriculum, slow copy', 'vl.train', [root/'ema.yaml', '--epochs', 2, *SAVES], 'model', 18, True)]
 
 
 def result(stage, folder):

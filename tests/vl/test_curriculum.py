@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from mmjepa import training
 from mmjepa.checkpoint import list_checkpoints, load_checkpoint
 from mmjepa.core import UserError, run_command
-from mmjepa.vl.curriculum import CurriculumEvaluation, CurriculumLoader, main, open_sources, run_curriculum
+from mmjepa.vl.curriculum import CurriculumEvaluation, CurriculumLoader, open_sources, run_curriculum
 from mmjepa.vl.config import describe_step, make_curriculum
+from mmjepa.vl.train import main
 from mmjepa.vl.export import EXPORTED_PARTS
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.shards import write_shards
@@ -49,7 +50,7 @@ def material(tmp_path_factory):
 def start(*flags):
     words = [*map(str, flags), '--epochs', '4', '--save_every', '1', '--precision', 'fp32']
     env = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen([sys.executable, '-m', 'mmjepa.vl.curriculum', *words], text=True, env=env,
+    return subprocess.Popen([sys.executable, '-m', 'mmjepa.vl.train', *words], text=True, env=env,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -79,7 +80,7 @@ def test_killed_in_every_stage(material, tmp_path, name, steps, workers):
         process = start(path, '--output', folder, '--resume', '--num_workers', workers)
         while process.poll() is None and not reached(folder, at): time.sleep(.002)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)  # workers, which hold its output open, end as well
         assert not (folder/'report.md').exists(), 'it ended before it was killed'
     finish(start(path, '--output', folder, '--resume'))
     (a, x), (b, y) = result(folder), result(whole)

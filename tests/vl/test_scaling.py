@@ -156,7 +156,7 @@ def test_the_slurm_script(tmp_path):
     done = run()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    command = f'-m|mmjepa.vl.curriculum|my config.yaml|--output|{out}|--save_every|200|'
+    command = f'-m|mmjepa.vl.train|my config.yaml|--output|{out}|--save_every|200|'
     for rank, line in enumerate(lines):
         for words in ('--num_processes|16|', f'--machine_rank|{rank}|', '--main_process_ip|first|', command):
             assert words in line

@@ -12,7 +12,7 @@ from mmjepa.data.text import load_tokenizer
 from mmjepa.encoders import EncoderConfig
 from mmjepa.runs import RunConfig
 from mmjepa.vl.config import load_curriculum
-from mmjepa.vl.curriculum import main
+from mmjepa.vl.train import main
 from mmjepa.vl.generation import generate, model_images
 from mmjepa.vl.hybrid import VLJEPAObjective, joint_masks, next_token_labels
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig, load_vl_jepa, token_indices

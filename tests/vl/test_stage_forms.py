@@ -14,7 +14,8 @@ from mmjepa.data.records import digit_pairs
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.runs import RunConfig
 from mmjepa.vl.config import make_curriculum, step_counts, step_place
-from mmjepa.vl.curriculum import build_curriculum, control_of, open_sources, run_curriculum
+from mmjepa.vl.curriculum import build_curriculum, open_sources, run_curriculum
+from mmjepa.vl.verdict import control_of
 from curricula import silent, small_curriculum, write_lines
 from ranks import on_ranks
 from test_curriculum import SHARDED

@@ -15,10 +15,11 @@ from scipy.stats import sem, ttest_rel
 from mmjepa.core import UserError
 from mmjepa.data.records import digit_pairs
 from mmjepa.data.text import load_tokenizer
-from mmjepa.vl import curriculum
+from mmjepa.vl import verdict
 from mmjepa.vl.config import load_curriculum, make_curriculum, step_counts
-from mmjepa.vl.curriculum import (compare_arms, control_of, judge, open_sources, paired_difference, pictured_records,
-                                  run_verdict, verdict_sentence, without_embeddings, word_tokens, written_exactly)
+from mmjepa.vl.curriculum import open_sources, without_embeddings
+from mmjepa.vl.verdict import (compare_arms, control_of, judge, paired_difference, pictured_records, run_verdict,
+                               verdict_sentence, word_tokens, written_exactly)
 from curricula import silent, small_curriculum
 
 TOK = load_tokenizer()
@@ -104,9 +105,9 @@ class Echo:
 
 def test_texts_are_scored_with_their_picture_and_with_one_that_has_another_text(monkeypatch):
     records = [('', torch.full((1, 3, 1, 1), i), text) for i, text in enumerate(['a', 'a', 'b', 'c'])]
-    monkeypatch.setattr(curriculum, 'generate', Echo({3 * i: t for i, (_, _, t) in enumerate(records)}).generate)
+    monkeypatch.setattr(verdict, 'generate', Echo({3 * i: t for i, (_, _, t) in enumerate(records)}).generate)
     assert written_exactly(None, TOK, records) == {'exact': 1, 'exact_swapped': 0, 'pictures': 4}
-    monkeypatch.setattr(curriculum, 'generate', Echo({3 * i: 'a' for i in range(4)}).generate)
+    monkeypatch.setattr(verdict, 'generate', Echo({3 * i: 'a' for i in range(4)}).generate)
     assert written_exactly(None, TOK, records) == {'exact': .5, 'exact_swapped': .5, 'pictures': 4}  # it doesn't look
 
 
@@ -126,7 +127,7 @@ def report(material):
     words = [material/'curriculum.yaml', '--verdict', '--seeds', 2, '--epochs', 1, '--precision', 'fp32',
              '--output', folder]
     env = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, '-m', 'mmjepa.vl.curriculum', *map(str, words)], env=env, text=True,
+    done = subprocess.run([sys.executable, '-m', 'mmjepa.vl.train', *map(str, words)], env=env, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     assert f'report: {folder/"verdict.md"}' in done.stdout
@@ -159,7 +160,7 @@ def test_finished_runs_are_used_again_and_others_are_refused(report, material, m
     config = load_curriculum(material/'curriculum.yaml')
     again = partial(run_verdict, folder=report, tokenizer=TOK, opened=opened(material, config), epochs=1)
     with monkeypatch.context() as patched:
-        patched.setattr(curriculum, 'run_curriculum', must_not)
+        patched.setattr(verdict, 'run_curriculum', must_not)
         table = again(config, seeds=2, precision='fp32')
         pd.testing.assert_frame_equal(table, before)
         other = load_curriculum(material/'curriculum.yaml', '5K')
