@@ -37,9 +37,10 @@ PLENTY = {'masked': ({'alpha': .3}, {'dim': 0}, {}),
              for alpha in (.01, .1, 1.)},
           'levljepa': ({'alpha': 1., 'jepa': 'views'}, VIEWS | {'queries': 0},
                        {'distance': 'squared', 'sigreg_weight': .02})}
-FEW = {f'pictures {n}': n for n in (50, 300, 4000)} # labelled pairs
+FEW = {f'pictures {n}': (n, 200_000) for n in (50, 300, 4000)} # labelled pairs, and word tokens
+FEW |= {f'pictures {n} half words': (n, 100_000) for n in (300, 4000)}
 UNPAIRED, LOOKS, SCORED = 40_000, 10, 2_000 # pictures without a text; of each labelled picture; held-out pictures
-WORD_TOKENS, PICTURE_TOKENS = 400_000, 120_000 # of a run; a picture without a text is one token
+WORD_TOKENS, PICTURE_TOKENS = 400_000, 120_000 # of plentiful pairs; of pictures: one without a text is one token
 
 
 def example() -> dict:
@@ -58,7 +59,7 @@ def plenty(arm: str) -> dict:
 
 def few(arm: str) -> dict:
     "Pictures first, then words. Rows are short, so that a step has 256 pictures or 32 pairs."
-    settings, total = example(), WORD_TOKENS // 2 + PICTURE_TOKENS
+    settings, (labels, words) = example(), FEW[arm]
     training, rate = settings['training'], settings['training']['optimizers']['lr']
     training |= {'batch_size': 32, 'micro_batch_size': 32}
     training['lm'] |= {'context_length': 8}
@@ -66,11 +67,11 @@ def few(arm: str) -> dict:
     settings['model']['views'] = VIEWS | {'queries': 0}
     first = {'name': 'pictures', 'tokens': PICTURE_TOKENS, 'lr': [rate, rate / 2], 'alpha': 1, 'beta': 0,
              'jepa': 'pictures', 'mixture': {'unpaired': 1}}
-    words = {'name': 'words', 'tokens': total - PICTURE_TOKENS, 'lr': [rate, 1e-5], 'alpha': 0, 'beta': 1,
+    second = {'name': 'words', 'tokens': words, 'lr': [rate, 1e-5], 'alpha': 0, 'beta': 1,
              'warmup': .1, 'mixture': {'labelled': 1}}
-    sources = {'labelled': f'labelled-{FEW[arm]}.jsonl', 'unpaired': 'unpaired.jsonl'}
+    sources = {'labelled': f'labelled-{labels}.jsonl', 'unpaired': 'unpaired.jsonl'}
     sources = {name: {'path': path, 'topic': 'vision', 'weight': 1} for name, path in sources.items()}
-    return settings | {'stages': [first, words], 'sources': sources, 'total_tokens': total}
+    return settings | {'stages': [first, second], 'sources': sources, 'total_tokens': words + PICTURE_TOKENS}
 
 
 def lines(path: Path) -> list[dict]: return [json.loads(line) for line in path.read_text().splitlines()]
@@ -81,14 +82,14 @@ def write_few(folder: Path, seed: int):
     if (folder/'unpaired.jsonl').exists(): return
     size, labelled, looks = TASKS['digit']['image_size'], [], folder/'looks'
     looks.mkdir(exist_ok=True)
-    for number in tqdm(range(max(FEW.values())), desc='looks of labelled digits', leave=False):
+    for number in tqdm(range(max(FEW.values())[0]), desc='looks of labelled digits', leave=False):
         for k in range(LOOKS):
             drawn, name = digit(LOOKS * number + k + seed, size, number=number), f'looks/{number:05}-{k}.png'
             drawn.paint().save(folder/name)
             labelled.append({'image': name, 'text': drawn.text, 'split': 'train'})
     def held_out(record: dict) -> dict: return record | {'image': f'digit_held_out/{record["image"]}'}
     held = [held_out(r) for r in lines(folder/'digit_held_out/pairs.jsonl')[:500]]
-    for n in FEW.values():
+    for n in {n for n, _ in FEW.values()}:
         write_text(folder/f'labelled-{n}.jsonl', '\n'.join(map(json.dumps, labelled[:n * LOOKS] + held)))
     known = [r for r in lines(folder/'digit/pairs.jsonl') if r['split'] == 'train'][-UNPAIRED:]
     pictures = [{'image': f'digit/{r["image"]}', 'split': 'train'} for r in known]
