@@ -91,6 +91,14 @@ def test_entry_points_equal_the_settings(wheel):
     assert set(settings()['console_scripts'].split()) | {'mmjepa=mmjepa._modidx:d'} <= lines
 
 
+def test_examples_start_modules_that_are_commands():
+    "`accelerate launch -m mmjepa.x` in a comment leads nowhere if the command has moved."
+    commands = {entry.split('=')[1].split(':')[0] for entry in settings()['console_scripts'].split()}
+    found = {(path.name, module) for path in (ROOT/'README.md', *(ROOT/'examples').iterdir())
+             for module in re.findall(r'-m (mmjepa[.\w]*)', path.read_text(encoding='utf-8'))}
+    assert len(found) > 2 and not {(name, m) for name, m in found if m not in commands}, found
+
+
 def test_models_import_without_the_heavy_libraries(tmp_path):
     "In the order of the notebooks, so that the first that brings one in is named."
     code = '''

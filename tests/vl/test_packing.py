@@ -12,7 +12,7 @@ from mmjepa.data.documents import Files, JsonSource, StreamSource, hub_stream, s
 from mmjepa.data.records import EmptySource, digit_pairs
 from mmjepa.data.shards import write_shards
 from mmjepa.data.text import ByteTokenizer
-from mmjepa.vl import curriculum, evaluate
+from mmjepa.vl import evaluate, train
 from mmjepa.vl.evaluation import read_eval_records
 from mmjepa.vl.packing import TokenMixture
 
@@ -213,7 +213,7 @@ def test_links_are_followed_where_it_is_said(tmp_path, capsys):
                  lambda **kw: read_eval_records(path, **kw)[0]):
         with pytest.raises(UserError, match='leads out of .* by a link.*--follow_links'): read()
         assert len(read(follow_links=True)) == 12
-    for command in (curriculum.main, evaluate.main):
+    for command in (train.main, evaluate.main):
         with pytest.raises(SystemExit): run_command(command, ['--help'])
         assert '--follow_links' in capsys.readouterr().out
 
