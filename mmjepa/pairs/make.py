@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from io import BytesIO
+from itertools import chain
 from multiprocessing.util import Finalize
 from pathlib import Path
 from collections.abc import Callable, Iterator
@@ -138,7 +139,9 @@ def _start_worker(worker: int):
     matplotlib.use('agg')
     gc.freeze()
 
-def _same(record: dict) -> dict: return record
+def _same(records: list[dict]) -> list[dict]: return records
+
+_AT_ONCE = 16 # records of a message of a worker, which costs as much as drawing a digit
 
 def _read_once(pairs: PairSet):
     "What makers read, before there are many processes."
@@ -151,11 +154,11 @@ def _pair_records(pairs: PairSet, num_workers: int, start: int = 0) -> Iterator[
     "The records of a set in their order from number `start`, made by several processes."
     _read_once(pairs)
     rest = Subset(pairs, range(start, len(pairs)))
-    loader = DataLoader(rest, batch_size=None, num_workers=min(num_workers, len(rest)), collate_fn=_same,
-                        worker_init_fn=_start_worker, generator=torch.Generator())
+    loader = DataLoader(rest, batch_size=_AT_ONCE if num_workers else 1, num_workers=min(num_workers, len(rest)),
+                        collate_fn=_same, worker_init_fn=_start_worker, generator=torch.Generator())
     bar = tqdm(total=len(pairs), initial=start, desc='pairs', unit='pair', disable=None)
     with bar: # `tqdm(loader)` would start them twice
-        for record in loader:
+        for record in chain.from_iterable(loader):
             yield record
             bar.update()
 
