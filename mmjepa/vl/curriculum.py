@@ -591,18 +591,23 @@ def save_vl_model(
 # %% ../../nbs/vl/86_curriculum.ipynb #650266ab
 _CURVES = { # columns by title
     'training losses': ['loss_jepa', 'loss_lm'], 'perplexity of held-out text': ['perplexity', 'unigram_perplexity'],
-    'error of embeddings / predicting their mean': ['embedding_error']}
+    'error of embeddings / predicting their mean': ['embedding_error']} # the last one if latents are masked
+
+def _masks(config: CurriculumConfig) -> bool:
+    "Whether masked latents are learnt, so that the error of their predictions says something."
+    return any(s.alpha and s.jepa == 'masked' for s in config.stages)
 
 def _plot_curves(config: CurriculumConfig, table, path: Path):
     "The plan and what came of it, with the stages shaded."
     import matplotlib.pyplot as plt
     import seaborn as sns
     from mmjepa.plots import save_figure
-    fig, axs = plt.subplots(1, 4, figsize=(16, 3.3), layout='constrained')
+    curves = [*_CURVES.items()][:3 if _masks(config) else 2]
+    fig, axs = plt.subplots(1, 1 + len(curves), figsize=(4 + 4 * len(curves), 3.3), layout='constrained')
     plot_plan(config, axs[0])
     spans = pairwise([0, *stage_ends(config)])
     shades = list(zip(spans, cycle(sns.color_palette('colorblind'))))
-    for ax, (title, columns) in zip(axs[1:], _CURVES.items()):
+    for ax, (title, columns) in zip(axs[1:], curves):
         for c in columns:
             if c in table and table[c].notna().any(): ax.plot(table.tokens_seen, table[c], 'o-', ms=3, label=c)
         for (begin, end), color in shades: ax.axvspan(begin, end, color=color, alpha=.15, lw=0)
@@ -628,8 +633,9 @@ def write_curriculum_report(
     _plot_curves(config, table, folder/'curves.png')
     last = table.iloc[-1]
     lines = ['# Curriculum', '', f'{int(last.tokens_seen):,} tokens in {len(config.stages)} stages. '
-             f'Held out: perplexity {last.perplexity:.2f} (unigrams {last.unigram_perplexity:.2f}), '
-             f'embedding error {last.embedding_error:.3f} (the mean: 1).', '', *_about_pictures(last),
+             f'Held out: perplexity {last.perplexity:.2f} (unigrams {last.unigram_perplexity:.2f})'
+             + (f', embedding error {last.embedding_error:.3f} (the mean: 1).' if _masks(config) else '.'), '',
+             *_about_pictures(last),
              '| stage | source | tokens | share | asked |', '|---|---|---|---|---|']
     for k, stage in enumerate(config.stages):
         for name, n in loader.tokens_read(k).items():
