@@ -591,7 +591,7 @@ def save_vl_model(
 # %% ../../nbs/vl/86_curriculum.ipynb #650266ab
 _CURVES = { # columns by title
     'training losses': ['loss_jepa', 'loss_lm'], 'perplexity of held-out text': ['perplexity', 'unigram_perplexity'],
-    'error of embeddings / predicting their mean': ['embedding_error']} # the last one if latents are masked
+    'error of embeddings / predicting their mean': ['embedding_error']} # if latents are masked
 
 def _masks(config: CurriculumConfig) -> bool:
     "Whether masked latents are learnt, so that the error of their predictions says something."
@@ -602,12 +602,12 @@ def _plot_curves(config: CurriculumConfig, table, path: Path):
     import matplotlib.pyplot as plt
     import seaborn as sns
     from mmjepa.plots import save_figure
-    curves = [*_CURVES.items()][:3 if _masks(config) else 2]
+    curves = {title: c for title, c in _CURVES.items() if _masks(config) or c != ['embedding_error']}
     fig, axs = plt.subplots(1, 1 + len(curves), figsize=(4 + 4 * len(curves), 3.3), layout='constrained')
     plot_plan(config, axs[0])
     spans = pairwise([0, *stage_ends(config)])
     shades = list(zip(spans, cycle(sns.color_palette('colorblind'))))
-    for ax, (title, columns) in zip(axs[1:], curves):
+    for ax, (title, columns) in zip(axs[1:], curves.items()):
         for c in columns:
             if c in table and table[c].notna().any(): ax.plot(table.tokens_seen, table[c], 'o-', ms=3, label=c)
         for (begin, end), color in shades: ax.axvspan(begin, end, color=color, alpha=.15, lw=0)

@@ -276,7 +276,7 @@ def _report_texts(scores: dict) -> list[str]:
             'Unigrams: the best that frequencies alone can do on these very texts.')
     hidden = (f'{e["hidden"]:,} hidden positions; relative to predicting their mean, which is 1; `relative_1` and on: '
               f'further steps of the rollout. {e["texts_cut"]:,} texts were cut to the context.')
-    if e['relative'] >= 1: hidden += ' Hidden states were not learnt: that takes a stage with `jepa: masked`.'
+    if e['relative'] >= 1: hidden += ' No better than the mean: stages with `jepa: masked` learn them.'
     errors = [k for k in e if k not in ('hidden', 'texts_cut')]
     return ['## Texts', '', read, '', *_table([p], ['perplexity', 'unigram_perplexity', 'nll', 'bits_per_byte']),
             '## Embeddings', '', hidden, '', *_table([e], errors)]
