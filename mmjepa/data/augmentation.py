@@ -41,7 +41,7 @@ class AugmentConfig:
     @classmethod
     def of_strength(cls,
         strength: float, # 0 (none) or more; 1: 10 degrees, a tenth of the side, 10% of the size, a fifth of the light
-    ): # an `AugmentConfig`; None for a strength of 0
+    ): # an AugmentConfig; None for a strength of 0
         "Views that keep what a picture shows, on white and without blur."
         if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
         if not strength: return None
@@ -93,7 +93,7 @@ def augment(
     images: Float[Tensor, 'b c h w'], # [-1, 1], on any device; or one image (c,h,w)
     cfg: AugmentConfig, # strengths
     generator: torch.Generator, # source of all randomness, on the CPU or on the device of the images
-) -> Float[Tensor, 'b c h w']: # [-1, 1], of the shape of `images`
+) -> Float[Tensor, 'b c h w']: # [-1, 1], of the shape of images
     "Images, each varied by its own draw on their device; as they are where all strengths are 0."
     if images.ndim == 3: return augment(images[None], cfg, generator)[0]
     if images.ndim != 4: raise UserError(f'images have shape {tuple(images.shape)}; expected (b, c, h, w) or (c, h, w)')

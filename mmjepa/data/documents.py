@@ -40,7 +40,7 @@ def _steps(path: str, template: str) -> tuple[list, bool]:
     found = _PATH.fullmatch(path)
     if not found:
         raise UserError(f'template {template!r:.60} has {{{path}}}; expected a field such as {{title}}, '
-                        '{meta.author}, {answers[0].text} or {answers[*].text}, with ? behind it if it may lack; '
+                        '{meta.author}, {answers[0].text} or {answers[*].text}, with ? behind it if it may be missing; '
                         '{{ for a brace')
     steps = [name or (place if place == '*' else int(place)) for name, place in _STEP.findall(found[2])]
     return [found[1], *steps], bool(found[3])
@@ -50,7 +50,7 @@ class Template:
     def __init__(self,
         text: str, # such as '{title}: {answers[0].text}'
     ):
-        self.text, self.parts, at = text, [], 0 # texts, and (path, steps, whether it may lack)
+        self.text, self.parts, at = text, [], 0 # texts, and (path, steps, whether it may be missing)
         for piece in _PIECE.finditer(text):
             self.parts += [text[at:piece.start()]]
             at = piece.end()
@@ -61,7 +61,7 @@ class Template:
             raise UserError(f'template {text!r:.60} has no field; expected one or more, such as {{title}}')
 
     def __call__(self,
-        record: dict, # its fields, and `place` for errors
+        record: dict, # its fields, and place for errors
     ) -> str:
         "The text of a record; a `UserError` names the field that is missing, or is no text."
         return ''.join(part if isinstance(part, str) else _fill(record, *part) for part in self.parts)
@@ -103,7 +103,7 @@ def _said(value, said: str) -> str:
 
 # %% ../../nbs/data/28_documents.ipynb #7e10adff
 def read_templates(
-    templates: dict[str, str] | None, # texts for `Template`, of `text` and of `prompt`
+    templates: dict[str, str] | None, # texts for Template, of text and of prompt
     fields: dict[str, str] | None = None, # other names that records have for these
 ) -> dict[str, Template]: # by what they make
     "Templates of a source; what has one can't have another name as well."
@@ -153,8 +153,8 @@ class DocumentSource:
         longest: int, # most tokens of a text that has an image; 0 for no limit
         on_error: str, # at a record that can't be used: 'raise', or 'skip' and count
         where: dict[str, str] | None = None, # fields that a record must have
-        fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
-        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
+        fields: dict[str, str] | None = None, # other names of text, prompt and image
+        templates: dict[str, str] | None = None, # of text and prompt, for Template
         folder: Path | None = None, # of paths of images
         follow_links: bool = False, # whether images may be links that lead out of it
     ):
@@ -184,7 +184,7 @@ class DocumentSource:
     def attempt(self,
         index: int, # number of a record
         use: Callable, # what is done with it
-        *args, # of `use`
+        *args, # of use
     ):
         "What `use(*args)` returns, or None for a bad record that is skipped."
         try: return use(*args)
@@ -215,7 +215,7 @@ def take_news(self: DocumentSource) -> list[tuple]:
 @patch
 def tell(
     self: DocumentSource,
-    news: list[tuple], # of `take_news`
+    news: list[tuple], # of take_news
 ):
     "Count what another process has counted."
     for kind, number, more in news: self._count(kind, number, more)
@@ -229,7 +229,7 @@ def state_dict(self: DocumentSource) -> dict:
 @patch
 def load_state_dict(
     self: DocumentSource,
-    state: dict, # of `state_dict`; of several processes, one after the other
+    state: dict, # of state_dict; of several processes, one after the other
 ):
     "Count on from there."
     self.skipped |= {*state['skipped']}
@@ -249,7 +249,7 @@ def _tokens(tokenizer: Tokenizer, text: str, place: str) -> list[int]:
     return ids
 
 def each_image(
-    record: dict, # with `image`, of one picture or a list of several; or without
+    record: dict, # with image, of one picture or a list of several; or without
 ) -> list[dict]: # one a picture
     "The record with one of its pictures, for each."
     found = record.get('image')
@@ -279,7 +279,7 @@ class Encoded:
 @patch
 def encode(
     self: DocumentSource,
-    record: dict, # as it was read, with `place`
+    record: dict, # as it was read, with place
     index: int, # its number
     draw: tuple, # what decides which of several texts it is
 ) -> Encoded:
@@ -338,9 +338,9 @@ class _Learnt:
 def split_learnt(
     records: JsonRecords,
     val_split: float = HELD_OUT, # share that is held out, 0 or more, less than 1
-    fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
+    fields: dict[str, str] | None = None, # other names of text, prompt and image
     *,
-    templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
+    templates: dict[str, str] | None = None, # of text and prompt, for Template
 ) -> tuple[np.ndarray, np.ndarray]: # rows to learn from, and held-out rows, both sorted
     "The rows of a file that a curriculum learns from, and those that it does not."
     return split_records(_Learnt(records, fields or {}, read_templates(templates, fields or {})), val_split)
@@ -362,7 +362,7 @@ def _rounds(*key: int | str) -> tuple[int, ...]:
 def shuffled(
     place: int, # 0..n-1
     n: int, # places
-    *key: int | str, # what the order is for, as for `make_generator`
+    *key: int | str, # what the order is for, as for make_generator
 ) -> int: # 0..n-1, another one for each place
     "What stands at a place of a random order."
     half = max(1, ((n - 1).bit_length() + 1) // 2)
@@ -377,17 +377,17 @@ def shuffled(
 class JsonSource(DocumentSource):
     "Documents of a file of JSON lines, in an order that depends on the seed and the pass."
     def __init__(self,
-        path: str | Path, # records with `text`, and perhaps `image` (a path) and `prompt`
+        path: str | Path, # records with text, and perhaps image (a path) and prompt
         tokenizer: Tokenizer, # of texts
         image_size: Size = 0, # of images, pixels: side of squares, or (height, width); 0 ignores them
         *,
         seed: int = 0, # of the order
         longest: int = 0, # most tokens of a text that has an image, which must fit a row; 0 for no limit
-        val_split: float = 0., # share of the records that is held out, by `split_learnt`
+        val_split: float = 0., # share of the records that is held out, by split_learnt
         held_out: bool = False, # take these, not the others
         where: dict[str, str] | None = None, # fields that a record must have; it takes one reading of the file
-        fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
-        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
+        fields: dict[str, str] | None = None, # other names of text, prompt and image
+        templates: dict[str, str] | None = None, # of text and prompt, for Template
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
         follow_links: bool = False, # whether images may be links that lead out of the file's folder
     ):
@@ -498,8 +498,8 @@ class StreamSource(DocumentSource):
         val_split: float = 0., # share of the records that is held out, chosen by their texts
         held_out: bool = False, # take these, not the others
         where: dict[str, str] | None = None, # fields that a record must have
-        fields: dict[str, str] | None = None, # other names of `text`, `prompt` and `image`
-        templates: dict[str, str] | None = None, # of `text` and `prompt`, for `Template`
+        fields: dict[str, str] | None = None, # other names of text, prompt and image
+        templates: dict[str, str] | None = None, # of text and prompt, for Template
         on_error: str = 'raise', # at a record that can't be used: 'raise', or 'skip' and count
     ):
         """A record has `text`, and perhaps `prompt`, `image` (bytes of a file) and `place` (for errors).
@@ -516,8 +516,8 @@ class StreamSource(DocumentSource):
         return sum(self.sizes.values()) if len(self.sizes) == self.stream.count else None
 
     def share(self,
-        rows: int, # as for `JsonSource`
-        wants: Callable[[int], bool] | None = None, # as for `JsonSource`
+        rows: int, # as for JsonSource
+        wants: Callable[[int], bool] | None = None, # as for JsonSource
     ):
         "From now on each of so many rows has documents of its own, and perhaps files of its own."
         super().share(rows, wants)
@@ -715,8 +715,8 @@ def _sample(members: dict[str, bytes] | UserError, place: str) -> dict | UserErr
     except UserError as e: return e
 
 def shard_stream(
-    urls: str | Path, # pattern of shards, as for `ShardRecords`
-) -> Files: # for `StreamSource`
+    urls: str | Path, # pattern of shards, as for ShardRecords
+) -> Files: # for StreamSource
     "The records of shards."
     records = ShardRecords(urls)
     def read(file: int, first: int) -> Iterator[dict | UserError]:
@@ -732,12 +732,12 @@ def _plain(value):
     except OSError: return value['path'] # the record's error will name it
 
 def hub_stream(
-    name: str, # of a dataset on the hub, or a folder that `datasets` can read
+    name: str, # of a dataset on the hub, or a folder that datasets can read
     split: str = 'train', # which of its splits
     *,
     config: str | None = None, # which of its configurations, such as a language
     data_files: Sequence[str] = (), # which of its files, paths in it or patterns; none: all
-) -> Files: # for `StreamSource`
+) -> Files: # for StreamSource
     "The records of a dataset that is streamed."
     if not find_spec('datasets'):
         raise UserError(f"{name} is to be read by datasets, which is not installed; expected pip install 'mmjepa[hub]'")
@@ -765,7 +765,7 @@ def open_documents(
     config: str | None = None, # hub: which of its configurations
     data_files: tuple[str, ...] = (), # hub: which of its files
     follow_links: bool = False, # json: whether images may be links that lead out of the file's folder
-    **options, # of `JsonSource` and `StreamSource`
+    **options, # of JsonSource and StreamSource
 ) -> JsonSource | StreamSource:
     "The reader of a source that is not packed."
     if kind == 'json': return JsonSource(path, tokenizer, follow_links=follow_links, **options)

@@ -91,9 +91,9 @@ _TORCHVISION = { # data name -> torchvision class, folder of its unpacked files
     'cifar10': ('CIFAR10', 'cifar-10-batches-py')}
 
 def _read(
-    name: str, # key of `_TORCHVISION`
+    name: str, # key of _TORCHVISION
     root: Path, # torchvision's root
-    download: bool = False, # fetch what is missing into `root`
+    download: bool = False, # fetch what is missing into root
 ) -> tuple[ImageSet, ImageSet]:
     "Train and test part of one of torchvision's sets."
     from torchvision import datasets
@@ -123,7 +123,7 @@ def _move_files(source: Path, target: Path):
 
 # %% ../../nbs/data/20_images.ipynb #362f889e
 def _download(
-    name: str, # key of `_TORCHVISION`
+    name: str, # key of _TORCHVISION
     root: Path, # data folder
     timeout: float = 10., # longest wait for an answer, seconds
 ):
@@ -146,7 +146,7 @@ def _download(
 
 # %% ../../nbs/data/20_images.ipynb #00b0d937
 def _torchvision(
-    name: str, # key of `_TORCHVISION`
+    name: str, # key of _TORCHVISION
     root: Path, # data folder
 ) -> tuple[ImageSet, ImageSet]:
     "A set of torchvision's, read where it lies, else downloaded."
@@ -181,7 +181,7 @@ def _scan(
     split: str, # 'train' or 'test'
     ignored: list[Path], # gets the hidden entries
     *,
-    follow_links: bool, # whether links may lead out of `root`
+    follow_links: bool, # whether links may lead out of root
 ) -> dict[str, list[Path]]: # class name -> its files
     "The files of every class of one split."
     if not (root/split).is_dir():
@@ -298,7 +298,7 @@ def _headers(
 
 def _folder(
     root: Path, # resolved folder that holds train/ and test/
-    image_size: Size | None, # to resize to, as for `sized_pixels`; None if all are squares of one size
+    image_size: Size | None, # to resize to, as for sized_pixels; None if all are squares of one size
     follow_links: bool = False, # whether links may lead out of it
 ) -> tuple[ImageSet, ImageSet]:
     "Train and test set of a folder of pictures."
@@ -345,7 +345,7 @@ def _auto(root: Path, seed: int) -> tuple[ImageSet, ImageSet]:
 def load_images(
     data: str = 'auto', # auto, digits, mnist, fashion, cifar10, or a folder with train/<class>/* and test/<class>/*
     data_dir: str | Path | None = None, # folder of the named sets; None for $MMJEPA_DATA, else the user's cache folder
-    image_size: Size | None = None, # to resize to, pixels, as for `sized_pixels`; None keeps the set's own
+    image_size: Size | None = None, # to resize to, pixels, as for sized_pixels; None keeps the set's own
     *,
     seed: int = 0, # of the split of digits; not the seed of a run, so that all runs share one test set
     follow_links: bool = False, # whether links in a folder of pictures may lead out of it
@@ -410,8 +410,8 @@ def read_image(
 
 # %% ../../nbs/data/20_images.ipynb #6d1dec7a
 def as_images(
-    images, # tensor or array (b, c, h, w) or (c, h, w); a picture of any kind (see `read_image`); a list of these
-    cfg, # of the encoder that will see them: with `image_size` and `in_chans`
+    images, # tensor or array (b, c, h, w) or (c, h, w); a picture of any kind (see read_image); a list of these
+    cfg, # of the encoder that will see them: with image_size and in_chans
     device: torch.device | str = 'cpu', # where it is
 ) -> Float[Tensor, 'b c h w']: # floating-point numbers as they are, bytes and files standardized
     "A batch for an encoder: bytes and files are brought to its size and channels."

@@ -36,7 +36,7 @@ class EpochSampler(Sampler):
         shuffle: bool = False, # a new order each epoch, else 0..n-1
         seed: int = 0, # of the order
         *,
-        drop_last: bool = False, # give every rank the same number: up to `world_size - 1` samples are left out
+        drop_last: bool = False, # give every rank the same number: up to world_size - 1 samples are left out
         rank: int = 0, # of this process
         world_size: int = 1, # processes
     ):
@@ -72,7 +72,7 @@ def image_loader(
     drop_last: bool = False, # full batches only, equally many on each rank: for training
     shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     num_workers: int = 0, # processes that fetch; 0 for sets in memory
-) -> StatefulDataLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
+) -> StatefulDataLoader: # call loader.sampler.set_epoch(epoch) before each epoch
     """Batches of this rank; `state_dict` resumes in the middle of an epoch.
 
     `image` is uint8 (b,c,h,w); `label`, where the set has labels, int64 (b,)."""
@@ -91,7 +91,7 @@ def image_loader(
 class RecordTransform:
     "A record as a sample of tensors: what `mode` names, in one size, or a `UserError` that names the record's place."
     mode: str = 'pair' # 'image', 'text' or 'pair'
-    tokenizer: Tokenizer | None = None # of texts, as for `as_tokenizer`; None for bytes
+    tokenizer: Tokenizer | None = None # of texts, as for as_tokenizer; None for bytes
     image_size: Size = 64 # of images, pixels: side of squares, or (height, width)
     context: int = 64 # tokens of a text, begin and end included; a longer text is cut
     root: str | Path | None = None # folder of image paths; None if images are bytes
@@ -133,7 +133,7 @@ def _column(samples: list[dict], key: str) -> Int[Tensor, ' b ...']:
     return torch.from_numpy(np.array([s[key] for s in samples], np.int64))
 
 def collate_records(
-    samples: list[dict], # as `RecordTransform` returns them; b of them
+    samples: list[dict], # as RecordTransform returns them; b of them
 ) -> dict[str, Tensor]: # image uint8 (b,3,s,s), text int64 (b,t), text_mask bool (b,t), truncated and index int64 (b,)
     "Samples as one batch; `ids` int64 (b,2) are the identities of images and texts."
     batch = {key: _column(samples, key) for key in ('index', 'ids') if key in samples[0]}
@@ -147,13 +147,13 @@ def collate_records(
 class RecordSamples(Dataset):
     "Some rows of a source as batches of samples, each with what was `skipped` for it or the `error` that ends all."
     def __init__(self,
-        records: JsonRecords, # or another source: `records[i]`, `records.place(i)`
+        records: JsonRecords, # or another source: records[i], records.place(i)
         rows: Int[np.ndarray, ' n'], # positions in it that belong to this set
-        transform: Callable[[dict], dict], # a `RecordTransform`
+        transform: Callable[[dict], dict], # a RecordTransform
         *,
         on_error: str = 'raise', # or 'skip'
         refill: bool = False, # put the next good row in the place of a bad one, so that batches keep their size
-        draw=None, # with `seed` and `epoch`, such as the sampler: of several captions one is drawn. None: all of them
+        draw=None, # with seed and epoch, such as the sampler: of several captions one is drawn. None: all of them
     ):
         self.records, self.rows, self.transform, self.on_error, self.refill = records, rows, transform, on_error, refill
         self.draw = draw
@@ -212,13 +212,13 @@ def _try(self: RecordSamples, step: Callable, value, p: int, skipped: dict[str, 
 class RecordLoader(StatefulDataLoader):
     "Batches of records; `skipped` (place -> reason) and `truncated` (a number of texts) tell what this epoch met."
     def __init__(self,
-        dataset: Dataset, # yields whole batches: dicts of tensors with `skipped` (dict) or `error` (str)
+        dataset: Dataset, # yields whole batches: dicts of tensors with skipped (dict) or error (str)
         name: str, # what the line at the end of an epoch begins with
         say: Callable[[str], None] = print, # gets this line
         *,
         note: str = '', # what this line says once, such as how many records sit out
         plan: dict | None = None, # what decides which records come when, by name: numbers and texts
-        **kwargs, # of `StatefulDataLoader`
+        **kwargs, # of StatefulDataLoader
     ):
         with quiet_torchdata(): # an own generator: the global one is not touched
             super().__init__(dataset, collate_fn=_same, generator=torch.Generator(), **kwargs)
@@ -267,7 +267,7 @@ def state_dict(self: RecordLoader) -> dict:
 @patch
 def load_state_dict(
     self: RecordLoader,
-    state: dict, # of `state_dict`
+    state: dict, # of state_dict
 ):
     "Continue there; a `UserError` if the state belongs to another plan."
     was = state.get('plan') or self.plan
@@ -308,12 +308,12 @@ def _sit_out(rows: Int[np.ndarray, ' n'], reads: Bool[np.ndarray, ' m'], mode: s
 
 # %% ../../nbs/data/24_loaders.ipynb #e78e4f67
 def get_json_loaders(
-    path: str | Path, # JSON lines or an array with `image` (a path relative to the file) and `text`
+    path: str | Path, # JSON lines or an array with image (a path relative to the file) and text
     mode: str, # 'image', 'text' or 'pair'
     batch_size: int = 64, # samples a batch on each rank
     *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one
-    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
+    tokenizer: Tokenizer | None = None, # of texts, as for as_tokenizer; None for bytes
     val_split: float = .1, # share of records held out for validation; no image and no text is on both sides
     seed: int = 0, # of the split and of the order
     image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
@@ -322,7 +322,7 @@ def get_json_loaders(
     follow_links: bool = False, # whether images may leave the file's folder by a link
     shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     say: Callable[[str], None] = print, # gets the line about skipped records and cut texts
-) -> tuple[RecordLoader, RecordLoader]: # call `loader.sampler.set_epoch(epoch)` before each epoch
+) -> tuple[RecordLoader, RecordLoader]: # call loader.sampler.set_epoch(epoch) before each epoch
     "Loaders of the training and of the held-out records; a training epoch has full batches, equally many on each rank."
     records, shard = JsonRecords(path, on_error, follow_links), shard or (rank(), world_size())
     transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
@@ -345,13 +345,13 @@ def _positions(rows, n: int) -> Int[np.ndarray, ' k']:
                     'that np.flatnonzero makes of a mask')
 
 def get_ordered_loader(
-    path: str | Path, # as for `get_json_loaders`
+    path: str | Path, # as for get_json_loaders
     mode: str, # 'image', 'text' or 'pair'
     rows: Int[np.ndarray, ' n'] | None = None, # positions of records, in the order wanted; None for all
     *,
     batch_size: int = 64, # samples a batch; the last one may be smaller
     num_workers: int = 0, # processes that read; 0 reads in this one
-    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
+    tokenizer: Tokenizer | None = None, # of texts, as for as_tokenizer; None for bytes
     image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' (left out, counted)

@@ -77,7 +77,7 @@ class _OwnSampler:
         "Choose the order; call it before an epoch starts, or before one is resumed."
         self.epoch = epoch
     def load_state_dict(self,
-        state: dict, # of `state_dict`
+        state: dict, # of state_dict
     ):
         "Continue from there with the next iteration; a `UserError` where it belongs to other sources."
         was, now = [*state['loaders']], [*self.loaders]
@@ -89,7 +89,7 @@ class _OwnSampler:
 class MixtureLoader(_OwnSampler):
     "Batches with samples of several sources, restartable; it is its own `sampler`."
     def __init__(self,
-        loaders: dict[str, object], # by name: restartable, of full batches of `batch_size` samples with the same keys
+        loaders: dict[str, object], # by name: restartable, of full batches of batch_size samples with the same keys
         weights: dict[str, float], # share of each source; normalized, those of 0 are left out
         batch_size: int, # samples a batch
         *,
@@ -165,13 +165,13 @@ def _positions(loaders: dict[str, object]) -> dict[str, dict]: return {k: v.stat
 
 # %% ../../nbs/data/27_mixture.ipynb #82b6ef59
 def open_mixture(
-    text: str, # sources as for `parse_sources`
-    make: Callable[[str], object], # a loader of one source; raises `EmptySource` where there is nothing to load
+    text: str, # sources as for parse_sources
+    make: Callable[[str], object], # a loader of one source; raises EmptySource where there is nothing to load
     batch_size: int, # samples a batch
     *,
     seed: int = 0, # of the order of the sources
     say: Callable[[str], None] = print, # gets the notes
-): # the loader of one source, or a `MixtureLoader`
+): # the loader of one source, or a MixtureLoader
     "One source, or several with weights."
     weights = parse_sources(text)
     if len(weights) == 1: return make(text)
@@ -261,12 +261,12 @@ class ChainedLoader:
     def __iter__(self): return itertools.chain.from_iterable(self.loaders)
 
 def open_source(
-    run, # with `batch_size`, `num_workers`, `image_size`, `context`, `on_error`, `val_split` and `seed`
-    data: str, # JSON lines or shards, or several with weights as for `parse_sources`
+    run, # with batch_size, num_workers, image_size, context, on_error, val_split and seed
+    data: str, # JSON lines or shards, or several with weights as for parse_sources
     mode: str, # image, text or pair
     *,
-    tokenizer, # of `mmjepa.data.text`
-    held: str = '', # held-out JSON lines or shards; '' for `val_split` of the rows of JSON lines
+    tokenizer, # of mmjepa.data.text
+    held: str = '', # held-out JSON lines or shards; '' for val_split of the rows of JSON lines
 ): # this rank's loader for training; loaders of all held-out and of all training rows in order, which may be empty
     "Loaders of one source or of a mixture."
     common = {k: getattr(run, k) for k in ('batch_size', 'num_workers', 'image_size', 'context', 'on_error')}

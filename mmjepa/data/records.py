@@ -30,9 +30,9 @@ from .images import DIGIT_NAMES, open_image, sized_pixels
 
 # %% ../../nbs/data/22_records.ipynb #fd810726
 def digit_pairs(
-    folder: str | Path, # gets `png/*.png` and `pairs.jsonl`
+    folder: str | Path, # gets png/*.png and pairs.jsonl
     n: int = 200, # how many of the 1,797 digits
-) -> Path: # of `pairs.jsonl`
+) -> Path: # of pairs.jsonl
     "A set of image-text pairs with fields `image`, `text` and `domain`, made of scikit-learn's digits."
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -150,7 +150,7 @@ class JsonRecords:
     "The records of a file of JSON lines or of a JSON array, read when they are asked for."
     def __init__(self,
         path: str | Path, # one JSON object a line, or an array; paths in it are relative to its folder
-        on_error: str = 'raise', # what `each` and loops do with a bad record: 'raise', or 'skip' and count
+        on_error: str = 'raise', # what each and loops do with a bad record: 'raise', or 'skip' and count
         follow_links: bool = False, # whether its files may be links that lead out of its folder
     ):
         check_choice('on_error', on_error, ('raise', 'skip'))
@@ -288,7 +288,7 @@ def _field(record: dict, name: str, what: str) -> str:
     raise UserError(f"{_place(record)}: '{name}' is {record[name]!r:.60}; expected {what}")
 
 def record_file(
-    record: dict, # with the path `image`, and `place` for errors
+    record: dict, # with the path image, and place for errors
     root: str | Path, # folder to which the path is relative and which it must not leave
     field: str = 'image', # which field holds the path
     *,
@@ -324,7 +324,7 @@ def _open_inside(record: dict, root: str, field: str, *, follow_links: bool) -> 
                         f'expected a file in {root}') from e
 
 def record_bytes(
-    record: dict, # with `image`: a path, or the bytes of a file as in a shard; and `place` for errors
+    record: dict, # with image: a path, or the bytes of a file as in a shard; and place for errors
     root: str | Path | None = None, # folder of paths, which they must not leave; None if images are bytes
     field: str = 'image', # which field it is
     *,
@@ -357,14 +357,14 @@ def decode_image(
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 def image_name(
-    record: dict, # with `image`, and `place`
+    record: dict, # with image, and place
 ) -> str: # such as data.jsonl:17: image 'png/fox.png'
     "What errors call a record's image."
     value = record.get('image')
     return f'{_place(record)}: image{"" if isinstance(value, bytes) else f" {value!r:.80}"}'
 
 def record_image(
-    record: dict, # with `image`: a path, or the bytes of a file as in a shard; and `place` for errors
+    record: dict, # with image: a path, or the bytes of a file as in a shard; and place for errors
     size: Size, # of the result, pixels: side of a square, or (height, width)
     root: str | Path | None = None, # folder of paths; None if images are bytes
     *,
@@ -386,7 +386,7 @@ def text_bytes(
 
 # %% ../../nbs/data/22_records.ipynb #4e2b0add
 def record_texts(
-    record: dict, # with `text`, a text or a list of captions; and `place` for errors
+    record: dict, # with text, a text or a list of captions; and place for errors
 ) -> list[str]: # one or more, not empty, valid Unicode
     "All texts of a record: captions of one image are equally good."
     found = record.get('text')
@@ -400,8 +400,8 @@ def record_texts(
     return texts
 
 def record_text(
-    record: dict, # with `text`, and `place` for errors
-    draw: tuple | None = None, # what decides with the `index`, such as (seed, epoch); None: the first caption
+    record: dict, # with text, and place for errors
+    draw: tuple | None = None, # what decides with the index, such as (seed, epoch); None: the first caption
 ) -> str: # not empty, valid Unicode
     "The text of a record; of several captions one."
     texts = record_texts(record)
@@ -542,8 +542,8 @@ def named_side(
     return _SIDES.get(str(record.get('split')).strip().lower(), -1)
 
 def record_sides(
-    records: JsonRecords, # or anything with a length and `fields(i)`
-) -> Int[np.ndarray, ' n'] | None: # 0 for training, 1 held out, by the field `split`; None unless there are both
+    records: JsonRecords, # or anything with a length and fields(i)
+) -> Int[np.ndarray, ' n'] | None: # 0 for training, 1 held out, by the field split; None unless there are both
     "The sides that records name themselves; one that names none is for training."
     def side(i):
         try: return named_side(records.fields(i))
@@ -577,7 +577,7 @@ def split_rows(
 # %% ../../nbs/data/22_records.ipynb #3f525fa6
 def split_records(
     records: JsonRecords,
-    val_split: float = .1, # share that is held out, as for `split_rows`
+    val_split: float = .1, # share that is held out, as for split_rows
     seed: int = 0, # of the draw
     *,
     say: Callable[[str], None] = print, # gets a line where it will take long

@@ -169,7 +169,7 @@ class ShardBatches(Dataset):
     "Batch j of an epoch; whoever asks for every S-th batch, in ascending order, reads its shards in one sweep."
     def __init__(self,
         records: ShardRecords,
-        transform: Callable[[dict], dict], # a `RecordTransform`
+        transform: Callable[[dict], dict], # a RecordTransform
         batch_size: int, # samples a batch on each rank
         *,
         streams: int = 1, # S, into how many sweeps the rows of this rank are divided: one for each worker
@@ -233,7 +233,7 @@ def plan(
 def in_order(
     records: ShardRecords,
     rows: Int[np.ndarray, ' n'], # positions of records, in the order of reading
-    order: Int[np.ndarray, ' n'], # which of `rows` come first, second, ...
+    order: Int[np.ndarray, ' n'], # which of rows come first, second, ...
 ):
     """The samples of `rows[order]` as `ShardRecords.read` yields them.
 
@@ -307,12 +307,12 @@ def _plan_of(b: ShardBatches) -> dict[str, int]:
 
 # %% ../../nbs/data/26_shards.ipynb #00a2aaa1
 def get_shard_loader(
-    urls: str | Path | list, # as for `expand_shards`
+    urls: str | Path | list, # as for expand_shards
     mode: str, # 'image', 'text' or 'pair'
     batch_size: int = 64, # samples a batch on each rank
     *,
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one. The order depends on it
-    tokenizer: Tokenizer | None = None, # of texts, as for `as_tokenizer`; None for bytes
+    tokenizer: Tokenizer | None = None, # of texts, as for as_tokenizer; None for bytes
     shuffle: bool = True, # for training: full batches, equally many on each rank; False: every record once, in order
     seed: int = 0, # of the order
     image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
@@ -322,7 +322,7 @@ def get_shard_loader(
     index: str | None = None, # file or URL with the sizes of the shards; None for index.json beside them, or a count
     shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     say: Callable[[str], None] = print, # gets the lines about records that are left out, skipped or cut
-) -> RecordLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
+) -> RecordLoader: # call loader.sampler.set_epoch(epoch) before each epoch
     "A restartable loader of the records of shards; `loader.dataset.dropped` tells how many sit out each epoch."
     batch_size, num_workers = whole_number('batch_size', batch_size, 1), whole_number('num_workers', num_workers)
     buffer = whole_number('buffer', buffer)
@@ -364,12 +364,12 @@ def _unpack(place: str, row: int, members: dict[str, bytes], *, written, folders
 
 # %% ../../nbs/data/26_shards.ipynb #6fa30ee6
 def read_shards(
-    urls: str | Path | list, # as for `expand_shards`
+    urls: str | Path | list, # as for expand_shards
     output: str | Path, # JSON lines to write; for data.jsonl, images go to data_images, sounds to data_audio
     on_error: str = 'raise', # 'raise' at a damaged shard or record, or 'skip' and count it
     *,
     say: Callable[[str], None] = print, # gets a line on what was written
-) -> Path: # `output`
+) -> Path: # output
     "Unpack shards into JSON lines, images and sounds, none of which existed before."
     records, output = ShardRecords(urls, on_error), Path(output).expanduser()
     folders = {field: output.with_name(f'{output.stem}_{name}') for field, name in _FOLDERS.items()}

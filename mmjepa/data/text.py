@@ -57,7 +57,7 @@ class Tokenizer:
         return self._decode([i for i in map(int, ids) if i not in self.special_ids])
 
     def save(self,
-        folder: str | Path, # gets a folder `tokenizer`, whole or not at all; what else is there stays
+        folder: str | Path, # gets a folder tokenizer, whole or not at all; what else is there stays
     ):
         "Write what `load_tokenizer(folder)` reads."
         with atomic_path(Path(folder)/'tokenizer') as temp:
@@ -115,7 +115,7 @@ def _sentencepiece(path: str | Path):
 class SentencePieceTokenizer(Tokenizer):
     "The pieces of a SentencePiece file."
     def __init__(self,
-        path, # of the file, or a `SentencePieceProcessor`
+        path, # of the file, or a SentencePieceProcessor
     ):
         m = self.model = _sentencepiece(path) if isinstance(path, (str, Path)) else path
         size, ids = m.get_piece_size(), {'pad': m.pad_id(), 'begin': m.bos_id(), 'end': m.eos_id()}
@@ -184,7 +184,7 @@ def load_tokenizer(
 
 # %% ../../nbs/data/23_text.ipynb #5c4e383a
 def as_tokenizer(
-    tokenizer=None, # of mmjepa, transformers, tokenizers or SentencePiece; a name for `load_tokenizer`; None: bytes
+    tokenizer=None, # of mmjepa, transformers, tokenizers or SentencePiece; a name for load_tokenizer; None: bytes
 ) -> Tokenizer:
     "A `Tokenizer` of whatever kind is given."
     if tokenizer is None: return ByteTokenizer()
@@ -212,7 +212,7 @@ _CODE = dict(normalization_rule_name='identity', remove_extra_whitespaces=False,
              allow_whitespace_only_pieces=True) # every character counts
 
 def _lines(texts: Iterable[str], failed: list[UserError], code: bool) -> Iterator[str]:
-    "Texts in lines of 20 words, code as it is; an error of theirs is kept, for SentencePiece makes another one of it."
+    "Texts in lines of 20 words, code as it is; their error is kept, since SentencePiece raises another in its place."
     try:
         for text in texts:
             if code: yield from re.findall(r'[^\n]{1,400}\n?|\n', text)
@@ -223,7 +223,7 @@ def _lines(texts: Iterable[str], failed: list[UserError], code: bool) -> Iterato
 
 @contextmanager
 def _told(what: str):
-    "Shows how long a block has worked already, for a library that works without a word."
+    "Shows how long a block has been running, for a library that prints nothing."
     done, bar = Event(), progress((), what)
     bar.bar_format = '{desc}: {elapsed}'
     def tick():
@@ -275,7 +275,7 @@ def train_tokenizer(
     max_texts: int = 1_000_000, # texts to learn from; of more an even sample is taken
     on_error: str = 'raise', # at a bad record: raise, or skip and count
     code: bool = False, # keep line ends and every space, which mean something in programs
-) -> SentencePieceTokenizer: # as read back from `output`
+) -> SentencePieceTokenizer: # as read back from output
     "Train a SentencePiece tokenizer on the texts of JSON lines and write it; prints what was used."
     if max_texts < 1: raise UserError(f'max_texts is {max_texts}; expected 1 or more')
     if Path(output).suffix not in ('.spm', '.model'):

@@ -79,14 +79,14 @@ def identify(
     path: str, # JSON lines, shards, or a dataset of the hub
     kind: str, # json, shards or hub
 ) -> dict: # its files with their sizes and times; of JSON lines a digest too
-    "What a source is known by."
+    "What identifies a source."
     names = {'json': lambda: [os.path.realpath(os.path.expanduser(path))], 'hub': lambda: [path],
              'shards': lambda: [*map(shard_address, expand_shards(path))]}[kind]()
     try: return {'files': [*map(_about, names)], 'digest': _digest(names[0]) if kind == 'json' else ''}
     except OSError as e: raise UserError(f'{path}: cannot be read ({e.strerror}); expected a file of records') from e
 
 def has_changed(
-    known: dict, # of `identify`
+    known: dict, # of identify
 ) -> bool: # False for files that are no longer there
     "Whether a file of a source is another one than it was."
     found = [(old, _about(old[0])) for old in known['files']]
@@ -99,7 +99,7 @@ _INDEX, _FORMAT = 'tokens.json', 'mmjepa tokens 1'
 
 def read_packed(
     folder: str | Path, # of a packed source
-) -> dict: # what `tokens.json` says
+) -> dict: # what tokens.json says
     "What a packed source holds."
     path = Path(folder).expanduser()/_INDEX
     try: found = json.loads(path.read_text(encoding='utf-8'))
@@ -135,7 +135,7 @@ class Packer:
     learnt: DocumentSource # documents to learn from
     held: DocumentSource | None # held-out ones, if there are any
     folder: Path # of the parts
-    index: dict # of `tokens.json`
+    index: dict # of tokens.json
     part_bytes: int = 64_000_000 # tokens and pictures of a part
 
     def pack(self):
@@ -207,8 +207,8 @@ def pack_tokens(
     val_split: float = HELD_OUT, # share of the records that is held out
     say: Callable[[str], None] = print, # gets a line at the end
     part_bytes: int = 64_000_000, # tokens and pictures of a part
-    **options, # of `open_documents`: `kind`, `config`, `data_files`, `where`, `fields`, `templates`, `on_error`, ...
-) -> Path: # `output`
+    **options, # of open_documents: kind, config, data_files, where, fields, templates, on_error, ...
+) -> Path: # output
     "Tokenize a source into files that `PackedSource` reads."
     folder, options = Path(output).expanduser(), {'kind': source_kind(path)} | options
     settings = {k: v for k, v in options.items() if v and k not in ('on_error', 'follow_links')}
