@@ -28,9 +28,9 @@ MEASURES = {'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2',
 
 def run_folder(
     root: str | Path, # output folder of all runs
-    variant: str, # a key of `VARIANTS`
+    variant: str, # a key of VARIANTS
     seed: int, # of the run
-) -> Path: # e.g. `root/depth-3/seed-0`
+) -> Path: # e.g. root/depth-3/seed-0
     "Where one run goes."
     return Path(root)/variant.replace(' ', '-')/f'seed-{seed}'
 
@@ -57,12 +57,12 @@ def _same_settings(folder: Path, exp: Experiment):
 
 def run_all(
     exp: Experiment, # what all variants share, complete
-    variants: list[str], # keys of `VARIANTS`
+    variants: list[str], # keys of VARIANTS
     seeds: list[int], # one run each
     *,
     root: str | Path, # output folder of all runs
     data_dir: str = '', # where named data sets lie
-) -> pd.DataFrame: # the last epoch of each run, with columns `variant` and `seed`
+) -> pd.DataFrame: # the last epoch of each run, with columns variant and seed
     "Run what is not finished yet, and collect the last epochs."
     from mmjepa.plots import read_metrics
     rows, jobs = [], [(v, s) for s in seeds for v in variants]
@@ -82,8 +82,8 @@ def run_all(
 
 # %% ../../nbs/label/33_ablate.ipynb #5dadb382
 def summary(
-    runs: pd.DataFrame, # of `run_all`
-) -> pd.DataFrame: # one row a variant, in the order of `runs`
+    runs: pd.DataFrame, # of run_all
+) -> pd.DataFrame: # one row a variant, in the order of runs
     "Mean and standard deviation over seeds, as text."
     def cell(x):
         digits = 0 if x.name == 'seconds' else 1 if x.name == 'rank_me' else 4
@@ -94,7 +94,7 @@ def summary(
     return table
 
 def plot_variants(
-    runs: pd.DataFrame, # of `run_all`
+    runs: pd.DataFrame, # of run_all
     chance: float, # accuracy of guessing
     ax, # of matplotlib
     *,
@@ -115,7 +115,7 @@ def plot_variants(
 
 # %% ../../nbs/label/33_ablate.ipynb #8fe55af7
 def write_ablation(
-    runs: pd.DataFrame, # of `run_all`
+    runs: pd.DataFrame, # of run_all
     about: str, # one line: data, preset, machine
     chance: float, # accuracy of guessing
     *,

@@ -92,8 +92,8 @@ class MultimodalLeJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa',
                 if name not in used: part.requires_grad_(False)
 
     def forward(self,
-        batch: dict[str, Tensor], # `views` (b, v, c, h, w) and, if multimodal, `label` (b,)
-    ) -> dict[str, Tensor]: # `embedding` (b, u, d), `projection` (b, u, p): u is v, one more (the label) if multimodal
+        batch: dict[str, Tensor], # views (b, v, c, h, w) and, if multimodal, label (b,)
+    ) -> dict[str, Tensor]: # embedding (b, u, d), projection (b, u, p): u is v, one more (the label) if multimodal
         "Encode all views of each sample."
         if 'views' not in batch or batch['views'].ndim != 5:
             found = tuple(batch['views'].shape) if 'views' in batch else 'missing'
@@ -187,9 +187,9 @@ class LeJEPAObjective(nn.Module):
         self.lam, self.sigreg, self.expected = lam, SIGReg(num_slices, seed=seed), expected_sigreg()
 
     def forward(self,
-        outputs: dict[str, Tensor], # `projection` (b, u, p) of `MultimodalLeJEPA`
-        batch: dict[str, Tensor], # `views` (b, v, c, h, w): how many of the u are image views
-    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss, and logs `loss_inv`, `loss_sigreg`, `sigreg_ratio`
+        outputs: dict[str, Tensor], # projection (b, u, p) of MultimodalLeJEPA
+        batch: dict[str, Tensor], # views (b, v, c, h, w): how many of the u are image views
+    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss, and logs loss_inv, loss_sigreg, sigreg_ratio
         "Loss of one batch."
         z, v = outputs['projection'], batch['views'].shape[1]
         inv = invariance_loss(z)

@@ -95,7 +95,7 @@ def features(
 def subset(
     images: ImageSet,
     n: int, # how many, 1 or more
-) -> ImageSet: # in random order, or `images` itself
+) -> ImageSet: # in random order, or images itself
     "`n` images at random, the same ones every time; all of them if there are fewer."
     if n >= len(images): return images
     return images.select(torch.randperm(len(images), generator=make_generator('subset', n))[:n])

@@ -31,8 +31,8 @@ def _batch(model: nn.Module, images) -> Float[Tensor, 'b c h w']:
     return images.to(device) if config is None else as_images(images, config.encoder, device)
 
 def similarities(
-    model: nn.Module, # with `encode_image`, `encode_label`, `encode_multimodal`, in evaluation mode
-    images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (`as_images`)
+    model: nn.Module, # with encode_image, encode_label, encode_multimodal, in evaluation mode
+    images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (as_images)
     num_classes: int, # labels 0..k-1 are the candidates
     *,
     methods: tuple[int, ...] = (1, 2), # 1 and/or 2
@@ -83,7 +83,7 @@ def retrieval_scores(
 class LabelRetrieval:
     "Retrieve the labels of images with a joint encoder."
     def __init__(self,
-        model: nn.Module, # a `MultimodalLeJEPA`, put into evaluation mode
+        model: nn.Module, # a MultimodalLeJEPA, put into evaluation mode
         num_classes: int | None = None, # candidates 0..k-1, 1 or more; None for all that the model knows
         chunk: int = 1024, # pairs of image and label that are encoded at once
     ):
@@ -106,18 +106,18 @@ class LabelRetrieval:
         return retrieval_scores(sim[int(space == 'projection')], labels)
 
     def method_1(self,
-        images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (`as_images`)
+        images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (as_images)
         labels: Int[Tensor, ' b'], # true labels
         space: str = 'embedding', # or 'projection'
-    ) -> dict: # as `retrieval_scores`
+    ) -> dict: # as retrieval_scores
         "M1: the label with which the image stays most like itself."
         return self._method(1, images, labels, space=space)
 
     def method_2(self,
-        images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (`as_images`)
+        images: Float[Tensor, 'b c h w'], # standardized images, or pictures of any kind (as_images)
         labels: Int[Tensor, ' b'], # true labels
         space: str = 'embedding', # or 'projection'
-    ) -> dict: # as `retrieval_scores`
+    ) -> dict: # as retrieval_scores
         "M2: the label whose own encoding is nearest to the image."
         return self._method(2, images, labels, space=space)
 
@@ -126,10 +126,10 @@ class LabelRetrieval:
 @torch.inference_mode()
 def evaluate(
     self: LabelRetrieval,
-    loader: Iterable[dict], # batches with `image` (bytes or standardized) and `label`
+    loader: Iterable[dict], # batches with image (bytes or standardized) and label
     methods: tuple[int, ...] = (1, 2), # 1 and/or 2
-) -> dict[str, dict]: # scores by name: `m1`, `m2` on embeddings, `m1_proj`, `m2_proj` on projections
-    "Both methods in both spaces on all of a data set."
+) -> dict[str, dict]: # scores by name: m1, m2 on embeddings, m1_proj, m2_proj on projections
+    "Both methods in both spaces on a whole dataset."
     device, found, labels = next(self.model.parameters()).device, [], []
     for batch in progress(loader, 'label retrieval'):
         if 'label' not in batch: raise UserError('a batch has no label; expected labelled images')
