@@ -27,7 +27,7 @@ from .core import Size, UserError, atomic_path, first_line, remove, share_by_uma
 # %% ../nbs/01_checkpoint.ipynb #81085aec
 def pack(
     tree: Any, # nested dicts, lists, tuples, tensors, numbers, strings, None
-    tensors: dict[str, Tensor], # filled with the tensors of `tree`
+    tensors: dict[str, Tensor], # filled with the tensors of tree
     path: str = '', # name of this part of the tree
 ) -> Any: # the same tree, JSON-able
     "Move the tensors of `tree` into `tensors`, leaving references."
@@ -45,8 +45,8 @@ def pack(
     return tree
 
 def unpack(
-    tree: Any, # result of `pack`
-    tensors: dict[str, Tensor], # as filled by `pack`
+    tree: Any, # result of pack
+    tensors: dict[str, Tensor], # as filled by pack
 ) -> Any: # the original tree
     "The inverse of `pack`."
     if not isinstance(tree, dict): return tree
@@ -59,7 +59,7 @@ def unpack(
 def as_json(
     tree: Any, # nested dicts and lists of numbers and texts
 ) -> str:
-    "A tree as text; NumPy's numbers are numbers, and what else JSON does not know is its text."
+    "A tree as JSON; NumPy's numbers become numbers, and anything else that JSON lacks becomes its `str`."
     return json.dumps(tree, indent=1, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
 
 # %% ../nbs/01_checkpoint.ipynb #a23c9562
@@ -68,9 +68,9 @@ class Checkpoint:
     "All of a run at one step."
     step: int # optimizer steps done
     model: dict[str, Tensor] # weights
-    state: dict = field(default_factory=dict) # any tree that `pack` takes
+    state: dict = field(default_factory=dict) # any tree that pack takes
     config: dict = field(default_factory=dict) # JSON-able settings
-    score: float | None = None # what `prune_checkpoints` compares; larger is better
+    score: float | None = None # what prune_checkpoints compares; larger is better
     facts: dict = field(default_factory=dict) # JSON-able, for readers of the manifest, such as epoch and losses
     assets: dict[str, bytes] = field(default_factory=dict) # other files by relative path: tokenizer/tokenizer.json
 
@@ -170,7 +170,7 @@ def newest_checkpoint(
 
 def set_aside_after(
     folder: str | Path, # folder of a run's checkpoints
-    step: int, # of the checkpoint that `newest_checkpoint` found
+    step: int, # of the checkpoint that newest_checkpoint found
 ):
     "Rename the damaged checkpoints of later steps."
     for p in list_checkpoints(folder):
@@ -192,9 +192,9 @@ def best_checkpoint(
 
 def drop_after(
     folder: str | Path, # folder of a run's checkpoints
-    step: int, # of the one that is the last
+    step: int, # of the last one to keep
 ):
-    "Remove the checkpoints of later steps, of a run that went back."
+    "Remove the checkpoints after `step`, for a run that went back to it."
     for p in list_checkpoints(folder):
         if int(p.name[5:]) > step: remove(p)
 
@@ -202,7 +202,7 @@ def prune_checkpoints(
     folder: str | Path, # folder of a run's checkpoints
     keep: int = 2, # how many of the last to keep, 1 or more
 ):
-    "Remove all but the last `keep` checkpoints and the best one, and what killed writers left."
+    "Remove all but the last `keep` checkpoints and the best one, and remains of killed writers."
     best = best_checkpoint(folder)
     for p in list_checkpoints(folder)[:-keep]:
         if p != best: remove(p)
@@ -254,7 +254,7 @@ def _changing(module: nn.Module) -> set[str]:
     return names
 
 def keep_trained(
-    module: nn.Module, # whose frozen parameters are frozen by now
+    module: nn.Module, # its frozen parameters are already frozen
 ) -> nn.Module: # the same
     "Leave what is frozen out of the module's `state_dict`."
     kept = _changing(module)
@@ -269,14 +269,14 @@ def keep_trained(
 # %% ../nbs/01_checkpoint.ipynb #5443f564
 def hub_copy(
     name: str, # such as owner/name
-    **options, # of `huggingface_hub.snapshot_download`, such as `revision`
+    **options, # of huggingface_hub.snapshot_download, such as revision
 ) -> Path:
     "The files of a model on the hub, or its cache without a network; configuration, weights and tokenizer alone."
     from huggingface_hub import snapshot_download
     wanted = [f'{folder}{kind}' for folder in ('', '*/') for kind in ('*.json', '*.safetensors', '*.spm', '*.txt')]
     try: return Path(snapshot_download(name, allow_patterns=wanted, **options))
     except Exception as e: # no such name, no network, no right to read: the hub's library raises many kinds
-        raise UserError(f'{name}: no such folder, and not to be had from the hub ({first_line(e)})') from e
+        raise UserError(f'{name}: no such folder, and not available from the hub ({first_line(e)})') from e
 
 def read_json(
     path: Path, # file
@@ -305,8 +305,8 @@ def _content(folder: Path) -> str:
 def model_folder(
     path: str | Path, # folder of a run or of a model, or a name on the hub
     place: str = 'model', # where a run keeps it: model, encoder, aligner or captioner
-    fields: tuple[str, ...] = (), # one of them must be in its `config.json`, if there is one
-) -> Path: # with `config.json`, if there is a model
+    fields: tuple[str, ...] = (), # one of them must be in its config.json, if there is one
+) -> Path: # with config.json, if there is a model
     "The folder of a model."
     folder = Path(path).expanduser()
     if not folder.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): folder = hub_copy(str(path))
@@ -322,7 +322,7 @@ _TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 
           Size: 'a whole number or two'}
 
 def later_field(
-    default, # what models were like that were saved without it
+    default, # its value for models that were saved without it
 ):
     "A field of a dataclass that older files don't have."
     return field(default=default, metadata={'later': True})
@@ -348,9 +348,9 @@ def _arguments(kinds: dict[str, type], needed: set[str], about: dict, *, place: 
 
 def read_config(
     kind: type, # a dataclass
-    about: dict, # its fields, all but those of `later_field`, as `asdict` and JSON have them
+    about: dict, # its fields, all but those of later_field, as asdict and JSON have them
     place: str, # file, for messages
-): # one of `kind`
+): # one of kind
     "Settings as they were written; a key that is unknown or missing, or a value of another type, is a `UserError`."
     kinds, needed = get_type_hints(kind), {f.name for f in fields(kind) if not f.metadata.get('later')}
     arguments = _arguments(kinds, needed, about, place=place)
@@ -362,7 +362,7 @@ class HubModel(PyTorchModelHubMixin):
     "A model that `save_pretrained` writes and `from_pretrained` reads, whole or not at all."
     def _save_pretrained(self, save_directory: Path):
         for part in self.modules():
-            if hasattr(part, 'check_described'): part.check_described() # raises where it could not be read again
+            if hasattr(part, 'check_described'): part.check_described() # raises if it could not be read again
         if is_dataclass(self._hub_mixin_config): # with NumPy's numbers as numbers
             self._hub_mixin_config = json.loads(as_json(asdict(self._hub_mixin_config)))
         super()._save_pretrained(save_directory)
@@ -374,7 +374,7 @@ class HubModel(PyTorchModelHubMixin):
         *,
         map_location: str = 'cpu', # device of the weights
         strict: bool = True, # always: the mixin has a choice
-        **options, # arguments of the model in place of those in `config.json`; others go to the hub, such as `revision`
+        **options, # arguments of the model in place of those in config.json; others go to the hub, such as revision
     ): # in evaluation mode
         "The model as it was written; what is wrong with its settings or tensors is a `UserError`."
         given = {k: options.pop(k) for k in [*options] if k in cls._hub_mixin_init_parameters}

@@ -28,10 +28,10 @@ from fastcore.docments import docments
 
 # %% ../nbs/00_core.ipynb #b03a6384
 class UserError(ValueError):
-    "What a user can mend: its message names the argument, file or line, the value found and what was expected."
+    "An error that a user can fix: it names the argument, file or line, the value found and what was expected."
 
 class LostRank(UserError):
-    "Another process of a distributed run is gone; said by each that is left."
+    "Another process of a distributed run is gone; raised by each one that is left."
 
 def check_choice(
     name: str, # of the argument, as the user knows it
@@ -45,16 +45,16 @@ def check_choice(
 def first_line(
     e: BaseException, # of a library; its message may have many lines, or none
 ) -> str: # at most 200 characters
-    "The first line of an error, or its kind where it says nothing."
+    "The first line of an error's message, or its type where there is none."
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
 
 # %% ../nbs/00_core.ipynb #2ffbc217
 def whole_number(
     name: str, # of the argument, as the user knows it
-    value: int, # what was given; NumPy's integers are integers
+    value: int, # what was given; NumPy's integers are accepted
     least: int = 0, # the smallest that is allowed
-) -> int: # as Python's own kind, which PyTorch and JSON ask for
-    "A whole number that is large enough, or a `UserError`."
+) -> int: # as Python's int, which PyTorch and JSON require
+    "`value` as an int of at least `least`, or a `UserError`."
     if isinstance(value, Integral) and value >= least: return operator.index(value)
     kind = '' if isinstance(value, Integral) else 'a whole number, '
     raise UserError(f'{name} is {value!r}; expected {kind}{least} or more')
@@ -64,7 +64,7 @@ Size = int | tuple[int, int] # of a picture or a patch, pixels: the side of a sq
 
 def read_size(
     name: str, # of the argument, as the user knows it
-    value: Size, # what was given; a list is a tuple
+    value: Size, # what was given; a list counts as a tuple
 ) -> Size: # an int for a square
     "A size whose sides are whole numbers of 1 or more, or a `UserError`."
     if not isinstance(value, (tuple, list)): return whole_number(name, value, 1)
@@ -76,13 +76,13 @@ def read_size(
 def height_width(
     size: Size, # in either form
 ) -> tuple[int, int]:
-    "Height and width of a square, or of what isn't one."
+    "Height and width of a size in either form."
     return (size, size) if isinstance(size, Integral) else tuple(size)
 
 def size_text(
     size: Size, # in either form
 ) -> str: # such as 32x160, height first; 32 for a square
-    "A size as messages and tables say it."
+    "A size as messages and tables write it."
     return 'x'.join(map(str, size)) if isinstance(size, (tuple, list)) else str(size)
 
 # %% ../nbs/00_core.ipynb #9e248be5
@@ -96,7 +96,7 @@ share_cores()
 
 # %% ../nbs/00_core.ipynb #098def83
 def make_generator(
-    *key: int | str, # what the numbers are for, e.g. `'augment', seed, step`; different keys give unrelated streams
+    *key: int | str, # what the numbers are for, e.g. 'augment', seed, step; different keys give unrelated streams
     device: str | torch.device = 'cpu', # where the generator lives; numbers differ between kinds of devices
 ) -> torch.Generator: # seeded generator
     "A generator seeded by a hash of `key`."
@@ -114,7 +114,7 @@ def seed_everything(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-def get_device() -> torch.device: # `cuda`, `mps` or `cpu`
+def get_device() -> torch.device: # cuda, mps or cpu
     "The best device of this machine, or the CPU where `accelerate launch --cpu` asks for it."
     if os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes'): return torch.device('cpu')
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -141,7 +141,7 @@ _FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the disk quota is used
          **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), 'a part of the path is a file, not a folder')}
 
 def storage_error(e: BaseException) -> str | None: # a phrase, or None for any other fault
-    "What kept a file from being written, if that is what `e` says."
+    "Why a file could not be written, if that is what `e` is about."
     if isinstance(e, OSError) and e.errno in _FULL: return _FULL[e.errno]
     found = re.search(r'os error (\d+)|No space left', str(e)) # libraries in Rust or C++ wrap the number in a text
     return found and _FULL.get(int(found[1] or errno.ENOSPC))
@@ -170,7 +170,7 @@ def atomic_path(
 ):
     """A temporary path beside `path`; at the end of the block it takes its place, or vanishes if the block failed.
 
-    A folder that holds anything else than the new one stays as it is, and is named by a `UserError`."""
+    A folder that holds anything that the new one lacks stays as it is, and a `UserError` names it."""
     path = Path(path)
     temp = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
     old = temp.with_name(f'{temp.name}.old')
@@ -199,7 +199,7 @@ def write_text(
     text: str, # its whole new content
 ):
     "Write `text` to `path`, whole or not at all."
-    with atomic_path(path) as temp: temp.write_text(text, encoding='utf-8', errors='backslashreplace') # half characters
+    with atomic_path(path) as temp: temp.write_text(text, encoding='utf-8', errors='backslashreplace') # lone surrogates
 
 # %% ../nbs/00_core.ipynb #576eab23
 def check_output(
@@ -356,7 +356,7 @@ def _tuple_of(kind: type, text: str) -> tuple: return tuple(kind(part) for part 
 def _one_or_tuple(kind: type, text: str): return _tuple_of(kind, text) if ',' in text else kind(text)
 
 def _reader(annotation):
-    "What makes a flag's value of its text; None where a flag can't say it."
+    "The function that reads a flag's value from its text; None for types that a flag can't express."
     options = [a for a in (annotation, *get_args(annotation)) if get_origin(a) is tuple]
     if options:
         alone = options[0] is annotation
@@ -409,7 +409,7 @@ def _add_fields(parser, base, taken: set[str]):
         _add_flag(parser, f.name, read, default=value, help=comments.get(f.name, ''))
 
 class _Parser(argparse.ArgumentParser):
-    "What is wrong with a command line, as one line."
+    "A parser that reports what is wrong in one line."
     def error(self, message): self.exit(2, f'{self.prog}: {message}; {self.prog} --help lists the flags\n')
 
 def _parser(func) -> argparse.ArgumentParser:
@@ -480,7 +480,7 @@ def _started_here(frame) -> bool:
 def command(
     func=None, # annotated function; each parameter's comment is the help of its flag
     *,
-    presets: dict[str, object] | None = None, # names of whole configs, for a flag `--preset`; the first is the default
+    presets: dict[str, object] | None = None, # names of whole configs, for a flag --preset; the first is the default
 ): # the same function, or the end of the process if its module was started as a program
     "Decorator: make `func` a command line. It must be the last cell of its module."
     frame = sys._getframe(1)

@@ -32,19 +32,19 @@ from .core import (
 class EncoderConfig:
     "Shape of a `MultimodalEncoder`; the defaults are those of the label-JEPA reference."
     image_size: Size = 32 # of an image, pixels: side of a square, or (height, width)
-    patch_size: Size = 4 # of a patch, pixels, likewise; divides `image_size`, height by height and width by width
+    patch_size: Size = 4 # of a patch, pixels, likewise; divides image_size, height by height and width by width
     in_chans: int = 1 # colour channels
     num_classes: int = 10 # labels; 0 for an encoder without them
     emb_dim: int = 192 # width of a token
     depth: int = 6 # transformer blocks
-    num_heads: int = 3 # attention heads; divides `emb_dim`
-    mlp_ratio: float = 4. # hidden width of a block's feed-forward over `emb_dim`
+    num_heads: int = 3 # attention heads; divides emb_dim
+    mlp_ratio: float = 4. # hidden width of a block's feed-forward over emb_dim
     drop_path: float = 0.1 # stochastic depth rate of the last block, 0 to 1 (linear from 0 in the first)
     vocab_size: int = 0 # text tokens; 0 for an encoder without text
     context: int = 64 # longest text, tokens
     multiway: bool = False # a feed-forward of its own for each modality, in every block
-    backbone: str = '' # name of a timm `VisionTransformer` whose blocks are used; see `MultimodalEncoder.from_timm`
-    stem_convs: int = later_field(0) # convolutions that halve the image before patches are cut; see `ConvStem`
+    backbone: str = '' # name of a timm VisionTransformer whose blocks are used; see MultimodalEncoder.from_timm
+    stem_convs: int = later_field(0) # convolutions that halve the image before patches are cut; see ConvStem
 
     def __post_init__(self):
         for f in fields(self): # NumPy's numbers become Python's, which JSON knows
@@ -69,7 +69,7 @@ class EncoderConfig:
     def patches(self) -> int: return math.prod(self.grid)
 
     @property
-    def stem_widths(self) -> list[int]: # channels behind each convolution of the stem; they double up to `emb_dim`
+    def stem_widths(self) -> list[int]: # channels behind each convolution of the stem; they double up to emb_dim
         return [max(1, self.emb_dim >> i) for i in reversed(range(self.stem_convs))]
 
 def _divisors(n: int) -> list[int]: return [i for i in range(1, n + 1) if n % i == 0]
@@ -89,7 +89,7 @@ def _check_patches(c: EncoderConfig):
 
 # %% ../nbs/02_encoders.ipynb #120d6a6c
 def _images(x: Tensor, stem: nn.Module) -> Float[Tensor, 'b c h w']:
-    "A batch that fits, in the type of the weights; a single image is one row."
+    "A checked batch in the type of the weights; a single image is one row."
     x = torch.as_tensor(x)
     x = x[None] if x.ndim == 3 else x
     first = next(stem.parameters()) # (out, in, h, w) of the first convolution
@@ -106,7 +106,7 @@ def check_range(
     n: int, # how many there are: 0..n-1
     name: str, # for the message
 ):
-    "A `UserError` unless all are whole numbers in the range; looked at on a CPU alone, where nothing waits for it."
+    "A `UserError` unless all are integers in the range; checked on a CPU alone, where it costs no synchronization."
     if x.is_floating_point():
         raise UserError(f'{name} has shape {tuple(x.shape)} and type {x.dtype}; expected integers')
     unseen = x.device.type != 'cpu' or torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -135,7 +135,7 @@ class ConvStem(nn.Module):
     "Patches through small convolutions (Xiao et al., 2021): `(b, c, h, w)` to `(b, n, d)`."
     strict_img_size = True # as timm's `PatchEmbed`
     def __init__(self,
-        cfg: EncoderConfig, # with `stem_convs` of 1 or more
+        cfg: EncoderConfig, # with stem_convs of 1 or more
     ):
         super().__init__()
         self.img_size, layers = height_width(cfg.image_size), []
@@ -171,7 +171,7 @@ class ImageEmbedder(nn.Module):
         hidden: Bool[Tensor, 'b n'], # True where a patch is hidden
         token: Float[Tensor, '... d'], # what stands in its place
     ) -> Float[Tensor, 'b n d']: # without positions
-        "Patches of images of which some are hidden; a stem that mixes neighbours sees zeros there."
+        "Patch tokens of images, some of them hidden; a stem that mixes neighbours sees zeros there."
         if isinstance(self.patches, ConvStem): x = x.masked_fill(_pixels(hidden, self.grid, x.shape[-2:]), 0)
         return torch.where(hidden[..., None], token, self.patches(x))
 
@@ -211,7 +211,7 @@ class TextEmbedder(nn.Module):
 def use_fused_attention(
     device: torch.device, # where the tokens are
     n: int, # tokens of a sequence
-) -> bool: # True for `scaled_dot_product_attention`, False for two matrix products and a softmax
+) -> bool: # True for scaled_dot_product_attention, False for two matrix products and a softmax
     "Which attention is faster, as measured by `benchmarks/attention.py`."
     if device.type != 'cpu': return True
     half = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
@@ -221,7 +221,7 @@ def use_fused_attention(
 def plain_attention(
     blocks: Iterable[nn.Module], # of timm
 ):
-    "In this block, attention is two matrix products and a softmax, whose weights can be seen."
+    "In this block, attention is two matrix products and a softmax, whose weights can be read."
     parts = [b.attn for b in blocks]
     before = [a.fused_attn for a in parts]
     for a in parts: a.fused_attn = False
@@ -315,8 +315,8 @@ class MultimodalEncoder(nn.Module, HubModel, **_HUB):
     "One embedder a modality, one stack of timm blocks, a final norm and a mean over tokens."
     def __init__(self,
         cfg: EncoderConfig, # shape
-        embedders: dict[str, nn.Module] | None = None, # makers of tokens `(b, n, d)`, by modality; None: those of `cfg`
-        vit: nn.Module | None = None, # a timm `VisionTransformer` whose parts are used; None: made as `cfg` says
+        embedders: dict[str, nn.Module] | None = None, # makers of tokens (b, n, d), by modality; None: those of cfg
+        vit: nn.Module | None = None, # a timm VisionTransformer whose parts are used; None: made as cfg says
     ):
         super().__init__()
         if vit is None and cfg.backbone: vit = _timm_model(cfg)
@@ -342,7 +342,7 @@ class MultimodalEncoder(nn.Module, HubModel, **_HUB):
         return self
 
     def forward(self,
-        **inputs: Tensor, # `image` (b, c, h, w), `label` (b,), ... and `<modality>_mask` (b, t)
+        **inputs: Tensor, # image (b, c, h, w), label (b,), ... and <modality>_mask (b, t)
     ) -> Float[Tensor, 'b n d']: # one state a token: patches first, then the label, then the text
         "States of all tokens after attending to each other."
         return self.transform(*self.tokens(**inputs))
@@ -362,7 +362,7 @@ def _real(parts: dict[str, Tensor], masks: dict[str, Tensor]) -> Bool[Tensor, 'b
 @patch
 def tokens(
     self: MultimodalEncoder,
-    **inputs: Tensor, # as of `forward`
+    **inputs: Tensor, # as of forward
 ) -> tuple[Float[Tensor, 'b n d'], Bool[Tensor, 'b n'] | None, dict[str, int]]:
     "Tokens of `inputs`, in the order of `embedders`; which are real (None: all); how many each modality has."
     masks = {k: inputs.pop(f'{k}_mask') for k in [*inputs] if f'{k}_mask' in inputs}
@@ -438,7 +438,7 @@ def _as_described(part: nn.Module, twin: nn.Module) -> bool:
 
 @patch
 def check_described(self: MultimodalEncoder):
-    "Raise a `UserError` that names what the configuration does not describe, and what could not be loaded again."
+    "Raise a `UserError` that names what the configuration does not describe, and so could not be loaded again."
     with torch.device('meta'): twin = MultimodalEncoder(self.cfg)
     known = twin.embedders
     odd = [f'embedder {k}' for k, e in self.embedders.items() if k not in known or not _as_described(e, known[k])]
@@ -477,7 +477,7 @@ def from_timm(
     *,
     context: int = 64, # longest text, tokens
     pretrained: bool = False, # fetch timm's weights for the name
-    **options, # of timm's `create_model`, such as `img_size`, `in_chans` or `drop_path_rate`; for names
+    **options, # of timm's create_model, such as img_size, in_chans or drop_path_rate; for names
 ) -> MultimodalEncoder:
     "An encoder around a Vision Transformer of timm; images alone give its `forward_features`."
     named = isinstance(backbone, str)
@@ -493,7 +493,7 @@ def _keep_maps(maps: list): return lambda module, args: maps.append(args[0].deta
 @torch.no_grad()
 def attention_maps(
     encoder: MultimodalEncoder, # in evaluation mode, unless dropped paths are wanted
-    **inputs: Tensor, # as for `encoder(...)`
+    **inputs: Tensor, # as for encoder(...)
 ) -> list[Float[Tensor, 'b heads n n']]: # for each layer, row i says where token i looks; rows sum to 1
     "Attention weights of every layer."
     maps = []
@@ -505,7 +505,7 @@ def attention_maps(
     return maps
 
 def attention_rollout(
-    maps: list[Float[Tensor, 'b heads n n']], # of `attention_maps`
+    maps: list[Float[Tensor, 'b heads n n']], # of attention_maps
 ) -> Float[Tensor, 'b n n']: # row i: how much of each input token is in state i; rows sum to 1
     "Attention followed through all layers (Abnar and Zuidema, 2020)."
     eye = torch.eye(maps[0].shape[-1], device=maps[0].device)

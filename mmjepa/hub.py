@@ -19,8 +19,8 @@ PLACES = ('', 'model', 'captioner', 'aligner', 'encoder') # of a model inside a 
 
 def find_model(
     path: str | Path, # folder of a run or of a model, or a name on the hub
-) -> tuple[Path, dict]: # the model's own folder, and its `config.json`
-    "Where a model lies, and what it says of itself."
+) -> tuple[Path, dict]: # the model's own folder, and its config.json
+    "Where a model is, and its settings."
     folder = Path(path).expanduser()
     if not folder.is_dir(): folder = hub_copy(str(path))
     for place in PLACES:
@@ -64,7 +64,7 @@ def _kind(about: dict) -> str | None: return next((k for k in _READERS if k in a
 
 def load(
     path: str | Path, # folder of a run or of a model, or a name on the hub
-) -> nn.Module: # in evaluation mode, on the CPU; with its `tokenizer`, if it has one
+) -> nn.Module: # in evaluation mode, on the CPU; with its tokenizer, if it has one
     "A model of this library, of whatever class it is."
     folder, about = find_model(path)
     model = _READERS[_kind(about)](folder).eval()

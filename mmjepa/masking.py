@@ -143,7 +143,7 @@ def _cover(
 
 # %% ../nbs/07_masking.ipynb #363dd66d
 def _check_grid(grid, **ranges):
-    "Complain of a grid without cells and of ranges that aren't."
+    "Raise a `UserError` for a grid without cells or a range that isn't one."
     if len(grid) != 2 or min(grid) < 1:
         raise UserError(f'grid is {tuple(grid)}; expected (height, width) in patches, 1 or more each')
     for name, (low, high) in ranges.items():
@@ -255,13 +255,13 @@ class JEPAMasking:
         if not 0 <= self.mask_ratio <= 1: raise UserError(f'mask_ratio is {self.mask_ratio}; expected 0 to 1')
 
     def generate_mask(self,
-        inputs: Tensor, # tokens (b, n, d), token ids (b, n), or bool (b, n): then it is also the `padding`
-        modality: str = 'vision', # 'vision' (`block_mask`), 'language' (`random_mask`) or 'joint' (`span_mask`)
+        inputs: Tensor, # tokens (b, n, d), token ids (b, n), or bool (b, n): then it is also the padding
+        modality: str = 'vision', # 'vision' (block_mask), 'language' (random_mask) or 'joint' (span_mask)
         generator: torch.Generator | None = None, # source of all randomness, on the CPU; None for PyTorch's global one
         *,
         padding: Bool[Tensor, 'b n'] | None = None, # True where a token is real; None if all are
         grid: tuple[int, int] | None = None, # for 'vision': height and width in patches; None for a square
-    ) -> Bool[Tensor, 'b n']: # True = hidden, on the device of `inputs`
+    ) -> Bool[Tensor, 'b n']: # True = hidden, on the device of inputs
         "A mask that hides `round(mask_ratio * real tokens)` tokens of each row."
         if inputs.ndim not in (2, 3):
             raise UserError(f'inputs has shape {tuple(inputs.shape)}; expected tokens (b, n, d) or ids (b, n)')
@@ -293,7 +293,7 @@ class TokenCorruption:
 
     @classmethod
     def of(cls,
-        tokenizer, # of `mmjepa.data.text`
+        tokenizer, # of mmjepa.data.text
         ratio: float, # share of each text's tokens that is chosen, 0 to 1
     ) -> 'TokenCorruption':
         "For the tokens of a tokenizer."

@@ -161,7 +161,7 @@ def nearest_rows(
     chunk: int = 1024, # rows of both that are compared at once; rounded up to a multiple of 64
     *,
     others: bool = False, # leave b[i] out for a[i]: its own partner
-    ids: Int[Tensor, 'm k'] | Int[Tensor, ' m'] | None = None, # with `others`: and all that share one with b[i]
+    ids: Int[Tensor, 'm k'] | Int[Tensor, ' m'] | None = None, # with others: and all that share one with b[i]
 ) -> Int[Tensor, ' n']: # rows of the gallery; the first of several that are as near
     "Nearest row by cosine of the gallery for each query, computed in float32."
     wanted = '(m, d), m above 0' if not others else '(m, d), m above 1'
@@ -250,7 +250,7 @@ def rank_table(
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at, each 1 or more
     chunk: int = 1024, # rows of both that are compared at once
     ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # (n, 2): what a[i] and b[i] are; else their groups
-) -> dict[str, float]: # `image_to_text_r1`, `image_to_text_mean_rank`, `image_to_text_median_rank`, `text_to_image_r1`
+) -> dict[str, float]: # image_to_text_r1, image_to_text_mean_rank, image_to_text_median_rank, text_to_image_r1
     "Recall and ranks in both directions, of the nearest of several partners; ties in expectation."
     a, b = _check_pairs(a, b, chunk)
     _check_ks(ks)
@@ -268,8 +268,8 @@ def recall_table(
     a: Float[Tensor, 'n d'], # embeddings of the first modality
     b: Float[Tensor, 'n d'], # those of their partners
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
-    **options, # of `rank_table`
-) -> dict[str, float]: # `image_to_text_r1`, ... and `text_to_image_r1`, ...
+    **options, # of rank_table
+) -> dict[str, float]: # image_to_text_r1, ... and text_to_image_r1, ...
     "Recall in both directions; ties in expectation."
     return {k: v for k, v in rank_table(a, b, names, **options).items() if not k.endswith('rank')}
 
@@ -311,8 +311,8 @@ def matryoshka_table(
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at, each 1 or more
     chunk: int = 1024, # rows of both that are compared at once
-    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # as in `rank_table`
-) -> dict[str, float]: # `image_to_text_r1_d128`, ... and `text_to_image_r1_d128`, ... for each of `ks` and `dims`
+    ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # as in rank_table
+) -> dict[str, float]: # image_to_text_r1_d128, ... and text_to_image_r1_d128, ... for each of ks and dims
     "Recall in both directions of the first numbers of the embeddings."
     if bad := [d for d in dims if not 1 <= d <= a.shape[-1]]:
         raise UserError(f'dims are {tuple(dims)}; expected widths from 1 to {a.shape[-1]}, not {bad[0]}')
@@ -320,7 +320,7 @@ def matryoshka_table(
     return {f'{key}_d{d}': value for d, table in tables.items() for key, value in table.items()}
 
 def plot_widths(
-    table: dict[str, float], # of `matryoshka_table`; other keys don't matter
+    table: dict[str, float], # of matryoshka_table; other keys don't matter
     ax = None, # matplotlib axes; None makes them
     names: tuple[str, str] = ('image', 'text'), # of the modalities, as in the keys
     *,
@@ -402,7 +402,7 @@ def alignment_uniformity(
     names: tuple[str, str] = ('image', 'text'), # of the modalities, for the keys
     chunk: int = 1024, # rows that are compared at once
     ids: Int[Tensor, 'n k'] | Int[Tensor, ' n'] | None = None, # (n, 2): what a[i] and b[i] are, which is met once
-) -> dict[str, float]: # `alignment`, 0 (partners agree) to 2**alpha; `image_uniformity`, `text_uniformity`: see below
+) -> dict[str, float]: # alignment, 0 (partners agree) to 2**alpha; image_uniformity, text_uniformity: see below
     """Mean distance of partners, and how evenly each modality fills the sphere: -4t to 0 (one point), NaN for a single
     pair; lower is better."""
     a, b = _check_pairs(a, b, chunk)

@@ -66,7 +66,7 @@ def _epochs(ax: Axes, **names) -> Axes:
     return ax
 
 def plot_curves(
-    df: pd.DataFrame, # with a column `epoch`
+    df: pd.DataFrame, # with a column epoch
     columns: list[str], # what to draw; cells may be empty
     ax: Axes, # what to draw on
     *,
@@ -90,7 +90,7 @@ def _chance(ax: Axes, chance: float | None):
     ax.set_ylim(0, 1.02)
 
 def plot_retrieval(
-    df: pd.DataFrame, # with `epoch` and any of the accuracy columns of `metrics.csv`
+    df: pd.DataFrame, # with epoch and any of the accuracy columns of metrics.csv
     chance: float | None, # 0..1, accuracy of guessing; None for no line
     ax: Axes, # what to draw on
 ) -> Axes: # the same ax
@@ -361,7 +361,7 @@ def image_grid(
 def found_figure(
     image_emb: Float[Tensor, 'n p'], # of all candidates
     text_emb: Float[Tensor, 'n p'], # of their texts
-    image: Callable[[int], Tensor], # row -> its image (c, h, w), as of `image_grid`; all of one size
+    image: Callable[[int], Tensor], # row -> its image (c, h, w), as of image_grid; all of one size
     *,
     text: Callable[[int], str], # row -> its text
     queries: int = 6, # texts that are shown, spread evenly; 1 or more
@@ -415,7 +415,7 @@ def attention_figure(
 
 # %% ../nbs/12_plots.ipynb #fd008791
 def read_metrics(
-    path: str | Path, # a `metrics.csv`, or the folder that holds one
+    path: str | Path, # a metrics.csv, or the folder that holds one
 ) -> pd.DataFrame: # a row an epoch
     "The table of a run, checked."
     path = Path(path)/'metrics.csv' if Path(path).is_dir() else Path(path)

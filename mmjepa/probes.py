@@ -73,7 +73,7 @@ def linear_probe(
 
 # %% ../nbs/10_probes.ipynb #5e87dea2
 def knn_accuracy(
-    train_z: Float[Tensor, 'n d'], # frozen features to look in; `k` rows or more
+    train_z: Float[Tensor, 'n d'], # frozen features to look in; k rows or more
     train_y: Int[Tensor, ' n'], # their classes
     test_z: Float[Tensor, 'm d'], # features to score, on the same device
     *,
@@ -167,7 +167,7 @@ def collapse_watch(
     max_cosine: float = .9, # warn above
     first_rank: float = 0., # effective rank of an earlier look; warn below a quarter of it
     advice: str = _ADVICE, # what a warning ends with
-) -> tuple[dict[str, float], str]: # `spread`, `rank`, `sigreg_ratio`, `cosine`, NaN where unknown; a warning, or ''
+) -> tuple[dict[str, float], str]: # spread, rank, sigreg_ratio, cosine, NaN where unknown; a warning, or ''
     "Signs of collapse in the embeddings of this process, and what to do about them."
     if embeddings.ndim != 2 or len(embeddings) < 2 or rows.shape != embeddings.shape[:1]:
         raise UserError(f'embeddings and rows have shapes {tuple(embeddings.shape)} and {tuple(rows.shape)}; '
@@ -198,10 +198,10 @@ class OnlineProbe:
         dim: int, # width of the embeddings
         num_classes: int, # k, 2 or more: labels are 0..k-1
         *,
-        features: Callable[[dict], Tensor] | None = None, # outputs to (b, d); None for `outputs['embedding']`
+        features: Callable[[dict], Tensor] | None = None, # outputs to (b, d); None for outputs['embedding']
         lr: float = 1e-3, # of AdamW
         label: str = 'label', # key of the batch
-        name: str = 'online_probe_acc', # column of `metrics.csv`
+        name: str = 'online_probe_acc', # column of metrics.csv
     ):
         if num_classes < 2: raise UserError(f'num_classes is {num_classes}; expected 2 or more')
         self.features, self.label, self.name = features or (lambda outputs: outputs['embedding']), label, name
@@ -239,7 +239,7 @@ class OnlineProbe:
         return {'probe': self.probe.state_dict(), 'opt': self.opt.state_dict()}
 
     def load_state_dict(self,
-        state: dict, # of `state_dict`
+        state: dict, # of state_dict
     ):
         "Continue there."
         self.probe.load_state_dict(state['probe'])
@@ -266,7 +266,7 @@ class CollapseWatch:
             for k, v in self.found.get(name, {}).items(): t.log(f'watch_{name}_{k}', v)
 
     def look(self,
-        name: str, # of what is looked at: `image`, `text`, and `..._embedding` of what SIGReg asks to be Gaussian
+        name: str, # of what is looked at: image, text, and ..._embedding of what SIGReg asks to be Gaussian
         z: Float[Tensor, 'n d'], # embeddings or states
         rows: Int[Tensor, ' n'], # what each belongs to
         *,
@@ -286,7 +286,7 @@ class CollapseWatch:
         return {'steps': dict(self.steps), 'first_rank': dict(self.first_rank), 'found': dict(self.found)}
 
     def load_state_dict(self,
-        state: dict, # of `state_dict`
+        state: dict, # of state_dict
     ):
         "Continue there."
         vars(self).update(state | {'steps': Counter(state['steps'])})

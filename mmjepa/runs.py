@@ -26,7 +26,7 @@ from .core import world_size, write_text
 class RunLog:
     "Prints lines and appends them to a file; silent on all ranks but the first."
     def __init__(self,
-        path: str | Path, # e.g. `training.log`
+        path: str | Path, # e.g. training.log
     ):
         self.path = Path(path)
         if is_main(): self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class RunLog:
             f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
 def write_table(
-    path: str | Path, # `metrics.csv`
+    path: str | Path, # metrics.csv
     rows: list[dict], # one an epoch
     columns: list[str] = (), # names that come first, present or not
 ):
@@ -54,8 +54,8 @@ def stage_report(
     about: str, # a line: data, epochs, seed
     *,
     row, # numbers of the last epoch by column: a Series or a dict; NaN is left out
-    pictures: list[str] = (), # files in `folder`
-) -> Path: # of `report.md`
+    pictures: list[str] = (), # files in folder
+) -> Path: # of report.md
     "Write what was run, the numbers of its last epoch, and its pictures."
     numbers = {k: v for k, v in row.items() if k not in ('epoch', 'images_per_s', 'seconds') and v == v}
     lines = [f'# {title}', '', about, '', '| measure | last epoch |', '|---|---|']
@@ -112,7 +112,7 @@ class StopFlag:
 
 # %% ../nbs/08_runs.ipynb #267f3f1b
 def check_finite(
-    logs: dict[str, float], # numbers of one step, `loss_total` among them
+    logs: dict[str, float], # numbers of one step, loss_total among them
     step: int, # steps done
     epoch: int, # counted from 1
 ):
@@ -279,7 +279,7 @@ class RunConfig:
 # %% ../nbs/08_runs.ipynb #04d8c8a8
 def new_folder(
     path: str | Path, # what it should be called
-) -> Path: # `path`, or `path-2`, `path-3`, ... if it is taken
+) -> Path: # path, or path-2, path-3, ... if it is taken
     "A folder that does not exist yet."
     path, n = Path(path), 1
     found = path
@@ -325,7 +325,7 @@ def open_run(
 
 # %% ../nbs/08_runs.ipynb #5a570ee5
 def whole(
-    tree, # nested dicts and lists of tensors and numbers, such as `model.state_dict()`
+    tree, # nested dicts and lists of tensors and numbers, such as model.state_dict()
 ):
     "The same, with sharded tensors whole on the CPU of the first rank, and empty on the others (a collective call)."
     if isinstance(tree, dict): return {k: whole(v) for k, v in tree.items()}

@@ -99,7 +99,7 @@ def sigreg_statistic(
     knots: int = 17, # points of the trapezoid rule on [0, t_max]; 2 or more
     *,
     t_max: float = 3.0, # end of the integral, in units of 1/standard deviation
-) -> Float[Tensor, '']: # 0 or larger; float32, or float64 if `z` is
+) -> Float[Tensor, '']: # 0 or larger; float32, or float64 if z is
     "Distance of the projections of all processes' `z` from a standard Gaussian, mean over `directions`."
     _check(z, directions)
     with torch.autocast(z.device.type, enabled=False):
@@ -137,7 +137,7 @@ class SIGReg(nn.Module):
 
     def forward(self,
         z: Float[Tensor, 'n d'] | Float[Tensor, 'v n d'], # embeddings of this process; with three dimensions, v clouds
-    ) -> Float[Tensor, '']: # 0 or larger; about `expected` for a Gaussian
+    ) -> Float[Tensor, '']: # 0 or larger; about expected for a Gaussian
         "Mean of `sigreg_statistic` over the clouds, on this step's directions; in training the step advances."
         u = self.directions(z.shape[-1])
         clouds = z if z.ndim == 3 else z[None]

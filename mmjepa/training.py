@@ -34,7 +34,7 @@ class TrainConfig:
     epochs: int = 5 # passes over the data
     max_steps: int = 0 # stop after so many optimizer steps; 0 for all epochs
     lr: float = 1e-3 # largest learning rate
-    final_lr: float = 1e-3 # last learning rate as a share of `lr`
+    final_lr: float = 1e-3 # last learning rate as a share of lr
     warmup: float = 0.1 # share of all steps in which the rate rises linearly
     weight_decay: float = 0.05 # of matrices; biases, norms, positions and embeddings have none
     beta1: float = 0.9 # AdamW's first moment decay
@@ -64,7 +64,7 @@ class TrainConfig:
 # %% ../nbs/09_training.ipynb #96d8d703
 def learning_rate(
     cfg: TrainConfig,
-    step: int, # optimizer steps done, 0 to `total`
+    step: int, # optimizer steps done, 0 to total
     total: int, # optimizer steps of the whole run
 ) -> float: # rate of the next step
     "Warm-up, then cosine (Loshchilov and Hutter, 2017)."
@@ -126,18 +126,18 @@ def _accelerator(cfg: TrainConfig, folder: Path, idle: bool):
     return acc
 
 def _share_on_cpus(acc):
-    "accelerate shares out weights on GPUs and ignores the wish on CPUs, where a laptop tries what a cluster will do."
+    "Shard on CPUs as well, which accelerate ignores: a laptop then tries what a cluster will do."
     from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
     acc.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     for state in (acc.state, PartialState()): state.distributed_type = DistributedType.FSDP # accelerate reads either
 
 def _check_checkpointing(acc, model: nn.Module):
-    "Blocks that accelerate makes again draw other chances than before: with any, gradients would be wrong."
+    "A recomputed block draws new random numbers: with dropout or drop path, gradients would be wrong."
     if acc.distributed_type != 'FSDP' or not acc.state.fsdp_plugin.activation_checkpointing: return
     drops = [n for n, m in model.named_modules() if getattr(m, 'drop_prob', 0) or (isinstance(m, nn.Dropout) and m.p)]
     if drops:
-        raise UserError(f'fsdp_activation_checkpointing is on, and {drops[0]} drops by chance, by another one when it '
-                        'is made again; expected drop_path 0 and no dropout, or no checkpointing')
+        raise UserError(f'fsdp_activation_checkpointing is on, and {drops[0]} drops at random, differently when it '
+                        'is recomputed; expected drop_path 0 and no dropout, or no checkpointing')
 
 # %% ../nbs/09_training.ipynb #55ae0138
 EVENTS = ('before_step', 'after_step', 'after_epoch', 'after_evaluation')
@@ -152,18 +152,18 @@ def _listeners(callbacks: dict | None) -> dict[str, list[Callable]]:
 class Trainer:
     "Model, objective, optimizer and position of one run; what callbacks are called with."
     def __init__(self,
-        model: nn.Module, # see `fit`
-        objective: Callable, # see `fit`
-        loader: Iterable, # see `fit`
+        model: nn.Module, # see fit
+        objective: Callable, # see fit
+        loader: Iterable, # see fit
         *,
         cfg: TrainConfig,
         folder: Path, # output folder
-        transform: Callable | None = None, # see `fit`
-        rate: Callable[[int], float] | None = None, # see `fit`
-        assets: dict[str, bytes] | None = None, # see `fit`
-        optimizer: Callable | None = None, # see `fit`
-        callbacks: dict | None = None, # see `fit`
-        keys: tuple[str, ...] = (), # see `fit`
+        transform: Callable | None = None, # see fit
+        rate: Callable[[int], float] | None = None, # see fit
+        assets: dict[str, bytes] | None = None, # see fit
+        optimizer: Callable | None = None, # see fit
+        callbacks: dict | None = None, # see fit
+        keys: tuple[str, ...] = (), # see fit
     ):
         self.cfg, self.folder, self.loader, self.transform, self.assets = cfg, folder, loader, transform, assets or {}
         self.acc = _accelerator(cfg, folder, getattr(model, 'has_idle_parts', False))
@@ -234,7 +234,7 @@ def tell(self: Trainer, event: str):
 
 @patch
 def log(self: Trainer,
-    name: str, # column of `metrics.csv`
+    name: str, # column of metrics.csv
     value: Tensor | float, # its mean over an epoch is written
 ):
     "Add a number of this step; for callbacks."
@@ -332,7 +332,7 @@ def _check_counts(found: list[list[Tensor]]):
 @patch
 def loss(self: Trainer,
     batch: dict, # transformed
-    shares: dict[str, Tensor | float], # of `Trainer.shares`
+    shares: dict[str, Tensor | float], # of Trainer.shares
 ) -> tuple[Tensor, dict]: # both are summed over the batches of a step
     "What one batch adds to the loss of its step, and to its logs."
     with self.acc.autocast(): outputs = self.model(batch)
@@ -550,7 +550,7 @@ _GONE = r'(?i)connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|r
 
 @contextmanager
 def _peers(folder: Path):
-    "What a collective call says when another process is gone, as one line."
+    "Report in one line that a collective call failed because another process is gone."
     try: yield
     except RuntimeError as e:
         if world_size() == 1 or not re.search(_GONE, str(e)): raise
@@ -570,7 +570,7 @@ def _leave(t: Trainer, flag: StopFlag, settings: dict, log: RunLog):
 # %% ../nbs/09_training.ipynb #28790f4f
 @patch
 def run(self: Trainer,
-    evaluate: Callable | None, # see `fit`, as all of these
+    evaluate: Callable | None, # see fit, as all of these
     monitor: str,
     log: RunLog,
     *,
@@ -596,22 +596,22 @@ def run(self: Trainer,
 
 # %% ../nbs/09_training.ipynb #508dfaf8
 def fit(
-    model: nn.Module, # `model(batch)` returns a dict of tensors; its `follow()`, if it has one, is called after a step
-    objective: Callable, # `objective(outputs, batch)`: a loss or its terms by name, alone or with a dict of scalars
-    loader: Iterable, # a `DataLoader`, or what has a length and yields batches of this rank; best with `state_dict`
+    model: nn.Module, # model(batch) returns a dict of tensors; its follow(), if it has one, is called after a step
+    objective: Callable, # objective(outputs, batch): a loss or its terms by name, alone or with a dict of scalars
+    loader: Iterable, # a DataLoader, or what has a length and yields batches of this rank; best with state_dict
     *,
     config: TrainConfig,
     output_dir: str | Path, # folder of the run
-    transform: Callable | None = None, # `transform(batch, generator)` returns a batch, on the device
-    evaluate: Callable | None = None, # `evaluate(model, last)`: dict of scalars; `last` is True at the end of the run
-    monitor: str = '', # key of `evaluate` that decides which checkpoint is the best; larger is better
-    resume: bool = False, # continue the run in `output_dir`
-    settings: dict | None = None, # what decides the result, for `config.json`; None for `config` alone
-    columns: list[str] = (), # first columns of `metrics.csv`
-    rate: Callable[[int], float] | None = None, # rate of each step, from 0; None: warm-up and cosine of `config`
+    transform: Callable | None = None, # transform(batch, generator) returns a batch, on the device
+    evaluate: Callable | None = None, # evaluate(model, last): dict of scalars; last is True at the end of the run
+    monitor: str = '', # key of evaluate that decides which checkpoint is the best; larger is better
+    resume: bool = False, # continue the run in output_dir
+    settings: dict | None = None, # what decides the result, for config.json; None for config alone
+    columns: list[str] = (), # first columns of metrics.csv
+    rate: Callable[[int], float] | None = None, # rate of each step, from 0; None: warm-up and cosine of config
     assets: dict[str, bytes] | None = None, # files of each checkpoint, by relative path, such as a tokenizer's
-    optimizer: Callable | None = None, # parameter groups to an optimizer, such as `torch.optim.SGD`; None: AdamW
-    callbacks: dict | None = None, # a function of the `Trainer`, or several, by event (`EVENTS`)
+    optimizer: Callable | None = None, # parameter groups to an optimizer, such as torch.optim.SGD; None: AdamW
+    callbacks: dict | None = None, # a function of the Trainer, or several, by event (EVENTS)
     keys: tuple[str, ...] = (), # names of what the loader yields, if that is tuples
 ): # pandas DataFrame, one row an epoch
     "Train to the end, or to a signal; everything is in `output_dir`. Returns the table of epochs."

@@ -333,7 +333,7 @@ def train_on_rank(rank, world, folder, material, begun, env, name):
     "A whole run, and the end of one that a single process has begun."
     os.environ.update(env)
     if 'FSDP_ACTIVATION_CHECKPOINTING' in env:
-        with pytest.raises(UserError, match='fsdp_activation_checkpointing is on, and .*drop_path.* drops by chance'):
+        with pytest.raises(UserError, match='fsdp_activation_checkpointing is on, and .*drop_path.* drops at random'):
             train(folder.with_name('refused'), material, world, name=f'{name}-drops')
     return train(folder, material, world, name=name), train(begun, material, world, resume=True, name=name)
 
