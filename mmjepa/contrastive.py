@@ -17,7 +17,7 @@ from .core import UserError, all_reduce_sum, gather_rows, global_mean, share_id
 _NEVER = -1e30 # the logit of a combination that does not count
 
 def _hide(logits: Tensor, place: int, alike: Tensor | None):
-    "Takes out of a tile what is no negative: the pairs, on the diagonal `place`, or all rows that are `alike`."
+    "Masks what is not a negative in a tile: the pairs, on the diagonal `place`, or all rows that are `alike`."
     if alike is None: logits.diagonal(place).fill_(_NEVER)
     else: logits.masked_fill_(alike, _NEVER)
 
@@ -36,7 +36,7 @@ def _tiles(image: Tensor, text: Tensor, first: int, *, chunk: int, ids: tuple[Te
 
 # %% ../nbs/05_contrastive.ipynb #ad01c424
 class _NegativeSums(torch.autograd.Function):
-    "Log-sum-exp of the logits of all that are no pairs, by image (b,) and by text (n,)."
+    "Log-sum-exp of the logits of all that are not pairs, by image (b,) and by text (n,)."
     @staticmethod
     def forward(ctx, image, text, first, chunk, ids=None):
         by_image, by_text = image.new_full((len(image),), _NEVER), text.new_empty(len(text))
@@ -112,7 +112,7 @@ def clip_loss(
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines (inverse temperature, not its log), 0 or larger
     *,
     chunk: int | None = None, # texts at a time: memory grows as b * chunk; None chooses
-    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are no negatives
+    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are not negatives
 ) -> Float[Tensor, '']: # mean over images and texts of all ranks, in nats; about log of the number of pairs at chance
     "Cross entropy of finding each image's text, and each text's image, among those of all ranks (InfoNCE, CLIP)."
     with torch.autocast(image_emb.device.type, enabled=False):
@@ -124,7 +124,7 @@ def clip_loss(
 
 # %% ../nbs/05_contrastive.ipynb #12557605
 class _NegativeSoftplus(torch.autograd.Function):
-    "Sum of -log(1 - sigmoid(logit + bias)) over all that are no pairs; the gradients are made on the way forward."
+    "Sum of -log(1 - sigmoid(logit + bias)) over all that are not pairs; the gradients are made on the way forward."
     @staticmethod
     def forward(ctx, image, text, first, chunk, ids, bias):
         total, grads = image.new_zeros(()), [torch.zeros_like(x) for x in (image, text, bias)]
@@ -153,7 +153,7 @@ def siglip_loss(
     *,
     logit_bias: Float[Tensor, ''] | float, # added to every logit; the paper starts at -10
     chunk: int | None = None, # texts at a time: memory grows as b * chunk; None chooses
-    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are no negatives
+    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are not negatives
 ) -> Float[Tensor, '']: # sum over all combinations of all ranks, divided by the number of pairs
     "Log-loss of telling pairs from all other combinations of images and texts, each by itself (SigLIP)."
     with torch.autocast(image_emb.device.type, enabled=False):
@@ -183,7 +183,7 @@ def _prefix_tiles(a: Tensor, b: Tensor, rows: Tensor, *, columns: Tensor, tiling
 
 # %% ../nbs/05_contrastive.ipynb #75cd19ce
 class _PrefixSums(torch.autograd.Function):
-    "Log-sum-exp of the logits (at most `bound`) of all that are no pairs, at each width: by row (M, b), column (M, n)."
+    "Log-sum-exp of logits (at most `bound`) of all that are not pairs, at each width: by row (M, b), column (M, n)."
     @staticmethod
     def forward(ctx, a, b, rows, columns, bound, tiling):
         by_row, by_column = torch.zeros_like(rows), torch.empty_like(columns)
@@ -243,7 +243,7 @@ def mrl_loss(
     *,
     logit_scale: Float[Tensor, ''] | float, # multiplier of the cosines, 0 or larger
     chunk: int | None = None, # partners at a time: memory grows as b * chunk; None chooses
-    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are no negatives
+    ids: Int[Tensor, ' b'] | Int[Tensor, 'b k'] | None = None, # rows of any rank that share one are not negatives
 ) -> Float[Tensor, '']: # mean over widths, both directions and the pairs of all ranks, in nats
     "Contrastive loss at every prefix of the embeddings, with the negatives of all ranks (Matryoshka)."
     _check(a, b, chunk)

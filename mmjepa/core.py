@@ -159,7 +159,7 @@ def share_by_umask(
         p.chmod(mode | (0o777 if p.is_dir() else 0o666) & ~mask)
 
 def _check_replaced(path: Path, new: Path):
-    "A folder is replaced by one with the same entries, or more: what else lies there is not ours to delete."
+    "A folder is replaced by one with the same entries, or more; anything else in it is not ours to delete."
     if not path.is_dir() or path.is_symlink(): return
     lost = {p.name for p in path.iterdir()} - {p.name for p in new.glob('*')} - {'.DS_Store'}
     if lost: raise UserError(f'{path} holds {min(lost)}, which would be deleted; expected a folder of its own')
@@ -219,7 +219,7 @@ def check_output(
 def data_dir(
     path: str | Path | None = None, # a folder, or None for the default
 ) -> Path: # absolute path; it need not exist
-    "The folder of data sets: `path`, else `$MMJEPA_DATA`, else the user's cache folder."
+    "The folder of datasets: `path`, else `$MMJEPA_DATA`, else the user's cache folder."
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mmjepa'
     return Path(path or os.environ.get('MMJEPA_DATA') or cache).expanduser().resolve()
 
@@ -367,7 +367,7 @@ def _reader(annotation):
     return kind if kind in (bool, int, float, str, Path, Source) else None
 
 def _add_flag(parser, name: str, read, *, default, help: str, optional: bool = False):
-    "One flag, or two of a truth value that is True by default; what is not typed is not among the results."
+    "One flag, or two of a truth value that is True by default; only what is typed is among the results."
     about = dict(help=help.replace('%', '%%'))
     if read is Source: about |= dict(nargs='+')
     elif optional: about |= dict(nargs='?') # a word without a flag that may be missing

@@ -110,7 +110,7 @@ class _LossSum(torch.autograd.Function):
             loss += part
             if learns[0]: torch.mm(grad, weight, out=to_hidden[i:i + chunk])
             if learns[1]: to_weight.addmm_(grad.T, h)
-            del grad # or the next chunk's would lie beside it
+            del grad # else the next chunk's would be held beside it
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.used = False
         return loss

@@ -555,7 +555,7 @@ class _Lane:
         return torch.randperm(self.source.stream.count, generator=g)[self.own::self.lanes].tolist()
 
     def _seek(self, number: int):
-        "Begin at the block of `number`, or at the last one before it of which it is known where it lies."
+        "Begin at the block of `number`, or at the last one before it whose place is known."
         sizes, turn, first, files, known = self.source.sizes, 0, 0, self._files(0), []
         while True:
             known = list(accumulate(sizes[file] for file in takewhile(sizes.__contains__, files)))

@@ -149,7 +149,7 @@ def _torchvision(
     name: str, # key of _TORCHVISION
     root: Path, # data folder
 ) -> tuple[ImageSet, ImageSet]:
-    "A set of torchvision's, read where it lies, else downloaded."
+    "A dataset of torchvision, read from disk if it is there, else downloaded."
     home = root/_TORCHVISION[name][1]
     if not any(f.suffix != '.gz' for f in home.glob('*')): _download(name, root)
     try: return _read(name, root)
@@ -335,7 +335,7 @@ def _resize(
     return torch.cat([resize(part, [height, width], antialias=True) for part in images.split(4096)])
 
 def _auto(root: Path, seed: int) -> tuple[ImageSet, ImageSet]:
-    "MNIST if it is at hand or can be fetched, else digits; says which in one line."
+    "MNIST if it is on disk or can be downloaded, else digits; says which in one line."
     try: sets, why = _torchvision('mnist', root), f'found in {root}'
     except UserError as e: sets, why = _digits(seed), f'because {e}'
     if is_main(): print(f'--data auto takes {sets[0].name}, {why}')
@@ -387,7 +387,7 @@ def _array_image(x: np.ndarray):
     return Image.fromarray(np.ascontiguousarray(x, np.uint8))
 
 def _numbers(x: Tensor | np.ndarray) -> np.ndarray:
-    "An array, wherever the tensor lies."
+    "An array, whatever device the tensor is on."
     if isinstance(x, np.ndarray): return x
     return x.detach().cpu().float().numpy() if x.is_floating_point() else x.cpu().numpy()
 

@@ -66,7 +66,7 @@ def mixture_order(
 
 # %% ../../nbs/data/27_mixture.ipynb #27f8c0ed
 class _OwnSampler:
-    "A loader that is its own `sampler`, and goes on from a state at its next iteration."
+    "A loader that is its own `sampler`, and resumes from a state at its next iteration."
     epoch, state = 0, None
 
     @property

@@ -84,7 +84,7 @@ def is_json(
     return bool(re.search(r'\.(json|jsonl|ndjson|jsonlines)(\.gz)?$', str(data), re.IGNORECASE))
 
 def _unpacked(path: Path) -> bytes | None:
-    "All of a file in UTF-8 if it has to be unpacked or decoded for it; None if it can be read where it lies."
+    "All of a file in UTF-8 if it has to be unpacked or decoded for it; None if it can be read in place."
     try:
         with open(path, 'rb') as f: data = f.read(4)
         packed = data.startswith(b'\x1f\x8b')
@@ -309,7 +309,7 @@ def record_file(
 
 # %% ../../nbs/data/22_records.ipynb #79e09c40
 def _open_inside(record: dict, root: str, field: str, *, follow_links: bool) -> int:
-    "Descriptor of a record's file; a file that is no link, in a folder resolved before, costs one system call."
+    "Descriptor of a record's file; a file that is not a link, in a folder resolved before, costs one system call."
     try:
         head, tail = os.path.split(os.path.join(root, record[field]))
         head = _real(head)
@@ -378,7 +378,7 @@ def text_bytes(
     text: str, # may hold half a character, as JSON can
     place: str, # what an error calls its record
 ) -> bytes: # UTF-8
-    "A text as bytes; a `UserError` where it is no valid Unicode."
+    "A text as bytes; a `UserError` if it is not valid Unicode."
     try: return text.encode()
     except UnicodeEncodeError as e:
         raise UserError(f"{place}: 'text' holds half a character ({e.reason} at {e.start}); "

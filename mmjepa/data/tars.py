@@ -184,7 +184,7 @@ def _numbered(pattern: str) -> list[str]:
 
 # %% ../../nbs/data/25_tars.ipynb #47ced164
 def _matches(pattern: str) -> list[str]:
-    "The shards of one pattern; those that are no files stay as they are named."
+    "The shards of one pattern; those that are not files keep the name given."
     from webdataset.shardlists import expand_urls
     try: urls = expand_urls(pattern)
     except (ValueError, AssertionError) as e:

@@ -61,7 +61,7 @@ def run_all(
     seeds: list[int], # one run each
     *,
     root: str | Path, # output folder of all runs
-    data_dir: str = '', # where named data sets lie
+    data_dir: str = '', # where named datasets are
 ) -> pd.DataFrame: # the last epoch of each run, with columns variant and seed
     "Run what is not finished yet, and collect the last epochs."
     from mmjepa.plots import read_metrics
@@ -140,7 +140,7 @@ def write_ablation(
 def main(
     config: Experiment,
     output_dir: str = 'runs/ablate', # all runs, one folder each, and the table
-    data_dir: str = '', # where named data sets lie or are put
+    data_dir: str = '', # where named datasets are, or are downloaded to
     *,
     variants: str = 'all', # all, or names separated by commas
     seeds: str = '0,1,2', # numbers separated by commas

@@ -289,7 +289,7 @@ def _online_probe(exp: Experiment, config: EncoderConfig) -> dict:
 def run_experiment(
     exp: Experiment, # what to do
     run: RunConfig, # where everything goes
-    data_dir: str = '', # where named data sets lie; '' for the default
+    data_dir: str = '', # where named datasets are; '' for the default
 ): # DataFrame of epochs; None on ranks other than the first
     "Train, evaluate, draw and report."
     start_ranks()
@@ -329,7 +329,7 @@ def _report(exp: Experiment, model: MultimodalLeJEPA, table, evaluation: Evaluat
 def main(
     config: Experiment,
     run: RunConfig = RunConfig('runs/mnist'),
-    data_dir: str = '', # where named data sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
+    data_dir: str = '', # where named datasets are, or are downloaded to ($MMJEPA_DATA, else the user's cache folder)
 ):
     "Train a label LeJEPA, retrieve labels, and write a report with pictures."
     run_experiment(config, run, data_dir)
