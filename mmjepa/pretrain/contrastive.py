@@ -43,7 +43,7 @@ class ContrastiveConfig:
     proj_dim: int = 128 # width of the common space
     decoder_depth: int = 1 # layers that read words off the image; 0 for none
     accum: int = 1 # parts in which a batch is encoded; more than 1 saves memory, not time
-    max_scale: float = 100. # largest multiplier of the cosines, 1 or more
+    max_scale: float = 100. # largest logit scale, 1 or more
 
     def __post_init__(self):
         if isinstance(self.encoder, dict):
@@ -82,7 +82,7 @@ class ContrastiveModel(
         d = config.encoder.emb_dim
         self.config, self.encoder = config, MultimodalEncoder(config.encoder)
         self.image_head, self.text_head = nn.Linear(d, config.proj_dim), nn.Linear(d, config.proj_dim)
-        self.log_scale = nn.Parameter(torch.full((1,), math.log(min(1 / .07, config.max_scale)))) # FSDP shares rows out
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(min(1 / .07, config.max_scale)))) # FSDP shards rows
         self.decoder = WordDecoder(config) if config.decoder_depth else None
 
     def _states(self, **inputs):
@@ -93,7 +93,7 @@ class ContrastiveModel(
         return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in parts if len(part[0])])
 
     def encode_image(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b p']:
-        "Embeddings of images in the common space, not normalized; pictures of any kind are standardized (`as_images`)."
+        "Embeddings of images in the common space, not normalized; pictures of any kind are converted (`as_images`)."
         image = as_images(image, self.config.encoder, self.log_scale.device)
         return self.image_head(self._states(image=image).mean(1))
 
@@ -102,8 +102,8 @@ class ContrastiveModel(
         return self.text_head(masked_mean(self._states(text=text, text_mask=text_mask), text_mask))
 
     def forward(self,
-        batch: dict[str, Tensor], # of `PairTransform`
-    ) -> dict[str, Tensor]: # `image_emb`, `text_emb` (b, p), `logit_scale` (), with a decoder also `logits` (m, v)
+        batch: dict[str, Tensor], # of PairTransform
+    ) -> dict[str, Tensor]: # image_emb, text_emb (b, p), logit_scale (), with a decoder also logits (m, v)
         "Embeddings of both halves of each pair, and predictions of the hidden words, if the batch has any."
         if self.training: self.bound()
         states = self._states(image=batch['image'])
@@ -114,13 +114,14 @@ class ContrastiveModel(
 
     @torch.no_grad()
     def bound(self):
-        "Keep the multiplier between 1 and `max_scale`."
+        "Keep the logit scale between 1 and `max_scale`."
         self.log_scale.clamp_(0., math.log(self.config.max_scale))
 
+# %% ../../nbs/pretrain/41_contrastive.ipynb #0594c131
 def bound_multiplier(
-    t: Trainer, # of a `ContrastiveModel`
+    t: Trainer, # of a ContrastiveModel
 ):
-    "A callback of `fit` before each step: bounds the multiplier where it is kept; in `forward`, FSDP has a copy only."
+    "A callback of `fit` before each step that bounds the stored logit scale; in `forward`, FSDP has only a copy."
     t.plain.bound()
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #2c7f9e6a
@@ -128,7 +129,7 @@ def bound_multiplier(
 def words(
     self: ContrastiveModel,
     image_states: Float[Tensor, 'b n d'], # of the images' tokens
-    batch: dict[str, Tensor], # of `PairTransform`
+    batch: dict[str, Tensor], # of PairTransform
 ) -> Float[Tensor, 'm v']:
     "Logits of the hidden words of a batch of `PairTransform`."
     states = self._states(text=batch['text_seen'], text_mask=batch['text_mask'])
@@ -143,27 +144,28 @@ class PairTransform:
     augmentation: AugmentConfig | None = None # of images; None: as they are
 
     def __call__(self,
-        batch: dict[str, Tensor], # `image` uint8 (b, c, h, w), `text` and `text_mask` (b, t)
+        batch: dict[str, Tensor], # image uint8 (b, c, h, w), text and text_mask (b, t)
         generator: torch.Generator, # on the CPU
-    ) -> dict[str, Tensor]: # with `image` in [-1, 1], `text_seen` and `text_hidden` (b, t)
+    ) -> dict[str, Tensor]: # with image in [-1, 1], text_seen and text_hidden (b, t)
         "Images as floats, texts with some words hidden."
         x = to_float(batch['image'])
         seen, hidden = self.corrupt(batch['text'], batch['text_mask'], generator)
         if self.augmentation: x = augment(x, self.augmentation, generator)
         return {**batch, 'image': x, 'text_seen': seen, 'text_hidden': hidden}
 
+# %% ../../nbs/pretrain/41_contrastive.ipynb #d1918617
 @dataclass(frozen=True)
 class ContrastiveObjective:
     "Contrastive loss plus the loss of hidden words."
-    mlm_weight: float = .5 # of the words, 0 or more
-    contrast: Callable = clip_loss # `contrast(image_emb, text_emb, logit_scale)`, with `ids=` where the batch has them
+    mlm_weight: float = .5 # weight of the loss on hidden words, 0 or more
+    contrast: Callable = clip_loss # of image_emb, text_emb, logit_scale, and ids= where the batch has them
     whole_batch = 'contrastive loss' # each row is compared with all others of the step
 
     def __call__(self,
-        outputs: dict[str, Tensor], # of `ContrastiveModel`
-        batch: dict[str, Tensor], # of `PairTransform`
-    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss, and logs `loss_clip`, `loss_mlm`, `logit_scale`
-        "Loss of one batch; rows with the same image or the same text are no negatives of each other."
+        outputs: dict[str, Tensor], # of ContrastiveModel
+        batch: dict[str, Tensor], # of PairTransform
+    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss, and logs loss_clip, loss_mlm, logit_scale
+        "Loss of one batch; rows with the same image or text are not negatives of each other."
         ids = {'ids': batch['ids']} if 'ids' in batch else {}
         clip = self.contrast(outputs['image_emb'], outputs['text_emb'], outputs['logit_scale'], **ids)
         loss, logs = clip, {'loss_clip': clip.detach()}
@@ -176,7 +178,7 @@ class ContrastiveObjective:
 @torch.no_grad()
 def embed_pairs(
     model: ContrastiveModel, # in evaluation mode
-    loader, # batches of `image`, `text`, `text_mask`, and `ids` if there are any; it may be empty
+    loader, # batches of image, text, text_mask, and ids if there are any; it may be empty
 ) -> tuple[Float[Tensor, 'n p'], Float[Tensor, 'n p'], Int[Tensor, 'n k'] | None]: # on the CPU
     "Embeddings of the images and of the texts of all pairs, and the identities of both."
     device, found = model.log_scale.device, []
@@ -196,11 +198,11 @@ def _joined(found: list[tuple], d: int) -> tuple:
     return torch.cat(images), torch.cat(texts), torch.cat(ids) if ids[0] is not None else None
 
 def pair_recall(
-    images: Float[Tensor, 'n p'], # as `embed_pairs` returns them
+    images: Float[Tensor, 'n p'], # as embed_pairs returns them
     texts: Float[Tensor, 'n p'], # of the same pairs
     ids: Int[Tensor, 'n k'] | None = None, # rows that share one count as found for each other
-) -> dict[str, float]: # nothing where there is no pair
-    "Recall in both directions, `image_to_text_r1` and so on, and `margin`, if anything is no pair."
+) -> dict[str, float]: # empty where there is no pair
+    "Recall in both directions, `image_to_text_r1` and so on, and `margin` if there are negatives."
     if not len(images): return {}
     gap = margin(images, texts, ids=ids)
     return recall_table(images, texts, ids=ids) | ({} if math.isnan(gap) else {'margin': gap})
@@ -220,7 +222,7 @@ class PairEvaluation:
     def __call__(self,
         model: ContrastiveModel, # in evaluation mode
         last: bool = True, # the end of the run
-    ) -> dict[str, float]: # columns; none of what there is nothing of
+    ) -> dict[str, float]: # columns, for those parts that have pairs
         "Scores of a model."
         out = self.held_out(model) if len(self.held) else {}
         if last and len(self.train):
@@ -244,7 +246,7 @@ class PairEvaluation:
         return {'val_loss_clip': clip, **({'val_loss_mlm': total / count} if count else {}), **pair_recall(*pairs)}
 
 def _mean_clip(images: Tensor, texts: Tensor, ids: Tensor | None, *, scale: float, step: int) -> float:
-    "The contrastive loss of so many pairs at a time; a mean over all pairs."
+    "The mean contrastive loss over all pairs, `step` of them compared at a time."
     total = 0.
     for i in range(0, len(images), step):
         rows = slice(i, i + step)
@@ -255,7 +257,7 @@ def _mean_clip(images: Tensor, texts: Tensor, ids: Tensor | None, *, scale: floa
 # %% ../../nbs/pretrain/41_contrastive.ipynb #c15a34d5
 @dataclass(frozen=True)
 class ContrastiveRun(EncoderRun):
-    "All choices of one run on pairs."
+    "All settings of one run on pairs."
     pair_data: Source = '' # shards of pairs, such as '/path/{0000..0100}.tar', instead of JSON lines
     encoder: str = '' # folder of an encoder of stage one, which brings its tokenizer and shape; '' for a new one
     context: int | None = None # longest text, tokens (the encoder's, or 32)
@@ -264,12 +266,12 @@ class ContrastiveRun(EncoderRun):
     emb_dim: int | None = None # width of a token (the encoder's, or 128)
     depth: int | None = None # transformer blocks (the encoder's, or 4)
     num_heads: int | None = None # attention heads (the encoder's, or 2)
-    multiway: bool | None = None # feed-forwards of their own for images and texts (as the encoder has it, or none)
+    multiway: bool | None = None # separate feed-forward layers for images and texts (as the encoder has it, or no)
     proj_dim: int = 128 # width of the common space
     decoder_depth: int = 1 # layers of the decoder of hidden words
     text_mask_ratio: float = .3 # share of tokens that is predicted, 0 to 1
-    mlm_weight: float = .5 # of hidden words beside the contrastive loss; 0 for none
-    max_scale: float = 100. # largest multiplier of the cosines
+    mlm_weight: float = .5 # weight of the loss on hidden words relative to the contrastive loss; 0 for none
+    max_scale: float = 100. # largest logit scale
     accum_contrastive: int = 1 # parts in which a batch is encoded: less memory for the same gradient
     eval_every: int = 1 # epochs between evaluations; 0: a tenth of the run
 
@@ -362,7 +364,7 @@ def pair_curves(
     table, # DataFrame of epochs
     n: int, # held-out pairs, for the line of chance; 0 for none
 ): # figure
-    "Losses, recall, and the multiplier over epochs."
+    "Losses, recall and logit scale over epochs."
     import matplotlib.pyplot as plt
     from mmjepa.plots import plot_curves
     panels = {'contrastive loss (nats)': ('loss_clip', 'val_loss_clip'),
@@ -384,12 +386,12 @@ def pair_curves(
 def write_pair_report(
     config: ContrastiveRun,
     model: ContrastiveModel, # trained
-    tokenizer, # of `mmjepa.data.text`
+    tokenizer, # of mmjepa.data.text
     *,
     evaluate: PairEvaluation,
     table, # DataFrame of epochs
     folder: Path, # of the run
-) -> Path: # of `report.md`
+) -> Path: # of report.md
     "Curves, retrieved pictures and the last epoch's numbers."
     from mmjepa.plots import found_figure, save_figure
     batches = list(evaluate.held)

@@ -31,8 +31,8 @@ MODES = {'image': 'image', 'text': 'text', 'both': 'pair'} # what is embedded ->
 
 @torch.inference_mode()
 def embed_batch(
-    model: nn.Module, # a `ContrastiveModel`, in evaluation mode
-    batch: dict[str, Tensor], # `image` uint8 and/or `text`, `text_mask`
+    model: nn.Module, # a ContrastiveModel, in evaluation mode
+    batch: dict[str, Tensor], # image uint8 and/or text, text_mask
 ) -> Float[Tensor, 'b p']: # unit vectors, float32, on the CPU
     "Embeddings of a batch; of both halves where it has both."
     device, parts = next(model.parameters()).device, []
@@ -43,8 +43,8 @@ def embed_batch(
 
 # %% ../../nbs/pretrain/42_embed.ipynb #fa34a588
 def embed_rows(
-    model: nn.Module, # a `ContrastiveModel`, in evaluation mode
-    loader, # batches in the order of the rows, with `index`
+    model: nn.Module, # a ContrastiveModel, in evaluation mode
+    loader, # batches in the order of the rows, with index
     records: JsonRecords, # whose fields are kept
 ) -> list[str]: # a JSON line a record
     "Lines with `embedding` and the record's own fields."
@@ -85,7 +85,7 @@ class EmbedConfig:
     block: int = 4096 # records between two points at which a stopped run continues
     num_workers: int = 0 # processes that read
     on_error: str = 'raise' # at a bad record: raise, or skip and count it
-    follow_links: bool = False # read images to which links in the folder of the JSON lines lead
+    follow_links: bool = False # read images through links that lead out of the folder of the JSON lines
 
     def __post_init__(self):
         check_choice('--of', self.of, tuple(MODES))
@@ -93,14 +93,14 @@ class EmbedConfig:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
 
 def _job(records: JsonRecords, model: nn.Module, config: EmbedConfig) -> dict:
-    "What decides the blocks."
+    "What the content of the blocks depends on."
     about = records.path.stat()
     return {'data': str(records.path.resolve()), 'records': len(records), 'size': about.st_size,
             'changed': about.st_mtime_ns, 'of': config.of, 'block': config.block, 'on_error': config.on_error,
             'model': _digest(model)}
 
 def _digest(model: nn.Module) -> str:
-    "Of all weights."
+    "A digest of all weights."
     h = hashlib.blake2b(digest_size=16)
     for name, p in model.state_dict().items():
         h.update(name.encode())
@@ -122,7 +122,7 @@ def _same_job(parts: Path, job: dict):
 
 # %% ../../nbs/pretrain/42_embed.ipynb #e6c623f5
 def _check_place(output: Path, *inputs: str | Path):
-    "Nothing is written over what is read, or over what is not of this command."
+    "Refuse an output that is an input, or a file that this command did not write."
     check_output(output, *inputs)
     if not output.exists(): return
     try:
@@ -133,8 +133,9 @@ def _check_place(output: Path, *inputs: str | Path):
 
 def _silent(line: str): pass
 
+# %% ../../nbs/pretrain/42_embed.ipynb #2abbb677
 def _write_blocks(model: nn.Module, tokenizer, records: JsonRecords, *, files: dict, config: EmbedConfig, say) -> dict:
-    "Write this rank's blocks that are missing; what was skipped, as place -> reason."
+    "Write this rank's missing blocks; returns what was skipped, as place -> reason."
     skipped, shape, own = {}, model.config.encoder, [*files][rank()::world_size()]
     missing = [i for i in own if not files[i].exists()]
     if len(missing) < len(own): say(f'{len(own) - len(missing)} of {len(files)} blocks were finished before')
@@ -170,7 +171,7 @@ def embed_file(
         return _finish([*files.values()], output, len(records), skipped=skipped, say=say) if is_main() else 0
 
 def _finish(blocks: list[Path], output: Path, n: int, *, skipped: dict[str, str], say) -> int:
-    "Join the blocks of `n` records, and say what came of them."
+    "Join the blocks of `n` records, and report how many there are."
     why = f', such as {next(iter(skipped.values()))}' if skipped else ''
     if not any(b.stat().st_size for b in blocks):
         remove(blocks[0].parent)

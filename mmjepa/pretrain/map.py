@@ -22,9 +22,9 @@ from ..data.records import JsonRecords, record_image
 
 # %% ../../nbs/pretrain/43_map.ipynb #fea09210
 def domain_name(
-    value: object, # the field `domain` of a row; None where it has none
+    value: object, # the field domain of a row; None where it has none
 ) -> str: # '' for None, NaN and a blank text
-    "The name of a domain. Numbers and truth values are names as well, 0 and False too."
+    "The name of a domain. Numbers and booleans are names as well, 0 and False too."
     if value is None or value != value: return ''
     text = str(value).encode(errors='backslashreplace').decode() # JSON can hold half a character
     return text if text.strip() else ''
@@ -47,14 +47,14 @@ def _vector(fields: dict, place: str) -> np.ndarray:
     if 'embedding' not in fields: raise UserError(f"{place}: has no field 'embedding'; expected a list of numbers")
     try: v = np.asarray(fields['embedding'])
     except ValueError: v = np.empty((0, 0)) # lists of several lengths
-    if v.ndim != 1 or not len(v) or v.dtype.kind not in 'iuf': # no texts, truth values, nulls
+    if v.ndim != 1 or not len(v) or v.dtype.kind not in 'iuf': # no strings, booleans, nulls
         raise UserError(f"{place}: 'embedding' is {fields['embedding']!r:.40}; expected a list of numbers")
     with np.errstate(over='ignore'): v = v.astype(np.float32)
     if np.isfinite(v).all(): return v
     raise UserError(f"{place}: 'embedding' holds NaN or infinite numbers; expected finite ones")
 
 def read_embeddings(
-    path: str | Path, # JSON lines with `embedding`, as `mmjepa_embed` writes them
+    path: str | Path, # JSON lines with embedding, as mmjepa_embed writes them
 ) -> EmbeddingTable: # of all lines, in order
     "Vectors and records of a file."
     lines, vectors, kept = JsonRecords(path), None, []
@@ -97,7 +97,7 @@ def assign(
     return torch.cat([torch.cdist(v, c).argmin(1) for v in torch.from_numpy(vectors).split(65_536)]).numpy()
 
 def load_centroids(
-    path: str | Path, # written by `save_centroids`
+    path: str | Path, # written by save_centroids
     k: int, # clusters that are expected
     d: int, # width of the vectors
 ) -> Float[np.ndarray, 'k d']:
@@ -124,9 +124,9 @@ def save_centroids(
 
 # %% ../../nbs/pretrain/43_map.ipynb #739aa402
 def cluster_scores(
-    domains: list, # true ones, of which `domain_name` makes names
+    domains: list, # true ones, of which domain_name makes names
     clusters: Int[np.ndarray, ' n'], # found ones
-) -> dict[str, float]: # `v_measure`, `homogeneity`, `completeness`, 0 to 1, and `rows` that have a domain
+) -> dict[str, float]: # v_measure, homogeneity, completeness, 0 to 1, and rows that have a domain
     "How well clusters match domains; a `UserError` where no row has a domain."
     from sklearn.metrics import homogeneity_completeness_v_measure
     names = np.array([domain_name(x) for x in domains])
@@ -135,8 +135,9 @@ def cluster_scores(
     h, c, v = homogeneity_completeness_v_measure(names[has], np.asarray(clusters)[has])
     return {'v_measure': float(v), 'homogeneity': float(h), 'completeness': float(c), 'rows': int(has.sum())}
 
+# %% ../../nbs/pretrain/43_map.ipynb #6ada8b10
 def cross_table(
-    domains: list, # true ones, as for `cluster_scores`
+    domains: list, # true ones, as for cluster_scores
     clusters: Int[np.ndarray, ' n'], # found ones
 ): # DataFrame
     "Counts of rows: domains down, clusters across."
@@ -153,7 +154,7 @@ def project(
     "Positions in the plane by UMAP, with cosine distance."
     if len(vectors) < 4: raise UserError(f'a map of {len(vectors)} rows; expected 4 or more')
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning) # that a seed means one thread; that few rows are few
+        warnings.filterwarnings('ignore', category=UserWarning) # about one thread with a seed, about few rows
         warnings.filterwarnings('ignore', category=FutureWarning)
         from umap import UMAP
         init = 'spectral' if len(vectors) > 50 else 'random' # spectral layout needs more rows than dimensions
@@ -168,7 +169,7 @@ def plot_map(
     *,
     title: str = '', # of the panel
 ): # ax
-    "A dot a row, coloured by group; a legend of up to 20 groups."
+    "One dot per row, coloured by group, with a legend of up to 20 groups."
     import seaborn as sns
     names = sorted(dict.fromkeys(map(str, groups)), key=lambda s: (not s.isdigit(), int(s) if s.isdigit() else 0, s))
     colours = np.array(sns.color_palette('colorblind' if len(names) <= 10 else 'husl', len(names)))
@@ -176,7 +177,7 @@ def plot_map(
     of, marks = np.array([number[str(g)] for g in groups]), 'osD^vP'
     size = 16000 / len(xy) # of a dot, at most 28 and at least 2 points²
     look = dict(s=min(28, max(2, size)), linewidths=0, alpha=.8)
-    for m, mark in enumerate(marks): # a mark at a time: there may be as many groups as rows
+    for m, mark in enumerate(marks): # one mark at a time: there may be as many groups as rows
         rows = of // 10 % len(marks) == m
         if rows.any(): ax.scatter(*xy[rows].T, c=colours[of[rows]], marker=mark, **look)
     ax.set(title=title, xlabel='UMAP 1', ylabel='UMAP 2', xticks=[], yticks=[])
@@ -197,7 +198,7 @@ def map_figure(
     xy: Float[np.ndarray, 'n 2'], # positions
     panels: dict[str, list], # title of a panel -> group of each row
 ): # figure
-    "One panel a grouping."
+    "One panel per grouping."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5), layout='constrained', squeeze=False)
     for ax, (title, groups) in zip(axes[0], panels.items()): plot_map(xy, groups, ax, title=title)
@@ -344,7 +345,7 @@ draw();
 
 # %% ../../nbs/pretrain/43_map.ipynb #bba064ff
 def thumbnail(
-    record: dict, # with the path `image`
+    record: dict, # whose field image is a path
     root: str | Path, # folder to which it is relative
     size: int = 64, # side, pixels
     *,
@@ -389,7 +390,7 @@ def map_page(
     panels: dict[str, list], # name of a grouping -> group of each row
     table: EmbeddingTable,
     *,
-    pictures: list[str] | None = None, # of `thumbnails`; None for a page without
+    pictures: list[str] | None = None, # of thumbnails; None for a page without
 ) -> str: # HTML
     "The map as one page that needs nothing else."
     centred = xy - xy.mean(0)
@@ -409,7 +410,7 @@ class MapConfig:
     cluster_domains: int = 0 # K-means clusters; 0 for none
     kmeans_model: str | Path = '' # file of centroids: used where it exists, else trained and written there
     images: str | Path = '' # folder of the image paths, for the page's thumbnails (that of the embeddings)
-    follow_links: bool = False # read images to which links in that folder lead
+    follow_links: bool = False # read images through links that lead out of that folder
     seed: int = 0 # of layout and clusters
 
     def __post_init__(self):
@@ -451,7 +452,7 @@ def _write_map(table: EmbeddingTable, panels: dict, config: MapConfig) -> list[s
 def draw_map(
     path: str | Path, # JSON lines with embeddings
     config: MapConfig = MapConfig(), # what is drawn
-) -> dict: # `scores` of the clusters, if there are domains; `notes`, lines on what is missing; files, by what they hold
+) -> dict: # scores of the clusters, if there are domains; notes, lines on what is missing; files, by what they hold
     "Read, cluster, score, project and draw."
     check_output(config.output, path, *filter(None, [config.kmeans_model]))
     table, done = read_embeddings(path), {'map': Path(config.output)}

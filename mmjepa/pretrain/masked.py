@@ -45,9 +45,9 @@ class MaskedTransform:
         if not 0 <= self.ratio <= 1: raise UserError(f'mask_ratio is {self.ratio}; expected 0 to 1')
 
     def __call__(self,
-        batch: dict[str, Tensor], # `image` uint8 (b, c, h, w) and/or `text` (b, t) with `text_mask`
+        batch: dict[str, Tensor], # image uint8 (b, c, h, w) and/or text (b, t) with text_mask
         generator: torch.Generator, # on the CPU
-    ) -> dict[str, Tensor]: # `image` in [-1, 1], `mask` (b, n); `text`, `text_seen`, `text_hidden` (b, t)
+    ) -> dict[str, Tensor]: # image in [-1, 1], mask (b, n); text, text_seen, text_hidden (b, t)
         "A batch ready for `MaskedModel`."
         out = dict(batch)
         if 'image' in batch:
@@ -69,24 +69,25 @@ class PixelTarget(nn.Module):
     def forward(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b n p']:
         return patch_pixels(image, self.patch_size, normalize=True)
 
+# %% ../../nbs/pretrain/40_masked.ipynb #cd8b8acc
 class LatentTarget(nn.Module):
     "States of a slow copy of the encoder that sees the whole image; each state is normalized."
     def __init__(self,
-        encoder: MultimodalEncoder, # copied now, followed by `follow`
+        encoder: MultimodalEncoder, # copied now; follow moves the copy towards it
         momentum: float = .996, # share of the old weights that a step keeps, 0 to 1
     ):
         super().__init__()
         self.encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
         self.momentum, self.dim = momentum, encoder.cfg.emb_dim
     def train(self,
-        mode: bool = True, # of the model around it; not followed
+        mode: bool = True, # of the surrounding model; ignored
     ):
         "Stay in evaluation mode: a target never drops a path."
         return super().train(False)
 
     @torch.no_grad()
     def follow(self, encoder: MultimodalEncoder):
-        "Move towards `encoder`, once an optimizer step."
+        "Move towards `encoder`; called once per optimizer step."
         for slow, p in zip(self.encoder.parameters(), encoder.parameters()):
             slow.lerp_(p.detach().to(slow.dtype), 1 - self.momentum)
 
@@ -100,7 +101,7 @@ class MaskedModel(nn.Module):
     "A shared encoder that predicts hidden patches and hidden words."
     def __init__(self,
         encoder: MultimodalEncoder, # with images and texts
-        target: nn.Module | None = None, # what a hidden patch is predicted as; None for `PixelTarget`
+        target: nn.Module | None = None, # what is predicted for a hidden patch; None for PixelTarget
     ):
         super().__init__()
         cfg = encoder.cfg
@@ -128,8 +129,8 @@ class MaskedModel(nn.Module):
                                self.encoder.embedders['text'].table.weight)
 
     def forward(self,
-        batch: dict[str, Tensor], # of `MaskedTransform`
-    ) -> dict[str, Tensor]: # `patches` and `target` (b, n, p); `logits` (m, v)
+        batch: dict[str, Tensor], # of MaskedTransform
+    ) -> dict[str, Tensor]: # patches and target (b, n, p); logits (m, v)
         "Predictions of all that is hidden in images, in texts, or in both: what the batch has."
         out = {}
         if 'image' in batch:
@@ -145,30 +146,31 @@ class MaskedModel(nn.Module):
 # %% ../../nbs/pretrain/40_masked.ipynb #2544e3a6
 def word_loss(
     logits: Float[Tensor, 'm v'], # of the hidden tokens
-    batch: dict[str, Tensor], # `text`, `text_hidden` (b, t)
+    batch: dict[str, Tensor], # text, text_hidden (b, t)
 ) -> Float[Tensor, '']: # mean over the hidden tokens of all ranks
     "Cross entropy of hidden tokens."
     words = batch['text'][batch['text_hidden']]
     return masked_token_loss(logits[None], words[None], torch.ones_like(words, dtype=torch.bool)[None])
 
+# %% ../../nbs/pretrain/40_masked.ipynb #8783b9dc
 @dataclass(frozen=True)
 class MaskedObjective:
     "Masked image modelling plus masked language modelling: two means, each over what is hidden in the whole step."
-    mlm_weight: float = 1. # of the words beside the patches, 0 or more
+    mlm_weight: float = 1. # weight of the loss on words relative to that on patches, 0 or more
 
     def __post_init__(self):
         if not self.mlm_weight >= 0: raise UserError(f'mlm_weight is {self.mlm_weight}; expected 0 or more')
 
     def weight(self,
-        batch: dict[str, Tensor], # of `MaskedTransform`
+        batch: dict[str, Tensor], # of MaskedTransform
     ) -> dict[str, Tensor]: # numbers by term
-        "How many patches and how many words are hidden: what a part of a step counts in each mean."
+        "Numbers of hidden patches and hidden words: the weights of this part of a step in the two means."
         return {'mim': batch['mask'].sum(), 'mlm': batch['text_hidden'].sum()}
 
     def __call__(self,
-        outputs: dict[str, Tensor], # of `MaskedModel`
-        batch: dict[str, Tensor], # of `MaskedTransform`
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # terms `mim` and `mlm`, whose sum is the loss; logs
+        outputs: dict[str, Tensor], # of MaskedModel
+        batch: dict[str, Tensor], # of MaskedTransform
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # terms mim and mlm, whose sum is the loss; logs
         "Losses of one batch."
         mim = masked_patch_loss(outputs['patches'], outputs['target'], batch['mask'])
         mlm = word_loss(outputs['logits'], batch)
@@ -180,8 +182,8 @@ masked_objective = MaskedObjective()
 class MaskedEvaluation:
     "Losses on held-out images and texts, as columns of `metrics.csv`."
     def __init__(self,
-        loaders: dict[str, object], # `image` and/or `text`: loaders of held-out rows
-        transform: Callable, # `MaskedTransform` without augmentation
+        loaders: dict[str, object], # image and/or text: loaders of held-out rows
+        transform: Callable, # MaskedTransform without augmentation
     ): self.loaders, self.transform = loaders, transform
 
     def batches(self, name: str, device):
@@ -193,7 +195,7 @@ class MaskedEvaluation:
     def __call__(self,
         model: MaskedModel, # in evaluation mode
         last: bool = True, # the end of the run
-    ) -> dict[str, float]: # `val_loss_mim`, `val_loss_mlm`; without what nothing is hidden of
+    ) -> dict[str, float]: # val_loss_mim and val_loss_mlm, each only where something was hidden
         "Mean loss over all hidden patches and words."
         out = {}
         for name, key in (('image', 'mim'), ('text', 'mlm')):
@@ -216,16 +218,17 @@ def fill_in(
     image: Float[Tensor, 'b c h w'], # in [-1, 1]
     mask: Bool[Tensor, 'b n'], # True where a patch is hidden
 ) -> tuple[Float[Tensor, 'b c h w'], Float[Tensor, 'b c h w']]:
-    "What the model sees (hidden patches grey), and what it makes of it."
+    "What the model sees (hidden patches grey), and the image with its predictions filled in."
     p, grid = model.encoder.cfg.patch_size, model.encoder.cfg.grid
     own = patch_pixels(image, p, normalize=False)
     made = model.patches(image, mask).float() * own.std(-1, keepdim=True) + own.mean(-1, keepdim=True)
     seen = torch.where(mask[..., None], torch.zeros_like(own), own)
     return unpatch(seen, p, grid), unpatch(torch.where(mask[..., None], made, own), p, grid).clamp(-1, 1)
 
+# %% ../../nbs/pretrain/40_masked.ipynb #6c068011
 def filled_figure(
     model: MaskedModel, # trained on pixels, in evaluation mode
-    batch: dict[str, Tensor], # `image` and `mask` of up to eight images
+    batch: dict[str, Tensor], # image and mask of up to eight images
 ): # figure
     "Three rows: the image, what the model sees, what it fills in."
     from mmjepa.plots import image_grid
@@ -236,8 +239,8 @@ def filled_figure(
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2bfaeed0
 def save_with_tokenizer(
-    model, # encoder, or any model with `save_pretrained`
-    tokenizer, # of `mmjepa.data.text`
+    model, # encoder, or any model with save_pretrained
+    tokenizer, # of mmjepa.data.text
     folder: str | Path, # written whole or not at all
 ):
     "Write a model with its tokenizer."
@@ -263,7 +266,7 @@ def load_encoder(
 # %% ../../nbs/pretrain/40_masked.ipynb #963ba32c
 @dataclass(frozen=True)
 class EncoderRun:
-    "The choices that both stages share."
+    "The settings that both stages share."
     json_data: Source = '' # JSON lines with image and/or text, a tenth held out; several as 'a.jsonl=3 b.jsonl=1'
     val_data: Source = '' # held-out shards or JSON lines; without them, val_split of the rows of JSON lines
     tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
@@ -273,29 +276,29 @@ class EncoderRun:
     emb_dim: int = 128 # width of a token
     depth: int = 4 # transformer blocks
     num_heads: int = 2 # attention heads
-    multiway: bool = False # feed-forwards of their own for images and texts
+    multiway: bool = False # separate feed-forward layers for images and texts
     drop_path: float = .1 # largest probability with which a block is left out, 0 to 1
     augment: float = 1. # strength of the images' augmentation, 0 (none) or more
     epochs: int = 20 # passes over the pairs, or over the longer source
-    max_steps: int = 0 # stop after so many steps; 0: all epochs
+    max_steps: int = 0 # stop after this many steps; 0 for all epochs
     batch_size: int = 64 # images and texts a step, on each process
     lr: float = 1e-3 # largest learning rate
     num_workers: int = 0 # processes that read, for each source
     val_split: float = .1 # share of rows held out, 0 to 1
     on_error: str = 'raise' # at a bad record: raise, or skip and count it
-    follow_links: bool = False # read images to which links in the folder of the JSON lines lead
+    follow_links: bool = False # read images through links that lead out of the folder of the JSON lines
     seed: int = 0 # of everything random
     precision: str = 'auto' # fp32, bf16, fp16; auto: bf16 where the device has it
 
 @dataclass(frozen=True)
 class MaskedRun(EncoderRun):
-    "All choices of one pretraining."
+    "All settings of masked pretraining."
     image_data: Source = '' # shards of images, such as '/path/{0000..0100}.tar', instead of JSON lines
     text_data: Source = '' # shards of texts, instead of JSON lines
-    target: str = 'pixels' # what hidden patches are predicted as: pixels or latent
+    target: str = 'pixels' # what is predicted for hidden patches: pixels or latent
     mask_ratio: float = .4 # share of patches hidden, 0 to 1
     text_mask_ratio: float = .15 # share of tokens chosen, 0 to 1
-    mlm_weight: float = 1. # of words beside patches
+    mlm_weight: float = 1. # weight of the loss on words relative to that on patches
 
     def __post_init__(self):
         check_choice('target', self.target, ('pixels', 'latent'))
@@ -329,8 +332,8 @@ def train_config(
                        precision=config.precision, eval_every=eval_every, **run.follow())
 
 def run_settings(
-    config, # dataclass of all choices
-    tokenizer, # of `mmjepa.data.text`
+    config, # dataclass of all settings
+    tokenizer, # of mmjepa.data.text
     loader, # of training batches
 ) -> dict: # JSON-able
     "What `config.json` keeps, and what `--resume` compares."
@@ -342,7 +345,7 @@ MASKED_COLUMNS = 'epoch loss_total loss_mim loss_mlm val_loss_mim val_loss_mlm i
 
 def build_masked(
     config: MaskedRun,
-    tokenizer, # of `mmjepa.data.text`
+    tokenizer, # of mmjepa.data.text
 ) -> tuple[MaskedModel, MaskedTransform]: # the transform without augmentation
     "What a run trains."
     seed_everything(config.seed)
@@ -353,7 +356,7 @@ def build_masked(
 
 def open_masked(
     config: MaskedRun,
-    tokenizer, # of `mmjepa.data.text`
+    tokenizer, # of mmjepa.data.text
 ) -> tuple[UnpairedLoader, dict[str, object]]: # training batches; held-out loaders by modality
     "Loaders of both sources."
     train, held = {}, {}
@@ -364,10 +367,10 @@ def open_masked(
 
 # %% ../../nbs/pretrain/40_masked.ipynb #fc95308f
 def whole_model(
-    model: nn.Module, # trained by `fit`
+    model: nn.Module, # trained by fit
     make: Callable[[], nn.Module], # makes one of the same shape
 ) -> nn.Module | None: # the same where its weights are whole; else a new one on the first rank, None on the others
-    "A trained model in one piece, in evaluation mode; all ranks have to call it."
+    "The whole trained model in evaluation mode; all ranks must call this."
     if not any(hasattr(p, 'full_tensor') for p in model.parameters()): return model
     weights = whole(model.state_dict())
     if not is_main(): return None
@@ -377,7 +380,7 @@ def whole_model(
 
 # %% ../../nbs/pretrain/40_masked.ipynb #8f6af3b0
 def _check_place(folder: Path, config: MaskedRun):
-    "The folder of the encoder is new, or holds one: it is replaced as a whole."
+    "The folder of the encoder must be new, or hold an encoder, which is replaced as a whole."
     check_output(folder, *config.sources.values(), flag='--encoder_out')
     if folder.exists() and not (folder/'model.safetensors').exists() and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f'--encoder_out is {folder}, which holds no encoder; expected a new folder, or that of one')
@@ -385,7 +388,7 @@ def _check_place(folder: Path, config: MaskedRun):
 def run_masked(
     config: MaskedRun,
     run: RunConfig,
-    encoder_out: str | Path = '', # folder for the encoder; '' for `encoder` in that of the run
+    encoder_out: str | Path = '', # folder for the encoder; '' for encoder in that of the run
 ): # DataFrame of epochs; None on ranks other than the first
     "Pretrain, write the encoder and a report."
     start_ranks()
@@ -416,7 +419,7 @@ def write_masked_report(
     *,
     table, # DataFrame of epochs
     folder: Path, # of the run
-) -> Path: # of `report.md`
+) -> Path: # of report.md
     "Curves, filled-in images and the last epoch's numbers."
     import matplotlib.pyplot as plt
     from mmjepa.plots import plot_curves, save_figure
@@ -441,6 +444,6 @@ def main(
     encoder_out: str = '', # folder for the shared encoder alone (OUTPUT/encoder)
     wandb_project: str = '', # log to this project of Weights & Biases
 ):
-    "Stage one: learn from images and texts that do not belong together, by filling in what is hidden."
+    "Stage one: learn from unpaired images and texts by predicting what is hidden."
     start_ranks()
     with one_writer(run.folder): run_masked(config, run.with_wandb(wandb_project), encoder_out)
