@@ -46,7 +46,7 @@ class CodeProblem:
     "A function to be written, and how it is tested."
     task_id: str # such as HumanEval/0
     prompt: str # imports, head and description of the function
-    test: str # defines `check(candidate)`
+    test: str # defines check(candidate)
     entry_point: str # name of the function
     canonical_solution: str = '' # a body that passes
 
@@ -138,7 +138,7 @@ def _samples(place: str, row) -> Iterator[tuple[str, str]]: # task_id, and a tex
         yield one['task_id'], one[name]
 
 def read_completions(
-    source: str | Path | Mapping | Iterable, # JSON lines with `task_id` and `completion`, packed or not; or rows
+    source: str | Path | Mapping | Iterable, # JSON lines with task_id and completion, packed or not; or rows
 ) -> dict[str, list[str]]: # by task_id
     """What a model wrote; several rows for a problem are several samples, and so are several texts in one row.
 
@@ -170,7 +170,7 @@ def _check_completions(problems: dict, completions: dict, k: tuple[int, ...]):
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #ae0f4b22
 def evaluate_humaneval(
-    problems: Mapping | Iterable | str | Path, # as of `read_humaneval`, some of them, or what it reads
+    problems: Mapping | Iterable | str | Path, # as of read_humaneval, some of them, or what it reads
     completions: Mapping | Iterable | str | Path, # what follows each prompt, lists by task_id; or a file, or rows
     k: int | tuple[int, ...] = (1,), # programs that may be tried; at most as many as a problem has completions
     *,
@@ -178,7 +178,7 @@ def evaluate_humaneval(
     timeout: float = 10., # of each program, seconds
     memory: int = 1 << 30, # of each program, bytes
     num_workers: int | None = None, # programs at one time; None for as many as this process has processors
-) -> dict: # `pass@k` for each k, `problems`, `completions`, `statuses` (counts), `by_problem`
+) -> dict: # pass@k for each k, problems, completions, statuses (counts), by_problem
     """How often completions pass the tests of their problems; each runs in a sandbox.
 
     `by_problem` has of each its `n`, `c` and `statuses`. Rows and files are read by `read_completions`."""
@@ -249,6 +249,7 @@ def token_edit_similarity(
     a, b = python_tokens(a), python_tokens(b)
     return 1 - _edits(a, b) / max(len(a), len(b), 1)
 
+# %% ../../nbs/sandbox/73_code_scores.ipynb #9aac3eea
 def _tidy(text: str) -> str: return '\n'.join(line.rstrip() for line in text.splitlines()).strip('\n')
 
 def exact_match(
@@ -280,7 +281,7 @@ def character_error(
 def code_table(
     predicted: list[str], # what a model wrote
     expected: list[str], # what it should have written, in the same order
-) -> dict: # `pairs`; shares `exact` and `parses`; the mean `edit_similarity`; `character_error` of all together
+) -> dict: # pairs; shares exact and parses; the mean edit_similarity; character_error of all together
     "Scores of programs read from pictures."
     _check_texts(predicted, expected)
     def mean(scores): return sum(scores) / len(expected)
@@ -305,7 +306,7 @@ elif plt and plt.get_fignums(): plt.savefig('picture', format='png')
 @dataclass(frozen=True)
 class ChartResult:
     "What came of a program that should draw a chart."
-    status: str # one of `CHART_STATUSES`
+    status: str # one of CHART_STATUSES
     difference: float | None # mean absolute difference of pixels, 0..1; None where there is no picture
     reason: str # why there is no picture, else empty
 
@@ -334,7 +335,7 @@ def draws_same(
     timeout: float = 60., # seconds
     size: int = 128, # side of the squares that are compared, pixels
 ) -> ChartResult:
-    "Whether a program draws a picture."
+    "Whether a program draws the expected picture."
     _must_be_allowed(allow_code_execution)
     if not 0 <= tolerance <= 1: raise UserError(f'tolerance is {tolerance}; expected 0 to 1')
     if size < 1: raise UserError(f'size is {size}; expected 1 or more pixels')

@@ -40,7 +40,7 @@ def _hear(channel: socket.socket) -> dict: # empty if all senders are gone
     return message
 
 def _wait(pid: int) -> int: # exit code, or minus the number of a signal
-    "Wait until `pid` ends; its number stays taken. Whatever else ends meanwhile is put away."
+    "Wait until `pid` ends; its number stays taken. Other processes that end meanwhile are reaped."
     while (done := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)).si_pid != pid: os.waitpid(done.si_pid, 0)
     return done.si_status if done.si_code == os.CLD_EXITED else -done.si_status
 
@@ -49,7 +49,7 @@ def _fork(
     channel: socket.socket, # to the launcher
     act, # what the new process does; it never returns from it
 ) -> int: # number of the new process
-    "Start `act` in a process of its own; what goes wrong in it is told to the launcher."
+    "Start `act` in a process of its own; errors in it are reported to the launcher."
     if pid := os.fork(): return pid
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -58,11 +58,12 @@ def _fork(
     finally: os._exit(1)
 
 def _become(user: int):
-    "Give up root for ever."
+    "Give up root for good."
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
+# %% ../../nbs/sandbox/71_programs.ipynb #475d88c2
 def _start_program(spec: dict, channel: socket.socket, streams: list[int], *, work: str, user: int | None):
     "Turn this process into the program."
     python = spec['python']
@@ -145,7 +146,7 @@ class _Output:
 
 # %% ../../nbs/sandbox/71_programs.ipynb #cdaef1b4
 class _Refused(Exception):
-    "Why a mechanism can't be had here."
+    "Why a mechanism is not available here."
 
 def _answer(message: dict, seen: dict, channel: socket.socket, *, user: int | None):
     "Do what a message asks for."
@@ -157,7 +158,7 @@ def _answer(message: dict, seen: dict, channel: socket.socket, *, user: int | No
     if 'map' in message or 'start' in message: channel.send(b'1')
 
 def _excess(spec: dict, seen: dict, work: str) -> str | None:
-    "The limit that the program is beyond."
+    "The limit that the program exceeds."
     if 'start' not in seen or 'end' in seen: return None
     timeout, memory, disk = spec['timeout'], spec['memory'], 4 * spec['file_size']
     if time.monotonic() > seen['start'] + timeout: return f'still running after {timeout:g} s'
@@ -207,6 +208,7 @@ def _outcome(spec: dict, seen: dict, outputs: list[str], *, why: str | None) -> 
             'seconds': seen.get('end', now) - seen.get('start', now),
             'files': _collect(seen['folder'], spec['collect'], spec['file_size'])}
 
+# %% ../../nbs/sandbox/71_programs.ipynb #9f351ada
 def _supervise(spec: dict, work: str, user: int | None) -> dict:
     "Run a program from its start to the death of the last of its processes."
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -291,7 +293,7 @@ _SYSTEM = '''/usr /bin /lib /lib32 /lib64 /nix/store /etc/alternatives /etc/font
     /dev/null /dev/zero /dev/random /dev/urandom'''
 
 @lru_cache(1)
-def _readable() -> list[tuple[str, str]]: # as of `own_root`
+def _readable() -> list[tuple[str, str]]: # as of own_root
     "The files that a program may read; a path inside another is not named."
     import site
     packages = [*site.getsitepackages(), site.getusersitepackages()]
@@ -406,7 +408,7 @@ def _user_error(message: str) -> Exception:
     return UserError(message)
 
 def _check(limits: _Limits, names: list[str], mechanism: str | None):
-    "Refuse what can't be meant."
+    "Refuse invalid arguments."
     for name, least in vars(_LEAST).items():
         value = getattr(limits, name)
         if not least <= value < 1 << 50: raise _user_error(f'{name} is {value}; expected {least:,} or more')
@@ -431,7 +433,7 @@ def run_program(
     output: int = 1 << 16, # bytes to keep of each of stdout and stderr, half from the beginning, half from the end
     contained_by: str | None = None, # 'namespaces' or 'landlock'; None for the first of them that this machine has
 ) -> ProgramResult:
-    "What becomes of a Python program in a fresh, contained process; a `UserError` where it can't be contained."
+    "The result of a Python program in a fresh, contained process; a `UserError` where it can't be contained."
     limits = _Limits(timeout, memory, processes, file_size=file_size, output=output)
     _check(limits, [*(files or {}), *collect], contained_by)
     why = refusal(contained_by)
@@ -452,8 +454,8 @@ def run_many(
     items: list[tuple], # arguments
     num_workers: int | None = None, # items at one time; None for as many as this process has processors
     *,
-    what: str = 'programs', # what the bar says
-) -> list: # results of `act`, in order
+    what: str = 'programs', # label of the progress bar
+) -> list: # results of act, in order
     "Several calls at a time; an error or a signal ends the programs that run, and is raised."
     from concurrent.futures import ThreadPoolExecutor, as_completed
     from mmjepa.runs import progress
