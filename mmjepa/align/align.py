@@ -39,7 +39,7 @@ def measured(
 
 def alignment_curves(
     table, # DataFrame of epochs
-    modalities: list[str], # of the aligner, two or three, in the order of `MODALITIES`
+    modalities: list[str], # of the aligner, two or three, in the order of MODALITIES
     pairs: int, # held-out ones
 ): # figure
     "Losses, recall, the gap over epochs; recall at the last one against the width."
@@ -59,13 +59,13 @@ def alignment_curves(
 
 # %% ../../nbs/align/56_align.ipynb #b69bc081
 def found_pictures(
-    outputs: dict[str, Tensor], # of `AlignmentEvaluation.embed`
+    outputs: dict[str, Tensor], # of AlignmentEvaluation.embed
     dataset: ImageTextDataset,
     *,
     queries: int = 6, # texts that are shown, spread evenly
     k: int = 5, # images that each finds
 ): # figure; None without images and texts
-    "One row a text: its own image, then the images that it finds among the held-out ones."
+    "One row per text: its own image, then the images that it finds among the held-out ones."
     from mmjepa.plots import found_figure
     if 'image' not in outputs or 'text' not in outputs: return None
     both = (outputs['image_there'] & outputs['text_there']).nonzero()[:, 0]
@@ -85,8 +85,8 @@ def neighbour_baseline(
     held: dict[str, Tensor], # of m held-out pairs, same modalities
     ks: tuple[int, ...] = (1, 5, 10), # how many are looked at
     *,
-    ids: Int[Tensor, 'm 2'] | None = None, # what each held-out item is, in the order of `held`; equal ones count
-) -> dict[str, float]: # `image_to_text_r1`, ..., both ways
+    ids: Int[Tensor, 'm 2'] | None = None, # identities of the held-out items, columns as in held; equal ones count
+) -> dict[str, float]: # image_to_text_r1, ..., both ways
     "Recall of held-out partners through the nearest training pair, without training."
     train, held = ({m: x.flatten(1) for m, x in part.items()} for part in (train, held))
     out, names = {}, [*held]
@@ -99,10 +99,10 @@ def neighbour_baseline(
 
 # %% ../../nbs/align/56_align.ipynb #10248612
 def chance_recall(
-    ids: Int[Tensor, 'n 2'], # of pairs: what is asked with, and what is looked for; equal ones are one item
+    ids: Int[Tensor, 'n 2'], # identities of pairs: of the query and of its partner; equal ones are one item
     k: int, # how many are looked at
 ) -> float: # 0 to 1
-    "Recall of a guess: any partner counts, and each item is asked and offered once."
+    "Recall of a random guess: any partner counts, and each item is a query and a candidate once."
     pairs, offered = ids.unique(dim=0), len(ids[:, 1].unique())
     partners = pairs[:, 0].unique(return_counts=True)[1].tolist()
     missed = [math.comb(offered - n, k) / math.comb(offered, k) if k <= offered else 0. for n in partners]
@@ -144,11 +144,11 @@ def _recall_rows(last, base: dict[str, float], outputs: dict[str, Tensor]) -> li
 def write_alignment_report(
     model: VisionTextAligner, # trained
     dataset: ImageTextDataset,
-    parts: tuple, # training and held-out records, of `open_pairs`
+    parts: tuple, # training and held-out records, of open_pairs
     *,
     table, # DataFrame of epochs
     folder: Path, # of the run
-) -> Path: # of `report.md`
+) -> Path: # of report.md
     "Pictures, scores and baselines."
     from mmjepa.plots import save_figure
     train, held = parts
@@ -203,13 +203,13 @@ def open_records(
 
 # %% ../../nbs/align/56_align.ipynb #6a1efba7
 def run_alignment(
-    records: tuple, # dataset, and which rows are held out, as of `open_records`
+    records: tuple, # dataset, and which rows are held out, as of open_records
     config: AlignmentConfig, # towers, adapters, training
     run: RunConfig, # where everything goes
     *,
-    augment: float = 0., # strength of the images' augmentation, with `cache=False`
+    augment: float = 0., # strength of the images' augmentation, with cache=False
     num_workers: int = 0, # processes that decode
-    **options, # of `train_alignment`
+    **options, # of train_alignment
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the aligner and a report."
     (dataset, held), augmentation = records, AugmentConfig.of_strength(augment)

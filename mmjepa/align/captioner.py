@@ -34,7 +34,7 @@ from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/57_captioner.ipynb #5944594a
 def _lora_fields(lora) -> dict:
-    "What of a `peft.LoraConfig` differs from its defaults, JSON-able."
+    "The fields of a `peft.LoraConfig` that differ from its defaults, JSON-able."
     from peft import LoraConfig
     try: lora = LoraConfig(**lora) if isinstance(lora, dict) else lora
     except (TypeError, ValueError) as e: raise UserError(f'lora: {e}; expected fields of peft.LoraConfig') from e
@@ -50,10 +50,10 @@ def _lora_fields(lora) -> dict:
 class LLMConfig:
     "Language model, projector, and what of them trains."
     model_name: str = 'Qwen/Qwen2.5-1.5B-Instruct' # folder or name in transformers; small: mmjepa_caption makes its own
-    prefix_from: str = 'embedding' # embedding: `n_prefix` tokens of the aligned one; patches: a token for each patch
+    prefix_from: str = 'embedding' # embedding: n_prefix tokens of the aligned one; patches: a token for each patch
     n_prefix: int = 8 # tokens of an image, for embedding
     freeze_llm: bool = True # if not, the language model trains as a whole
-    lora: object = None # `peft.LoraConfig` or a dict of its fields: adapters that train beside the projector
+    lora: object = None # peft.LoraConfig or a dict of its fields: adapters that train beside the projector
     prompt: str = 'Describe this image:' # that captions follow; <image> in it says where the image goes
     max_text: int = 64 # longest caption, tokens; longer ones are cut
 
@@ -72,7 +72,7 @@ class LLMConfig:
 # %% ../../nbs/align/57_captioner.ipynb #fcad7306
 def split_prompt(
     tokenizer, # of transformers
-    prompt: str, # with `<image>` at most once
+    prompt: str, # with <image> at most once
 ) -> tuple[list[int], list[int]]: # token ids before and after the image
     "The prompt as the language model wants it, cut where the image goes."
     n = prompt.count('<image>')
@@ -81,10 +81,10 @@ def split_prompt(
     if tokenizer.chat_template:
         turn = [{'role': 'user', 'content': text}]
         try: text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        except Exception as e: # of whatever kind: the template is somebody else's program
+        except Exception as e: # of any kind: the template is third-party code
             raise UserError(f'prompt {prompt!r:.60}: the chat template of the tokenizer fails ({first_line(e)})') from e
         if text.count('<image>') != 1:
-            raise UserError(f'prompt {prompt!r:.60}: the chat template of the tokenizer says it '
+            raise UserError(f'prompt {prompt!r:.60}: the chat template of the tokenizer has <image> '
                             f'{text.count("<image>")} times; expected once')
     elif tokenizer.bos_token_id is not None: start = [tokenizer.bos_token_id]
     before, after = (tokenizer(part, add_special_tokens=False)['input_ids'] for part in text.split('<image>'))
@@ -92,7 +92,7 @@ def split_prompt(
 
 def _tokens(tokenizer, text: str) -> list[int]:
     try: return tokenizer(text, add_special_tokens=False)['input_ids']
-    except Exception as e: # of whatever kind: the tokenizer is somebody else's code
+    except Exception as e: # of any kind: the tokenizer is third-party code
         raise UserError(f'text {text!r:.60}: the tokenizer of the language model fails ({first_line(e)})') from e
 
 def caption_rows(
@@ -129,6 +129,7 @@ class PrefixProjector(nn.Module):
         hidden = self.first(self.norm(x)).unflatten(-1, (self.n, -1))
         return self.second(F.gelu(hidden))
 
+# %% ../../nbs/align/57_captioner.ipynb #ee18d4f8
 def _with_lora(llm: nn.Module, config: LLMConfig) -> nn.Module:
     "A frozen language model with low-rank adapters."
     from peft import LoraConfig, get_peft_model
@@ -136,7 +137,7 @@ def _with_lora(llm: nn.Module, config: LLMConfig) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning) # peft 0.21 asks transformers 5 by an old name
             return get_peft_model(llm, LoraConfig(**{'task_type': 'CAUSAL_LM', **config.lora}))
-    except Exception as e: # of whatever kind: peft checks little
+    except Exception as e: # of any kind: peft checks little
         raise UserError(f"model '{config.model_name}': peft can't adapt it ({first_line(e)}); "
                         'expected target_modules in lora that name layers of it') from e
 
@@ -167,12 +168,12 @@ def _check_room(llm: nn.Module, config: LLMConfig, ids: list[int], *, image: int
 
 @torch.no_grad()
 def _check_writing(llm: nn.Module, config: LLMConfig, ids: list[int]):
-    "The model has to write after vectors, here those of words; some that read pictures by themselves can't."
+    "The model must generate from vectors, here those of words; some models with encoders of their own can't."
     ids = torch.tensor([ids], device=llm.get_input_embeddings().weight.device)
     options = {'attention_mask': torch.ones_like(ids), 'max_new_tokens': 1, 'do_sample': False, 'pad_token_id': 0}
     try: llm.generate(inputs_embeds=llm.get_input_embeddings()(ids), **options)
-    except Exception as e: # of whatever kind: the model is somebody else's code
-        raise UserError(f"model '{config.model_name}': can't write after vectors ({first_line(e)}); "
+    except Exception as e: # of any kind: the model is third-party code
+        raise UserError(f"model '{config.model_name}': can't generate from vectors ({first_line(e)}); "
                         'expected a causal language model of texts') from e
 
 # %% ../../nbs/align/57_captioner.ipynb #1c1d73d1
@@ -247,11 +248,12 @@ def embed(self: MultimodalLLM, ids: list | Tensor) -> Float[Tensor, '... e']:
                         f'{layer.weight.shape[0]} words; expected the tokenizer that belongs to it')
     return layer(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
+# %% ../../nbs/align/57_captioner.ipynb #5ad13023
 @patch
 def forward(
     self: MultimodalLLM,
-    batch: dict[str, Tensor], # `image_features` of the vision tower, `caption` and `caption_mask` (b, t)
-) -> dict[str, Tensor]: # `logits` (b, t, v): those at position i predict token i of the caption
+    batch: dict[str, Tensor], # image_features of the vision tower, caption and caption_mask (b, t)
+) -> dict[str, Tensor]: # logits (b, t, v): those at position i predict token i of the caption
     "Predictions of the captions' tokens after prompt and image."
     prefix, real = self.prefix(batch['image_features']), batch['caption_mask']
     b, t = real.shape
@@ -262,16 +264,16 @@ def forward(
     known = inspect.signature(_plain(self.llm).forward).parameters
     few = {'logits_to_keep': t + 1} if 'logits_to_keep' in known else {}
     try: logits = self.llm(inputs_embeds=x, attention_mask=mask, use_cache=False, **few).logits
-    except Exception as e: # of whatever kind: the model is somebody else's code
+    except Exception as e: # of any kind: the model is third-party code
         raise UserError(f"model '{self.config.model_name}' can't take {x.shape[1]} vectors of width {x.shape[2]} for "
                         f'{b} captions ({first_line(e)})') from e
     return {'logits': logits[:, -t - 1:-1]}
 
 # %% ../../nbs/align/57_captioner.ipynb #abfac95c
 def caption_objective(
-    outputs: dict[str, Tensor], # of `MultimodalLLM`
-    batch: dict[str, Tensor], # with `caption` and `caption_mask`
-) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss in nats a token, and logs `loss_caption`, `token_acc`
+    outputs: dict[str, Tensor], # of MultimodalLLM
+    batch: dict[str, Tensor], # with caption and caption_mask
+) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss in nats a token, and logs loss_caption, token_acc
     "Cross entropy of the captions' tokens, their ends included, over all ranks."
     real = batch['caption_mask'] # (b, t)
     logits, ids = outputs['logits'][real].float(), batch['caption'][real]
@@ -310,12 +312,12 @@ def _start(self: MultimodalLLM, features: Tensor, prompts: list[str], options: d
 def _ask(self: MultimodalLLM, arguments: dict) -> Tensor:
     "Token ids that transformers' `generate` makes; what is wrong with its options as a `UserError`."
     try: return self.llm.generate(**arguments)
-    except Exception as e: # of whatever kind: options and model are somebody else's
+    except Exception as e: # of any kind: options and model are not ours
         raise UserError(f"generate: {first_line(e)}; expected options of transformers' generate") from e
 
 @patch
 def see(self: MultimodalLLM, images, first: int = 0) -> Tensor:
-    "What the vision tower makes of raw images, or of one: one vector each, or one a patch; errors count from `first`."
+    "Vectors of the vision tower for raw images, or for one: one each, or one per patch; errors count from `first`."
     tower = self.aligner.towers['image']
     inputs = read_items(tower, as_items(images, 'image'), first)
     return tower.states(**inputs)[0] if self.config.prefix_from == 'patches' else tower(**inputs)
@@ -324,9 +326,9 @@ def see(self: MultimodalLLM, images, first: int = 0) -> Tensor:
 @torch.no_grad()
 def write(
     self: MultimodalLLM,
-    features: Float[Tensor, 'b ...'], # of `see`, or cached ones
+    features: Float[Tensor, 'b ...'], # as see returns them, or cached ones
     prompts: list[str], # as many
-    **options, # of transformers' `generate`
+    **options, # of transformers' generate
 ) -> list[str]:
     "Texts for features of images."
     training = self.training
@@ -346,9 +348,9 @@ def generate(
     batch_size: int = 32, # images at once
     *,
     stream: bool = False, # True, for one image: yield the text as it comes
-    **options, # of transformers' `generate`, such as `max_new_tokens`, `do_sample`, `temperature`, `num_beams`
+    **options, # of transformers' generate, such as max_new_tokens, do_sample, temperature, num_beams
 ) -> list[str] | Iterator[str]: # as many strings as images
-    "What the language model says of each image; greedy unless options say otherwise."
+    "What the language model writes about each image; greedy unless options say otherwise."
     images = as_items(images, 'image')
     if prompt is None: prompt = self.config.prompt
     prompts = [*prompt] if isinstance(prompt, (list, tuple)) else [prompt] * len(images)
@@ -427,9 +429,9 @@ class CaptionSet(Dataset):
     collate = staticmethod(FeatureSet.collate)
 
 def draw_caption(
-    batch: dict[str, Tensor], # of `CaptionSet`
+    batch: dict[str, Tensor], # of CaptionSet
     generator: torch.Generator, # decides
-) -> dict[str, Tensor]: # `caption` and `caption_mask` are (b, t)
+) -> dict[str, Tensor]: # caption and caption_mask are (b, t)
     "One of several captions of each row, a new one each step; other batches as they are."
     if batch['caption'].ndim == 2: return batch
     there = batch['caption_mask'].any(2).float()
@@ -479,12 +481,12 @@ def captioning_config(
     folder: Path, # of the run
     resume: bool, # continue what is there
     batch_size: int, # pairs a step, on each process
-    **options, # fields of `TrainConfig`
+    **options, # fields of TrainConfig
 ) -> TrainConfig: # three epochs at 1e-3 unless options say otherwise
-    "Settings of training; what is wrong with them or the folder is said before any feature is computed."
+    "Settings of training; errors in them or in the folder come before any feature is computed."
     if batch_size < 1: raise UserError(f'batch_size is {batch_size}; expected 1 or more')
     if world_size() > 1 and os.environ.get('ACCELERATE_USE_FSDP') == 'true':
-        raise UserError('weights are shared out over processes (FSDP), and captions are written by whole models; '
+        raise UserError('weights are sharded over processes (FSDP), and captions are written by whole models; '
                         'expected distributed_type MULTI_GPU or MULTI_CPU in the settings of accelerate')
     return training_config(folder, resume, **(dict(epochs=3, lr=1e-3) | options))
 
@@ -506,7 +508,7 @@ def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *,
         rows += [i] * len(texts[-1])
     lonely = sum(not t for t in texts)
     if lonely and is_main(): say(f'{dataset.name}: {lonely:,} records without an image or a caption left out')
-    if reasons and is_main(): say(f'{dataset.name}: {len(reasons):,} captions can not be used, such as {reasons[0]}')
+    if reasons and is_main(): say(f'{dataset.name}: {len(reasons):,} captions cannot be used, such as {reasons[0]}')
     flat, mask, cut = caption_rows(model.tokenizer, [t for own in texts for t in own], longest)
     if cut and is_main(): say(f'{dataset.name}: {cut:,} of {len(flat):,} captions cut to {longest} tokens')
     most = max(map(len, texts))
@@ -527,15 +529,15 @@ def _checked(model: MultimodalLLM, text: str, table: int, place: str) -> str:
 def train_captioning(
     model: MultimodalLLM, # trained in place
     dataset: ImageTextDataset, # images with captions
-    output_dir: str | Path | None = None, # folder of the run; None for a new one, `runs/captioning`
+    output_dir: str | Path | None = None, # folder of the run; None for a new one, runs/captioning
     *,
     batch_size: int = 32, # pairs a step, on each process
-    val_rows: Int[Tensor, ' m'] | None = None, # rows held out; None draws `val_split`
+    val_rows: Int[Tensor, ' m'] | None = None, # rows held out; None draws val_split
     val_split: float = .1, # share held out, 0 or more
     cache_dir: str | Path | None = None, # of features; None for the user's cache folder
-    resume: bool = False, # continue the run in `output_dir`
-    **options, # fields of `TrainConfig`: epochs, lr, seed, ...
-) -> tuple: # DataFrame of epochs (None on ranks other than the first), and the `CaptionEvaluation`
+    resume: bool = False, # continue the run in output_dir
+    **options, # fields of TrainConfig: epochs, lr, seed, ...
+) -> tuple: # DataFrame of epochs (None on ranks other than the first), and the CaptionEvaluation
     "Train projector, adapters or all of the language model on captions."
     folder, cfg = Path(output_dir) if output_dir else new_folder('runs/captioning'), model.config
     read = [cfg.model_name, *(t.name for t in model.aligner.towers.values())]
@@ -570,7 +572,7 @@ def train_captioning(
 
 # %% ../../nbs/align/57_captioner.ipynb #5ebe85e4
 def fingerprint(model: MultimodalLLM) -> str: # hex digest
-    "What of the language model is frozen, and so must be the same when a captioner is loaded."
+    "A digest of the frozen part of the language model, which must be the same when a captioner is loaded."
     def plain(k): return k.replace('.base_layer', '').removeprefix('base_model.model.') # as it is called without LoRA
     return weights_digest(((plain(k), p) for k, p in model.llm.named_parameters() if not p.requires_grad), model.words)
 
@@ -590,8 +592,8 @@ def save_captioner(
 
 def load_captioner(
     folder: str | Path, # of a run or of a captioner, or a name on the hub
-    model_name: str | None = None, # where the language model lies now if not where it lay
-    names: dict[str, str] | None = None, # by modality, where towers lie now
+    model_name: str | None = None, # where the language model is now, if it was moved
+    names: dict[str, str] | None = None, # where towers are now, by modality, if they were moved
 ) -> MultimodalLLM: # in evaluation mode, on the CPU
     "Read a captioner; nothing is unpickled."
     def parse(about): return LLMConfig(**about['captioning']), str(about['llm'])

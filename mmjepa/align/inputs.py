@@ -40,7 +40,7 @@ class ImageTextDataset(Dataset):
         on_error: str = 'raise', # at a bad record: raise, or skip and count
         rate: int = 16000, # sampling rate at which sounds are read, Hz
         *,
-        follow_links: bool = False, # whether files of records may be links that lead out of their folder
+        follow_links: bool = False, # whether links may lead out of the folder of the records
     ):
         path = isinstance(source, (str, Path))
         if on_error not in ('raise', 'skip'): raise UserError(f'on_error is {on_error!r}; expected raise or skip')
@@ -84,13 +84,13 @@ def errors_at(
     "In this block any error is a `UserError` that begins with `place`."
     try: yield
     except UserError as e: raise UserError(f'{place}: {e}') from e
-    except Exception as e: # of whatever kind: arrays and files of users raise many
+    except Exception as e: # of any kind: arrays and files of users raise many
         raise UserError(f'{place}: cannot be read ({first_line(e)})') from e
 
 @patch
 def count(
     self: ImageTextDataset,
-    fields: dict, # of `fields`
+    fields: dict, # of a record, as fields() gives them
     modality: str, # image, text or audio
 ) -> int: # 0 if the record lacks it
     "How many items of a modality a record has: several captions, or one."
@@ -101,7 +101,7 @@ def count(
 @patch
 def texts(
     self: ImageTextDataset,
-    fields: dict, # of `fields`
+    fields: dict, # of a record, as fields() gives them
 ) -> list[str]: # one or more, without space around them
     "All captions of a record."
     value = fields['text']
@@ -124,10 +124,10 @@ def _file(self: ImageTextDataset, fields: dict, modality: str) -> dict:
 @patch
 def item(
     self: ImageTextDataset,
-    fields: dict, # of `fields`
+    fields: dict, # of a record, as fields() gives them
     modality: str, # image, text or audio
     which: int = 0, # of several captions
-): # Pillow image in RGB; string; or dict with `array` (t,) and `sampling_rate`
+): # Pillow image in RGB; string; or dict with array (t,) and sampling_rate
     "One item in its raw form, decoded."
     if modality == 'text': return self.texts(fields)[which]
     value, place, rate = item_content(fields[modality]), fields['place'], self.rate
@@ -153,11 +153,11 @@ def _file_digest(path: str, *about: int) -> bytes:
 @patch
 def key(
     self: ImageTextDataset,
-    fields: dict, # of `fields`
+    fields: dict, # of a record, as fields() gives them
     modality: str, # image, text or audio
     which: int = 0, # of several captions
-) -> bytes: # 16 of them; equal for items that are the same
-    "What an item is, read without decoding: its content, whatever it is called and wherever it lies."
+) -> bytes: # 16 bytes, equal for items that are the same
+    "A digest of the content of an item, without decoding it; its name and place do not matter."
     if modality == 'text': parts = (self.texts(fields)[which],)
     else:
         value, rate = item_content(fields[modality]), self.rate if modality == 'audio' else 0
@@ -193,6 +193,7 @@ def groups(
         ids += [content_id(m.encode() + key) for m, key in own]
     return connect_rows(len(self), np.array(rows, np.int64), np.array(ids, np.int64))
 
+# %% ../../nbs/align/53_inputs.ipynb #b7893a93
 def hold_out(
     dataset: ImageTextDataset, # records
     val_split: float = .1, # share that is held out, 0 or more, less than 1
@@ -212,7 +213,7 @@ def hold_out(
 def labelled_pairs(
     images: ImageSet, # labelled images
     template: str = 'a handwritten {}', # of the caption; {} is the class
-) -> list[dict]: # with `image`, `text`, and `domain`, the class
+) -> list[dict]: # with image, text, and domain, the class
     "Labelled images as image-text records; digits are spelt out."
     if '{}' not in template:
         raise UserError(f'template is {template!r}; expected {{}} where the name of the class goes')
@@ -232,7 +233,7 @@ def create_dataloader(
     *,
     seed: int = 0, # of the order
     num_workers: int = 0, # processes that decode; 0 decodes in this one
-) -> StatefulDataLoader: # call `loader.sampler.set_epoch(epoch)` before each epoch
+) -> StatefulDataLoader: # call loader.sampler.set_epoch(epoch) before each epoch
     "Batches of raw records, as dicts of lists."
     if not isinstance(dataset, ImageTextDataset): dataset = ImageTextDataset(dataset)
     batch_size = whole_number('batch_size', batch_size, 1)

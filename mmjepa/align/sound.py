@@ -27,6 +27,7 @@ from ..data.images import DIGIT_NAMES
 def _check_rate(rate: int, name: str = 'rate'):
     if not 1000 <= rate <= 1_000_000: raise UserError(f'{name} is {rate}; expected 1,000 to 1,000,000 samples a second')
 
+# %% ../../nbs/align/51_sound.ipynb #9a0b6b08
 def chirp(
     start: float, # frequency at the beginning, Hz, above 0
     end: float, # frequency at the end, Hz; both below half the rate
@@ -37,7 +38,7 @@ def chirp(
     amplitude: float = .5, # bound of the samples, 0 to 1
     edge: float = .01, # length of the fade at each end, seconds
 ) -> Float[Tensor, ' t']: # -1..1
-    "A sound whose frequency changes evenly; overtones that reach half the rate are left out."
+    "A sound whose frequency changes linearly; overtones that reach half the rate are left out."
     _check_rate(rate)
     n, highest, half = round(seconds * rate), max(start, end), rate / 2
     if not 0 < min(start, end) <= highest < half:
@@ -51,6 +52,7 @@ def chirp(
     fade = torch.minimum(t, t.flip(0)).div(max(1 / rate, min(edge, seconds / 2))).clamp(max=1)
     return (amplitude / sum(map(abs, harmonics)) * (.5 - .5 * torch.cos(math.pi * fade)) * wave).float()
 
+# %% ../../nbs/align/51_sound.ipynb #d96f06a3
 @delegates(chirp)
 def tone(
     frequency: float, # Hz, above 0 and below half the rate
@@ -58,7 +60,7 @@ def tone(
     rate: int = 16000, # samples a second
     **kwargs
 ) -> Float[Tensor, ' t']: # -1..1
-    "A sound of one pitch: a chirp that stays where it is."
+    "A sound of one pitch: a chirp of constant frequency."
     return chirp(frequency, frequency, seconds, rate=rate, **kwargs)
 
 # %% ../../nbs/align/51_sound.ipynb #6317b52e
@@ -81,6 +83,7 @@ def spectrogram(
     z = torch.stft(wave.float(), size, hop, window=hann, center=True, pad_mode='constant', return_complex=True)
     return 20 * (z.abs() * 2 / hann.sum()).clamp(min=1e-6).log10()
 
+# %% ../../nbs/align/51_sound.ipynb #3b480867
 def plot_spectrogram(
     wave: Float[Tensor, ' t'], # -1..1
     rate: int, # samples a second
@@ -118,7 +121,7 @@ def _wav_seconds(f: BinaryIO) -> float | None:
 
 def float_samples(
     x: np.ndarray, # floating-point or whole numbers
-    dtype: type = np.float32, # of the result, if `x` holds whole numbers
+    dtype: type = np.float32, # of the result, if x holds whole numbers
 ) -> np.ndarray: # of the same shape; floating-point numbers as they are
     "Samples as WAV files have them, brought to -1..1: the largest of a whole type becomes 1, bytes count from 128."
     if x.dtype.kind == 'f': return x
@@ -161,7 +164,7 @@ def resample(
     found: int, # their rate, samples a second
     rate: int, # samples a second of the result
 ) -> Float[np.ndarray, ' u']:
-    "A sound at another rate; what that can't hold is taken away, and samples may leave -1..1 by a little."
+    "A sound at another rate, without frequencies that it can't represent; samples may slightly exceed -1..1."
     from scipy.signal import resample_poly
     common = math.gcd(found, rate)
     return x if found == rate else resample_poly(x, rate // common, found // common)
@@ -177,7 +180,7 @@ def read_sound(
     *,
     max_seconds: float | None = None, # longest sound that is accepted; None for no limit
 ) -> Float[Tensor, ' t']: # -1..1; the mean of all channels
-    "The samples of a sound file; a `UserError` says why there are none."
+    "The samples of a sound file; a `UserError` says why it cannot be read."
     _check_rate(rate)
     inside = isinstance(source, bytes)
     name = name or ('sound' if inside else str(source))
@@ -266,7 +269,7 @@ def _hiss(noise: np.ndarray, middle: float, width: float) -> np.ndarray:
 
 # %% ../../nbs/align/51_sound.ipynb #3601e09d
 class _Voice(NamedTuple):
-    "Who speaks, each from 0 to 1."
+    "A speaker, each property from 0 to 1."
     pitch: float
     throat: float
     speed: float
@@ -310,7 +313,7 @@ def _formant_word(k: int, voice: _Voice, generator: torch.Generator) -> np.ndarr
 def digit_engine(
     engine: str = 'auto', # 'espeak', 'formant', or 'auto': espeak-ng where it is installed
 ) -> str: # 'espeak' or 'formant'
-    "What speaks."
+    "The engine that will speak."
     check_choice('engine', engine, ('auto', 'espeak', 'formant'))
     found = which('espeak-ng')
     if engine == 'espeak' and not found:
@@ -336,7 +339,7 @@ def spoken_digit(
     rate: int, # samples a second
     generator: torch.Generator, # draws who speaks, and how; on the CPU
     *,
-    engine: str = 'auto', # as for `digit_engine`
+    engine: str = 'auto', # as for digit_engine
 ) -> Float[Tensor, ' t']: # about half a second; the loudest sample is .5 or -.5
     "A digit spoken in English; generators of the same state are the same speaker."
     _check_rate(rate)
@@ -367,14 +370,14 @@ def _digit_record(k: int, rate: int, generator: torch.Generator, engine: str) ->
 
 # %% ../../nbs/align/51_sound.ipynb #5afc20cb
 def sound_pairs(
-    folder: str | Path, # gets `wav/*.wav`, `png/*.png` for digits, and `pairs.jsonl`
+    folder: str | Path, # gets wav/*.wav, png/*.png for digits, and pairs.jsonl
     n: int = 200, # records; at most 1,797 digits
     kind: str = 'digits', # or 'tones'
     *,
     seed: int = 0, # of the sounds and of which pictures are taken
     rate: int = 16000, # samples a second; 10,000 or more for tones
-    engine: str = 'auto', # what speaks digits, as for `digit_engine`
-) -> Path: # of `pairs.jsonl`
+    engine: str = 'auto', # what speaks digits, as for digit_engine
+) -> Path: # of pairs.jsonl
     "A set of sounds with fields `audio`, `text`, `domain`, and for digits `image`."
     from PIL import Image
     from sklearn.datasets import load_digits

@@ -100,6 +100,7 @@ def _helpers(kind: str, image_size: int, tokenizer) -> list:
 
 _HEADS = {'qwen2': 'AutoModelForCausalLM'} # what is not a plain AutoModel
 
+# %% ../../nbs/align/50_tiny_models.ipynb #50dd6615
 def tiny_model(
     kind: str, # clip, siglip, dinov2, vit (images); bert (texts); qwen2 (language model); whisper, wav2vec2 (sound)
     folder: str | Path, # written whole or not at all

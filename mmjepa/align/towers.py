@@ -48,12 +48,12 @@ def weights_digest(
 _AXES = {'image': (2, 3), 'text': (1,), 'audio': (1,)} # of inputs, along which items may differ
 
 class Inputs(dict):
-    "What a tower takes of one item, by name: tensors (1, ...)."
+    "Inputs of a tower for one item, by name: tensors (1, ...)."
 
 def stack_inputs(
     items: list[Inputs], # b of them, with the same names
     axes: tuple[int, ...], # along which their sizes may differ, such as (1,) for time
-) -> dict[str, Tensor]: # tensors (b, ...), zeros where an item is shorter; then also `sizes` (b, len(axes))
+) -> dict[str, Tensor]: # tensors (b, ...), zeros where an item is shorter; then also sizes (b, len(axes))
     "Inputs of several items as one batch."
     out, first = {}, next(iter(items[0]))
     for k in items[0]:
@@ -64,8 +64,9 @@ def stack_inputs(
     sizes = torch.tensor([[x[first].shape[a] for a in axes] for x in items])
     return out if (sizes == sizes[0]).all() else {**out, 'sizes': sizes}
 
+# %% ../../nbs/align/52_towers.ipynb #2f051ebf
 def _run_by_size(run: Callable, module: nn.Module, inputs: dict[str, Tensor], *, axes: tuple[int, ...]) -> tuple:
-    "What `run` returns, where items of one size are run together, without the padding of others."
+    "What `run` returns, with items of one size run together and without padding."
     inputs, sizes = {k: v for k, v in inputs.items() if k != 'sizes'}, inputs.get('sizes')
     if sizes is None: return run(module, inputs)
     order, vectors, states, real = [], [], [], []
@@ -115,7 +116,7 @@ class Tower(nn.Module):
 
     @property
     def sample(self):
-        "An item to try the encoder with, an image as large as its configuration says, if it does."
+        "An item to try the encoder with; an image has the size of the configuration, if that has one."
         side = getattr(getattr(self.module, 'config', None), 'image_size', None) or 32
         if self.modality != 'image': return _SAMPLES[self.modality]
         size = (side, side) if isinstance(side, int) else tuple(side)
@@ -127,9 +128,9 @@ class Tower(nn.Module):
         inputs = self.prepare([self.sample])
         z, again = self(**inputs), self(**inputs)
         if not z.isfinite().all():
-            raise UserError(f'{self.name}: gives NaN or infinity for any {self.modality}; expected whole weights')
+            raise UserError(f'{self.name}: gives NaN or infinity for any {self.modality}; expected intact weights')
         if (z - again).abs().max() > 1e-3 * z.abs().max():
-            raise UserError(f'{self.name}: gives another vector each time, such as a model that masks its input; '
+            raise UserError(f'{self.name}: gives another vector each time, as a model that masks its input does; '
                             'expected a deterministic encoder')
         return z.shape[1]
 
@@ -143,12 +144,12 @@ class Tower(nn.Module):
 @torch.no_grad()
 def run(
     self: Tower,
-    inputs: dict[str, Tensor], # of `prepare`
+    inputs: dict[str, Tensor], # as prepare returns them
 ) -> tuple:
     "Vectors (b, d), states (b, n, d), real (b, n) or None; a `UserError` if the encoder can't take the inputs."
     own = {k: v.to(self.device) for k, v in inputs.items()}
     try: return _run_by_size(self._run, self.module, own, axes=_AXES[self.modality])
-    except Exception as e: # of whatever kind: the encoder is somebody else's code
+    except Exception as e: # of any kind: the encoder is third-party code
         kind, shapes = type(self.module).__name__, ', '.join(f'{k} {tuple(v.shape)}' for k, v in inputs.items())
         place = f"{self.modality} tower '{self.name}'"
         raise UserError(f"{place}: its {kind} can't take {shapes} ({first_line(e)})") from e
@@ -156,7 +157,7 @@ def run(
 @patch
 def states(
     self: Tower,
-    **inputs: Tensor, # of `prepare`
+    **inputs: Tensor, # as prepare returns them
 ) -> tuple[Float[Tensor, 'b n d'], Bool[Tensor, 'b n']]:
     "One vector a patch, token or frame, and which of them are real."
     states, real = self.run(inputs)[1:]
@@ -169,12 +170,12 @@ _SAMPLES = {'text': 'a', 'audio': {'array': _NOISE, 'sampling_rate': 16000}}
 # %% ../../nbs/align/52_towers.ipynb #1878370f
 @contextlib.contextmanager
 def _hub(name: str):
-    "In this block the hub's cache is used alone if `name` is no folder and the hub does not answer."
+    "In this block only the hub's cache is used if `name` is no folder and the hub does not answer."
     import huggingface_hub as hub
     before = hub.constants.HF_HUB_OFFLINE
     if not before and not Path(name).is_dir():
         try: hub.get_session().head(hub.constants.ENDPOINT, timeout=3)
-        except Exception: hub.constants.HF_HUB_OFFLINE = True # of whatever kind: there is no way to it
+        except Exception: hub.constants.HF_HUB_OFFLINE = True # of any kind: it cannot be reached
     try: yield
     finally: hub.constants.HF_HUB_OFFLINE = before
 
@@ -182,24 +183,23 @@ _PARTS = {'AutoImageProcessor': 'its image processor (preprocessor_config.json)'
           'AutoFeatureExtractor': 'its feature extractor (preprocessor_config.json)', 'AutoTokenizer': 'its tokenizer'}
 
 def _load_part(name: str, auto: str, **options):
-    "What the Auto class makes of a folder or name."
+    "What the Auto class loads from a folder or name."
     import transformers
     try:
         with _hub(name), quiet_transformers():
             return getattr(transformers, auto).from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as e: # of whatever kind: tokenizers and processors raise many
+    except Exception as e: # of any kind: tokenizers and processors raise many
         what = _PARTS.get(auto, 'the model (config.json, model.safetensors)')
         why = first_line(e)
-        raise UserError(f"model '{name}': {what} can't be loaded ({why}); expected a whole model folder, such as "
-                        '`hf download NAME --local-dir FOLDER` makes of a name of the hub, '
-                        'or a name whose hub can be reached') from e
+        raise UserError(f"model '{name}': {what} can't be loaded ({why}); expected a whole model folder, as "
+                        '`hf download NAME --local-dir FOLDER` writes it, or a name on a hub that answers') from e
 
 def load_whole(
     name: str, # folder, or name on the hub
     auto: str = 'AutoModel', # class of transformers that loads it
     part: Callable[[nn.Module], nn.Module] = lambda model: model, # the part of it that is wanted
 ) -> nn.Module: # that part
-    "A model of transformers, or a part, that has all of its weights; a pooler without weights is taken off."
+    "A model of transformers, or a part, that has all of its weights; a pooler without weights is removed."
     model, info = _load_part(name, auto, output_loading_info=True, use_safetensors=True)
     wanted = part(model)
     start = next((f'{n}.' for n, m in model.named_modules() if n and m is wanted), '')
@@ -210,7 +210,7 @@ def load_whole(
         raise UserError(f"model '{name}': has no fitting weights for {len(odd)} tensors, such as {odd[0]}; "
                         f'expected a whole {type(wanted).__name__}')
     if lost: wanted.pooler = None
-    return wanted.float() # whatever it was stored in: half precision is autocast's affair
+    return wanted.float() # whatever it was stored in: half precision is left to autocast
 
 # What in a config has no effect on the vectors.
 _SIDE = ('_name_or_path', 'transformers_version', 'dtype', 'torch_dtype', 'architectures')
@@ -260,7 +260,7 @@ class ImagePreparation:
         "One image as the tower sees it."
         image = read_image(item).convert(self.mode)
         try: x = self.pixels(image).float()
-        except Exception as e: # of whatever kind: the processor is somebody else's code
+        except Exception as e: # of any kind: the processor is third-party code
             raise UserError(f'image of {image.width}x{image.height} pixels: the image processor of this tower fails '
                             f'({first_line(e)})') from e
         if x.ndim == 4 and len(x) == 1: return Inputs({self.key: x})
@@ -312,6 +312,7 @@ def _last(states, real): return states[torch.arange(len(states)), real.sum(1) - 
 def _largest(states, real): return states.masked_fill(~real[..., None], -torch.inf).amax(1)
 _POOL = {'mean': masked_mean, 'cls': _first, 'lasttoken': _last, 'max': _largest}
 
+# %% ../../nbs/align/52_towers.ipynb #1fb09d0e
 def _pooling(about: dict) -> str:
     "The pooling that a configuration of sentence-transformers names, in the new form or the old; several with a plus."
     if 'pooling_mode' in about: return about['pooling_mode']
@@ -351,7 +352,7 @@ class TextPreparation:
     def __init__(self,
         tokenizer, # of transformers
         longest: int, # tokens
-        fixed: bool = False, # pad all texts to `longest`, without a mask
+        fixed: bool = False, # pad all texts to the longest length, without a mask
         *,
         words: int | None = None, # rows of the encoder's table of words; None for as many as the tokenizer has
     ): self.tokenizer, self.longest, self.fixed, self.words, self.cut = tokenizer, longest, fixed, words, 0
@@ -365,7 +366,7 @@ class TextPreparation:
             row = self.tokenizer(item, truncation=True, max_length=self.longest)
             ids = row['input_ids']
             full = len(self.tokenizer(item, verbose=False)['input_ids']) if len(ids) == self.longest else 0
-        except Exception as e: # of whatever kind: the tokenizer is somebody else's code
+        except Exception as e: # of any kind: the tokenizer is third-party code
             raise UserError(f'text {item!r:.60}: the tokenizer of this tower fails ({first_line(e)})') from e
         if not ids: raise UserError(f'text {item!r:.60} has no token for this tower; expected one or more')
         if self.words and max(ids) >= self.words:
@@ -405,7 +406,7 @@ def _longest(folder: Path, tokenizer, module: nn.Module) -> int:
 def _rows_of_words(module: nn.Module) -> int | None:
     "Rows of a table of words."
     try: return module.get_input_embeddings().weight.shape[0]
-    except Exception: return None # of whatever kind: the model has none, or does not say
+    except Exception: return None # of any kind: the model has none, or does not say
 
 def _pools(model: nn.Module, folder: Path) -> tuple[str, bool]:
     "How the states of a model's texts are pooled, and whether vectors get unit length."
@@ -465,7 +466,7 @@ def read_wave(
 
 # %% ../../nbs/align/52_towers.ipynb #83ef96c0
 def _window(extractor) -> int | None:
-    "Samples that an extractor hears of each sound, where it brings all to one length; None if it takes any."
+    "Samples of the window to which an extractor brings each sound; None if it takes any length."
     for name in ('n_samples', 'nb_max_samples'): # Whisper's, CLAP's
         if getattr(extractor, name, None): return int(getattr(extractor, name))
     frames, rate = getattr(extractor, 'max_length', None), extractor.sampling_rate
@@ -491,7 +492,7 @@ class SoundPreparation:
         padding = {} if self.window else {'padding': True}
         place = f'sound of {len(wave)} samples at {rate} Hz: the feature extractor of this tower'
         try: found = self.extractor(wave[:self.window], sampling_rate=rate, return_tensors='pt', **padding)
-        except Exception as e: # of whatever kind: the extractor is somebody else's code
+        except Exception as e: # of any kind: the extractor is third-party code
             raise UserError(f'{place} fails ({first_line(e)}); expected a longer sound, if it is short') from e
         found = {k: torch.as_tensor(v) for k, v in found.items()}
         if not all(v.isfinite().all() for v in found.values()):
@@ -619,7 +620,7 @@ def _known(cfg: EncoderConfig) -> dict:
 class OwnTextPreparation:
     "Texts to rows of a tokenizer of this library; `cut` counts texts that were too long."
     def __init__(self,
-        tokenizer, # of `mmjepa.data.text`
+        tokenizer, # of mmjepa.data.text
         context: int, # tokens of a row
     ): self.tokenizer, self.context, self.cut = tokenizer, context, 0
 

@@ -330,7 +330,7 @@ def test_a_language_model_that_cannot_write_after_vectors_is_said_at_the_start(m
     shape = TEXT | dict(max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3)
     config = hf.Gemma3Config(text_config=shape | dict(head_dim=16), vision_config=EYES)
     folder = store(root/'gemma3', lambda: hf.Gemma3ForConditionalGeneration(config), tiny_tokenizer())
-    with pytest.raises(UserError, match="model '.*gemma3': can't write after vectors"):
+    with pytest.raises(UserError, match="model '.*gemma3': can't generate from vectors"):
         MultimodalLLM(VisionTextAligner(towers(models, 'clip', 'bert')), LLMConfig(str(folder), max_text=8))
 
 
