@@ -146,7 +146,7 @@ def test_odd_sources_are_counted(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir() if not p.is_symlink()}
     text_corpus(tmp_path/'corpus.jsonl', root=folder, say=said.append)
     left = ('3 links', '1 pipes, sockets and devices', '1 empty files', '1 files of more than 1 MB',
-            '5 files that are no Python of this version')
+            '5 files that are not Python of this version')
     assert ' of 4 files, ' in said[0] and all(reason in said[0] for reason in left), said  # 15 names in all
     records = list(JsonRecords(tmp_path/'corpus.jsonl'))
     assert {r['source'].partition(':')[0] for r in records} == {'a.py', 'b.py', 'c.py', 'marked.py'}
