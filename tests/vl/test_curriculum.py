@@ -183,7 +183,7 @@ def test_steps_on_ranks_of_the_reference():
     for ranks, groups in ((1, 64), (64, 1), (16, 4)):
         assert CurriculumLoader(config, Sources(config.sources), 1, shard=(0, ranks)).groups == groups
         assert f'accumulated over {groups} on {ranks} rank' in describe_step(config, ranks)
-    with pytest.raises(UserError, match='micro_batch_size 4 x 3 ranks is no whole part; expected batch'):
+    with pytest.raises(UserError, match='micro_batch_size 4 x 3 ranks; expected batch'):
         CurriculumLoader(config, Sources(config.sources), 1, shard=(0, 3))
 
 

@@ -58,7 +58,7 @@ def test_a_small_plan(tiny, tmp_path, capsys):
 @pytest.mark.parametrize('more, says', [
     (['--device', 'tpu'], "--device is 'tpu'; expected one of h200, h100, a100, b200, mi300x"),
     (['--precision', 'fp8'], "--precision is 'fp8'; expected one of bf16, fp32"),
-    (['--devices', '3'], 'batch_size is 8, of which micro_batch_size 2 x 3 ranks is no whole part; expected'),
+    (['--devices', '3'], 'batch_size 8 is not a multiple of micro_batch_size 2 x 3 ranks; expected'),
     (['--devices', '0'], 'devices is 0; expected a whole number of 1 or more'),
     (['--mfu', '40'], 'mfu is 40.0; expected a share above 0, up to 1'),
     (['--mfu', 'nan'], 'mfu is nan'),
