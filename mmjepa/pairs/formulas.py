@@ -58,18 +58,18 @@ GRAMMAR = {
 _DEEPER = re.compile('<(sum|term)>')
 
 def write_formula(
-    rng: random.Random, # source of all choices
+    rng: random.Random, # random generator of all choices
     depth: int = 3, # how often a sum or a term may stand inside another
-    rule: str = 'formula', # where to begin, a name of `GRAMMAR`
-) -> str: # LaTeX without dollars
-    "A formula."
+    rule: str = 'formula', # where to begin, a name of GRAMMAR
+) -> str: # LaTeX without dollar signs
+    "A random formula."
     inner = depth - (rule in ('sum', 'term'))
     allowed = [text for text in GRAMMAR[rule] if depth > 0 or not _DEEPER.search(text)]
     return re.sub('<(.*?)>', lambda name: write_formula(rng, inner, name[1]), rng.choice(allowed))
 
 # %% ../../nbs/pairs/63_formulas.ipynb #ed27b1c2
 def _line(rng: random.Random, depth: int, split: str) -> str:
-    "A formula of one side, in dollars."
+    "A formula of one side, in dollar signs."
     while True:
         line = f'${write_formula(rng, depth)}$'
         if split_of(line) == split: return line
@@ -77,7 +77,7 @@ def _line(rng: random.Random, depth: int, split: str) -> str:
 # %% ../../nbs/pairs/63_formulas.ipynb #9ff031ed
 FONTSETS = ('cm', 'dejavusans', 'dejavuserif', 'stix', 'stixsans')
 _PAPERS = (('#ffffff', '#000000'), ('#ffffff', '#1a1a1a'), ('#fdf6e3', '#073642'), ('#f4f1ea', '#222244'),
-           ('#1e1e1e', '#eeeeee'), ('#12372a', '#f5f5dc')) # ground, ink
+           ('#1e1e1e', '#eeeeee'), ('#12372a', '#f5f5dc')) # background, ink
 
 @lru_cache
 def _parser():
@@ -85,11 +85,11 @@ def _parser():
     return MathTextParser('agg')
 
 def formula_ink(
-    latex: str, # with its dollars
-    fontset: str, # one of `FONTSETS`
+    latex: str, # with its dollar signs
+    fontset: str, # one of FONTSETS
     size: int, # of the letters, pixels
-) -> np.ndarray: # (h, w) uint8, 0 where there is none
-    "How a formula covers its pixels."
+) -> np.ndarray: # (h, w) uint8, 0 where there is no ink
+    "The ink of a formula, pixel by pixel."
     import matplotlib
     from matplotlib.font_manager import FontProperties
     with matplotlib.rc_context():
@@ -98,19 +98,19 @@ def formula_ink(
 
 # %% ../../nbs/pairs/63_formulas.ipynb #00b1464c
 def _block(lines: list[str], fontset: str, size: int) -> tuple[list[np.ndarray], int, int]:
-    "Ink of lines, and the width and height of all of them with 8 pixels between."
+    "The ink of each line, and the width and height of all with 8 pixels between."
     inks = [formula_ink(line, fontset, size) for line in lines]
     return inks, max(ink.shape[1] for ink in inks), sum(ink.shape[0] + 8 for ink in inks) - 8
 
 def paint_formulas(
-    lines: list[str], # formulas with their dollars
+    lines: list[str], # formulas with their dollar signs
     image_size: int, # side, pixels
-    fontset: str = 'cm', # one of `FONTSETS`
+    fontset: str = 'cm', # one of FONTSETS
     *,
-    size: int = 16, # of the letters, pixels; less where they don't fit
-    paper: tuple[str, str] = _PAPERS[0], # colours of ground and ink
+    size: int = 16, # of the letters, pixels; smaller if they don't fit
+    paper: tuple[str, str] = _PAPERS[0], # colours of background and ink
 ): # Pillow image, RGB, or None
-    "Formulas in the middle of a square, if they fit in letters of 12 pixels or more."
+    "Formulas in the middle of a square, or None if they don't fit in letters of 12 pixels or more."
     from PIL import Image
     room = image_size - 16
     inks, wide, high = _block(lines, fontset, size)
@@ -132,7 +132,7 @@ def formula(
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
     split: str = 'train', # or 'held_out': other formulas
 ) -> PairDraft: # details: fontset
-    "One to three formulas with their LaTeX, each in dollars on its own line; `paint` gives None where they don't fit."
+    "One to three formulas in LaTeX, each in dollar signs on its own line; `paint` gives None if they don't fit."
     check_choice('split', split, SPLITS)
     rng, roomy = draws_of(seed), check_image_size(image_size) >= 192
     count = rng.choice((1, 1, 2, 3) if roomy else (1, 1, 2))

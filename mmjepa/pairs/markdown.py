@@ -33,7 +33,7 @@ _SENTENCES = ('The {thing} {does} the {thing}.', 'Each {thing} {does} one {thing
               'Use the {quality} {thing}.')
 
 class _Words(random.Random):
-    "Chance, and the side whose words it chooses from."
+    "A random generator with the side whose words it chooses from."
     def __init__(self, rng: random.Random, split: str):
         super().__init__()
         self.setstate(rng.getstate())
@@ -69,7 +69,7 @@ def _code(rng):
     lines = f"{a} = {{name}}('{{value}}')", f'{b} = {a}.{{name}}()', f'print({b}.{{name}}, {c})'
     return ['```python', *map(rng.fill, lines[:rng.randint(1, 3)]), '```']
 
-_WRAPPED = (_text, _text, _points, _steps, _tasks, _terms, _table, _quote) # where a long line goes on in the next
+_WRAPPED = (_text, _text, _points, _steps, _tasks, _terms, _table, _quote) # blocks whose long lines wrap
 _BLOCKS = (*_WRAPPED, _code)
 
 def _by_another(text: str) -> str:
@@ -82,15 +82,16 @@ _ITEM = re.compile(r'([-*]|\d+[.)]) (?:\[([x ])\] )?(?:(\*\*.+?\*\*|`.+?`) )?(.*
 _BOXES = {'x': '\N{BALLOT BOX WITH CHECK}', ' ': '\N{BALLOT BOX}'} # of tasks
 
 def _item(line: str) -> str:
-    "A line of a list."
+    "A line of a list as HTML."
     mark, task, name, rest = _ITEM.fullmatch(line).groups()
     mark = _BOXES.get(task) or ('\N{BULLET}' if mark in '-*' else f'{mark[:-1]}.')
     run = ''
     if name: run = f'<b>{name[2:-2]}</b>' if name.startswith('*') else f'<p class="mono">{name[1:-1]}</p>'
     return f'<div class="item"><p class="mark">{mark}</p>{run}<p class="rest">{rest}</p></div>'
 
+# %% ../../nbs/pairs/68_markdown.ipynb #09140079
 def _block(lines: list[str]) -> list[str]:
-    "HTML of a block."
+    "A block as HTML."
     first = lines[0]
     if first.startswith('```'):
         return ['<div class="code">', *(f'<p class="mono">{line}</p>' for line in lines[1:-1]), '</div>']
@@ -107,22 +108,23 @@ def _block(lines: list[str]) -> list[str]:
     if re.match(r'[-*] |\d+[.)] ', first): return ['<div class="list">', *map(_item, lines), '</div>']
     return [f'<p>{" ".join(lines)}</p>']
 
+# %% ../../nbs/pairs/68_markdown.ipynb #cc113033
 def markdown_page(
     text: str, # Markdown of the blocks above, with empty lines between them
-    style: str, # rules of CSS that the painter knows
+    style: str, # CSS rules that the painter knows
 ) -> str: # HTML
-    "A page of Markdown."
+    "A page of Markdown as HTML."
     lines = [line for block in text.split('\n\n') for line in _block(block.split('\n'))]
     head = ['<!DOCTYPE html>', '<html>', '<head>', '<style>', style, '</style>', '</head>', '<body>', '<main>']
     return '\n'.join([*head, *lines, '</main>', '</body>', '</html>'])
 
 # %% ../../nbs/pairs/68_markdown.ipynb #cfdd9515
-_LOOKS = ( # ground, ink, card, edge, accent
+_LOOKS = ( # background, text, card, edge, accent
     ('#ffffff', '#1f2328', '#f0f2f5', '#d0d7de', '#0969da'), ('#0d1117', '#dfe5ec', '#1a212b', '#3a434f', '#4493f8'),
     ('#fdf6e3', '#3b4a50', '#f2e9d0', '#d5cba9', '#b58900'), ('#fbfbfd', '#222233', '#ececf6', '#c9c9dc', '#6741a5'))
 
 def _style(rng: random.Random, size: int) -> str:
-    "Rules of a look by chance with letters of `size` pixels."
+    "CSS rules of a random look with letters of `size` pixels."
     (ground, ink, card, edge, accent), family = rng.choice(_LOOKS), rng.choice(('DejaVu Sans', 'DejaVu Serif'))
     def letters(s): return f'font-size: {s}px; line-height: {s + 4}px'
     return '\n'.join([
@@ -142,11 +144,11 @@ def _style(rng: random.Random, size: int) -> str:
 
 # %% ../../nbs/pairs/68_markdown.ipynb #434b353e
 def write_markdown(
-    rng: random.Random, # source of all choices
-    image_size: int, # side of the picture that must show all of it, pixels
-    split: str = 'train', # or 'held_out': about other things, by another author
-) -> tuple[str, str]: # Markdown, and the rules of its look
-    "A page that is as full as it gets."
+    rng: random.Random, # random generator of all choices
+    image_size: int, # side of the picture that must show the whole page, pixels
+    split: str = 'train', # or 'held_out': with other subjects, as by another author
+) -> tuple[str, str]: # Markdown, and the CSS rules of its look
+    "A page with as many blocks as fit."
     size = rng.choice((9, 10, 11) if image_size >= 192 else (8, 9))
     style, rng, known = _style(rng, size), _Words(rng, split), _BLOCKS if image_size > 19 * size + 34 else _WRAPPED
     def made(blocks):
@@ -161,12 +163,13 @@ def write_markdown(
         if not meet and fits(blocks + more): blocks = blocks + more
     return made(blocks), style
 
+# %% ../../nbs/pairs/68_markdown.ipynb #4e755e64
 def markdown(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
-    browser: Chromium | None = None, # that draws the picture; None for our own painter
+    browser: Chromium | None = None, # draws the picture; None for our own painter
     *,
-    split: str = 'train', # or 'held_out': about other things, by another author
+    split: str = 'train', # or 'held_out': with other subjects, as by another author
 ) -> PairDraft: # details: painter, 'own' or 'chromium' with its version
     "A page of documentation with its Markdown."
     check_choice('split', split, SPLITS)

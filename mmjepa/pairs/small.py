@@ -21,8 +21,8 @@ from .sources import SPLITS, python_files, split_of
 
 # %% ../../nbs/pairs/67_small.ipynb #53341103
 @lru_cache
-def short_words() -> tuple[str, ...]: # in small letters, in order
-    "The words of 3 to 8 letters of the standard library's docstrings, but those that stand there once."
+def short_words() -> tuple[str, ...]: # in lower case, sorted
+    "Words of 3 to 8 letters that occur at least twice in the standard library's docstrings."
     counts = Counter()
     for path in python_files():
         for text in re.findall(r'"""(.*?)"""', path.read_text(encoding='utf-8', errors='ignore'), re.DOTALL):
@@ -61,11 +61,11 @@ def _latex(rng: random.Random) -> str:
 STRIPS = {'number': _number, 'word': _word, 'sum': _sum, 'latex': _latex}
 
 def short_string(
-    rng: random.Random, # source of all choices
-    kind: str, # one of `STRIPS`
+    rng: random.Random, # random generator of all choices
+    kind: str, # one of STRIPS
     split: str = 'train', # or 'held_out'
 ) -> str: # of 3 to 8 characters
-    "A string of one side."
+    "A random string of one side."
     while True:
         text = STRIPS[kind](rng)
         if 3 <= len(text) <= 8 and split_of(text.lower()) == split: return text
@@ -79,10 +79,10 @@ _RAISED = {'': 0, '^': -42, '_': 20} # per cent of the size
 def _places(text: str, font: str, size: int) -> list[tuple]:
     "(x, y of its baseline, glyphs, face) of the pieces of a formula."
     faces = [load_face(bundled_font(font), s) for s in (size, max(6, round(.7 * size)))]
-    minus = '-' if font == 'cmr10' else '−' # which Computer Modern's text font has not
+    minus = '-' if font == 'cmr10' else '−' # the text font of Computer Modern has no minus sign
     places, at, end, before = [], 0, 0, ''
     for greek, script, group, one, plain in _TEX.findall(text):
-        if not (script and before and before != script): at = end # else above or below the one before it
+        if not (script and before and before != script): at = end # otherwise above or below the one before it
         before = script
         glyphs, face = (group or one, faces[1]) if script else (_GREEK.get(greek) or plain, faces[0])
         glyphs, gap = glyphs.replace('-', minus), size // 6 if glyphs in '+-=' and not script else 0
@@ -91,23 +91,23 @@ def _places(text: str, font: str, size: int) -> list[tuple]:
     return places
 
 def _draw_ink(places: list[tuple]): # Pillow image, L
-    "The pieces on the smallest picture, 255 where there is ink."
+    "The pieces on the smallest picture that holds them, 255 where there is ink."
     from PIL import Image, ImageDraw
     boxes = [face.getbbox(glyphs, anchor='ls') for *_, glyphs, face in places]
     left, top = (min(place[i] + box[i] for place, box in zip(places, boxes)) for i in (0, 1))
     right, bottom = (max(place[i] + box[i + 2] for place, box in zip(places, boxes)) for i in (0, 1))
-    image = Image.new('L', (int(right - left) + 3, int(bottom - top) + 3)) # one pixel of rim for what is turned
+    image = Image.new('L', (int(right - left) + 3, int(bottom - top) + 3)) # a border of one pixel, for the rotation
     draw = ImageDraw.Draw(image)
     for x, y, glyphs, face in places: draw.text((x - left + 1, y - top + 1), glyphs, 255, face, anchor='ls')
     return image
 
 # %% ../../nbs/pairs/67_small.ipynb #6024ba0c
 def place_ink(
-    rng: random.Random, # source of all choices
+    rng: random.Random, # random generator of all choices
     ink, # Pillow image, L
-    sides: tuple[int, int], # height and width of the picture, pixels; not less than those of the ink
+    sides: tuple[int, int], # height and width of the picture, pixels; at least those of the ink
 ): # Pillow image, L
-    "Ink anywhere on a picture, turned by up to 3 degrees and leaning by up to 1 in 4, without a cut."
+    "Ink at a random place of a picture, rotated by up to 3 degrees and slanted by up to 1 in 4, never cut."
     from PIL import Image
     (height, width), (wide, high) = sides, ink.size
     most = min(.05, (height - high) / wide), min(.25, (width - wide) / (2 * high))
@@ -120,20 +120,21 @@ def place_ink(
     affine = (*back[0], shift[0], *back[1], shift[1])
     return ink.transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
 
+# %% ../../nbs/pairs/67_small.ipynb #1c8c405a
 def grey_levels(
-    rng: random.Random, # source of all choices
+    rng: random.Random, # random generator of all choices
     apart: int = 80, # smallest difference
-) -> tuple[int, int]: # of ground and ink, 0..255
-    "Two grey levels."
+) -> tuple[int, int]: # of background and ink, 0..255
+    "Two random grey levels."
     while True:
         ground, ink = rng.randint(0, 255), rng.randint(0, 255)
         if abs(ground - ink) >= apart: return ground, ink
 
 def add_noise(
-    rng: random.Random, # source of all choices
+    rng: random.Random, # random generator of all choices
     x: np.ndarray, # grey levels 0..255, of any shape
 ) -> np.ndarray: # uint8
-    "The same with Gaussian noise of up to 12 levels, on every second picture."
+    "The same; every second picture with Gaussian noise of up to 12 levels."
     noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(x.shape, np.float32)
     x = x + rng.choice((0, rng.uniform(0, 12))) * noise
     return np.rint(x).clip(0, 255).astype(np.uint8)
@@ -147,17 +148,17 @@ def _largest(places: list[tuple], size: int, sides: tuple[int, int]) -> float:
     return size * min((sides[1] - 4) / wide, (sides[0] - 4) / high, sides[0] / 40)
 
 def paint_line(
-    rng: random.Random, # source of all choices
+    rng: random.Random, # random generator of all choices
     text: str, # printable ASCII, or short LaTeX
     sides: tuple[int, int], # height and width, pixels
     *,
-    font: str, # one of `SMALL_FONTS`
+    font: str, # one of SMALL_FONTS
     latex: bool = False, # set the text as a formula
-): # Pillow image, L; None where the text doesn't fit in letters of 8 pixels
-    "A line somewhere on a picture, in letters as large as fits or down to half of that."
+): # Pillow image, L; None if the text doesn't fit in letters of 8 pixels
+    "A line at a random place of a picture, in letters between the largest that fit and half of that."
     from PIL import Image
     def places(size): return _places(text, font, size) if latex else [(0, 0, text, load_face(bundled_font(font), size))]
-    share = rng.uniform(.75 if latex else .5, 1) # an index is small as it is
+    share = rng.uniform(.75 if latex else .5, 1) # an index is already small
     ink = _draw_ink(places(max(_LEAST, round(share * _largest(places(32), 32, sides)))))
     if ink.width > sides[1] or ink.height > sides[0]: return None
     (ground, level), cover = grey_levels(rng), np.asarray(place_ink(rng, ink, sides), np.float32) / 255
@@ -171,17 +172,17 @@ def _facts(text: str) -> dict[str, object]:
 def strip(
     seed: int, # of all choices
     image_size: Size = (32, 160), # height and width, pixels, 24 and 96 at least; a number for both
-    kind: str = '', # one of `STRIPS`; chosen by chance where empty
+    kind: str = '', # one of STRIPS; drawn at random if empty
     *,
     split: str = 'train', # or 'held_out': other strings
 ) -> PairDraft: # details: strip (kind of the string), font, length, size
-    "One line of 3 to 8 characters with what it says."
+    "A picture of one line of 3 to 8 characters, with its text."
     check_choice('split', split, SPLITS)
     if kind: check_choice('kind', kind, tuple(STRIPS))
     rng, sides = draws_of(seed), check_sides(image_size, SMALLEST['strip'])
     kind = kind or rng.choice(tuple(STRIPS))
     text = short_string(rng, kind, split)
-    fonts = [name for name in SMALL_FONTS if name != 'cmr10' or '\\' not in text] # which has no Greek
+    fonts = [name for name in SMALL_FONTS if name != 'cmr10' or '\\' not in text] # cmr10 has no Greek
     font, state = rng.choice(fonts), rng.getrandbits(32)
     def paint(): return paint_line(random.Random(state), text, sides, font=font, latex=kind == 'latex')
     return PairDraft(text, f'seed {seed}', paint=paint, details={'strip': kind, 'font': font, **_facts(text)})
@@ -190,8 +191,8 @@ def word(
     seed: int, # of all choices
     image_size: Size = (32, 128), # height and width, pixels, 24 and 96 at least; a number for both
     split: str = 'train', # or 'held_out': other words
-) -> PairDraft: # details: as of `strip`
-    "One word of 3 to 8 letters."
+) -> PairDraft: # details: as of strip
+    "A picture of one word of 3 to 8 letters, with its text."
     return strip(seed, image_size, 'word', split=split)
 
 SMALLEST = {'digit': (28, 28), 'strip': (24, 96), 'word': (24, 96), 'bars': (48, 64)} # height and width, pixels
@@ -199,7 +200,7 @@ SMALLEST = {'digit': (28, 28), 'strip': (24, 96), 'word': (24, 96), 'bars': (48,
 # %% ../../nbs/pairs/67_small.ipynb #95dc0582
 @lru_cache(1)
 def digit_images() -> tuple[ImageSet, ImageSet]: # for training, held out
-    "MNIST where its files are found, else scikit-learn's digits."
+    "MNIST if its files are there, otherwise scikit-learn's digits."
     there = any(path.suffix != '.gz' for path in (data_dir()/'MNIST/raw').glob('*'))
     return load_images('mnist' if there else 'digits')
 
@@ -208,7 +209,7 @@ def digit(
     image_size: Size = 28, # height and width, pixels, 28 at least; a number for both
     split: str = 'train', # or 'held_out': other pictures
     *,
-    number: int = 0, # of the picture among those of its side, which begin again where they end
+    number: int = 0, # of the picture on its side; after the last one they start again
 ) -> PairDraft: # details: data ('mnist' or 'digits'), length, size
     "A handwritten digit with its name."
     check_choice('split', split, SPLITS)
@@ -220,7 +221,7 @@ def digit(
     return PairDraft(text, where, paint=paint, details={'data': images.name, **_facts(text)})
 
 def _paint_digit(pixels: np.ndarray, sides: tuple[int, int], turn: float, scale: float, right: float, down: float):
-    "A square in the middle of a picture, turned (radians), scaled and moved (shares of its side)."
+    "A square in the middle of a picture, rotated (radians), scaled and moved (in shares of its side)."
     from PIL import Image
     source, (height, width) = len(pixels), sides
     a, b = (source / min(sides) / scale * f(turn) for f in (cos, sin))
@@ -230,7 +231,7 @@ def _paint_digit(pixels: np.ndarray, sides: tuple[int, int], turn: float, scale:
     return Image.fromarray(pixels).transform((width, height), Image.Transform.AFFINE, affine, how)
 
 # %% ../../nbs/pairs/67_small.ipynb #37cf329e
-_PAINTS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#555555') # for the colour-blind too
+_PAINTS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#555555') # safe for colour-blind readers
 _TOP = 20 # of the axis
 
 def bars(

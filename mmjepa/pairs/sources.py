@@ -25,7 +25,7 @@ _LARGEST = 1 << 20 # bytes of a source file
 def source_folder(
     root: str | Path | None = None, # folder of Python files; None or '' for that of Python's standard library
 ) -> Path:
-    "The folder, if there is one."
+    "The folder, which must exist."
     folder = Path(root or sysconfig.get_path('stdlib')).expanduser()
     if not folder.is_dir(): raise UserError(f'{folder}: no such folder; expected one of Python files')
     return folder
@@ -34,21 +34,21 @@ def _unread(path: str, links: bool) -> str | None:
     "Why a file is not read, or None."
     if not links and os.path.islink(path): return 'links'
     try: info = os.stat(path)
-    except OSError: return 'files that can not be read'
-    if not stat.S_ISREG(info.st_mode): return 'pipes, sockets and devices' # which could be read for ever
+    except OSError: return 'unreadable files'
+    if not stat.S_ISREG(info.st_mode): return 'pipes, sockets and devices' # reading one might never end
     if info.st_size > _LARGEST: return 'files of more than 1 MB'
     if not info.st_size: return 'empty files'
-    if not path.isprintable(): return 'files whose name is no text'
-    return None if os.access(path, os.R_OK) else 'files that can not be read'
+    if not path.isprintable(): return 'files whose name is not printable'
+    return None if os.access(path, os.R_OK) else 'unreadable files'
 
 def python_files(
     root: str | Path | None = None, # folder, whose links are not followed; None for Python's standard library
     *,
-    skipped: Counter | None = None, # gets counts of what is left out, by reason
+    skipped: Counter | None = None, # counts what is left out, by reason
 ) -> tuple[Path, ...]: # in the order of their names
     "The Python files below a folder, without tests, tables and installed packages."
     folder, skipped, found = source_folder(root), Counter() if skipped is None else skipped, []
-    def unread(e): skipped['folders that can not be read'] += 1
+    def unread(e): skipped['unreadable folders'] += 1
     for at, inner, names in os.walk(folder, onerror=unread):
         skipped['links'] += sum(os.path.islink(f'{at}/{name}') for name in inner)
         inner[:] = sorted(set(inner) - _LEFT_OUT) # which are not entered
@@ -62,12 +62,12 @@ def python_files(
 
 def read_python(
     path: Path, # a file in the encoding that it names
-) -> tuple[str, ast.Module] | None: # None if it is no Python of this version
+) -> tuple[str, ast.Module] | None: # None if it is not Python of this version
     "The text of a Python file and its syntax tree."
     try:
         with tokenize.open(path) as f: text = f.read()
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore') # what the authors of the file should have written
+            warnings.simplefilter('ignore') # of the file's own code, which is not ours to change
             return text, ast.parse(text)
     except (SyntaxError, ValueError, LookupError, OSError, RecursionError, MemoryError): return None
 
@@ -78,24 +78,25 @@ def _hash(key: str) -> int: return make_generator('split', key).initial_seed() #
 
 def split_of(
     key: str, # what decides, such as the name of a file
-    share: float = .1, # of all keys that are held out, 0..1
+    share: float = .1, # of all keys to hold out, 0..1
 ) -> str: # 'train' or 'held_out'
-    "The side on which a key lies, on every machine and for ever."
+    "The side of a key: the same on every machine and at any time."
     return SPLITS[_hash(key) < share * 2**63]
 
 def _first_to_say(folder: Path, names: Iterable[str]) -> str | None:
-    "The first name of a Python file that says something."
+    "The first name of a Python file that is not empty."
     return next((name for name in names if (read_python(folder/name) or [''])[0].strip()), None)
 
+# %% ../../nbs/pairs/60_sources.ipynb #049e1af1
 @lru_cache(16)
 def split_files(
     root: Path | None = None, # folder of Python files; None for the standard library
 ) -> dict[str, tuple[str, ...]]: # by side, in order; names inside the folder
-    "The files of each side; of two that say something, one at least is held out, and one is not."
+    "The files of each side; of two or more that are not empty, at least one is on each side."
     folder = source_folder(root)
     names = sorted((path.relative_to(folder).as_posix() for path in python_files(root)), key=_hash)
     held = {name for name in names if split_of(name) == 'held_out'}
-    if not _first_to_say(folder, held): # a rule for many files can leave few of them on one side
+    if not _first_to_say(folder, held): # the rule is for many files: few may all fall on one side
         first = _first_to_say(folder, names)
         if _first_to_say(folder, (name for name in names if name != first)): held |= {first}
     if not _first_to_say(folder, (name for name in names if name not in held)):
@@ -104,7 +105,7 @@ def split_files(
 
 # %% ../../nbs/pairs/60_sources.ipynb #3eaa7a8b
 def _bodies(node: ast.stmt) -> Iterator[list[ast.stmt]]:
-    "The lists of statements right below a statement."
+    "The lists of statements directly below a statement."
     for value in vars(node).values():
         if not isinstance(value, list) or not value: continue
         if isinstance(value[0], ast.stmt): yield value
@@ -126,7 +127,7 @@ def _texts(text: str, tree: ast.Module, least: int) -> Iterator[tuple[str, str, 
 # %% ../../nbs/pairs/60_sources.ipynb #2a267d9f
 _RUN = 16 # bytes, so that a line of more than 15 characters has at least one run
 
-def _runs(text: str) -> np.ndarray: # uint64, one less than bytes of `text` by 15
+def _runs(text: str) -> np.ndarray: # uint64, 15 fewer than there are bytes
     "A number for each run of a text; equal runs have equal numbers."
     data = np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8)
     words = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(data, 8)).view('<u8')[:, 0]
@@ -135,12 +136,12 @@ def _runs(text: str) -> np.ndarray: # uint64, one less than bytes of `text` by 1
 
 @lru_cache(2)
 def _known_runs(root: Path | None) -> np.ndarray:
-    "Numbers of all runs in training files, in order; it takes seconds, once a process."
+    "Sorted numbers of all runs in training files; takes some seconds, once per process."
     lines, folder = {' ' * _RUN}, source_folder(root)
     for name in split_files(root)['train']:
         read = read_python(folder/name)
         for _, text, *_ in _texts(*read, 0) if read else (): lines.update(text.split('\n'))
-    runs = np.sort(_runs('\n'.join(lines))) # in a hundredth of the time of `np.unique`
+    runs = np.sort(_runs('\n'.join(lines))) # a hundred times faster than `np.unique`
     return runs[np.append(True, runs[1:] != runs[:-1])]
 
 @lru_cache(1 << 18)
@@ -151,7 +152,7 @@ def _is_known(piece: str, root: Path | None) -> bool:
 def known_lines(
     lines: Iterable[str], # of a text that may be held out
     root: Path | None = None, # folder of Python files; None for the standard library
-) -> list[str]: # those of more than 15 characters, without their indentation or with it, that training files say
+) -> list[str]: # those of more than 15 characters, with or without indentation, that stand in training files
     "The lines that a model may have seen in training."
     pieces = [(line, line if len(line.strip()) < _RUN else line.strip()) for line in lines]
     return [line for line, piece in pieces if len(piece) >= _RUN and _is_known(piece, root)]
@@ -165,7 +166,7 @@ def _span(node: ast.stmt) -> tuple:
 
 @lru_cache(1024)
 def _outline(path: Path) -> tuple[tuple[str, ...], tuple]:
-    "Lines and spans of a file; both are empty if it is no Python."
+    "Lines and spans of a file; both are empty if it is not Python."
     text, tree = read_python(path) or ('', ast.Module([]))
     return tuple(text.split('\n')), tuple(map(_span, tree.body))
 
@@ -184,7 +185,7 @@ def _groups(spans: tuple, fits: Callable[[int, int, int], bool]) -> Iterator[tup
 
 # %% ../../nbs/pairs/60_sources.ipynb #c54ef974
 def _plain(lines: list[str], column: int, ascii: bool) -> str | None:
-    "Lines moved left by `column`, if that leaves text that parses, of printable ASCII where this is asked for."
+    "Lines moved left by `column`, or None if the result does not parse or, on request, is not printable ASCII."
     text = '\n'.join(line[column:] for line in lines)
     loses_text = any(line[:column].strip() for line in lines)
     printable = text.isascii() and text.replace('\n', '').isprintable()
@@ -203,10 +204,10 @@ def cut(
     columns: int, # largest number of characters of a line
     *,
     least: int = 3, # smallest number of lines
-    apart: bool = False, # from training: only parts without a known line, and with one of more than 15 characters
-    root: Path | None = None, # whose training files; None for the standard library
+    apart: bool = False, # only parts without a known line, and with a line of more than 15 characters
+    root: Path | None = None, # folder of the training files; None for the standard library
 ) -> tuple[tuple[int, int, int], ...]:
-    "Parts of a file, runs of whole statements that fit: first line, last line, indentation; some don't parse alone."
+    "Runs of whole statements that fit: first line, last line, indentation; some don't parse alone."
     lines, spans = _outline(path)
     def moved(first, last, column): return [line[column:] for line in lines[first - 1:last]]
     def fits(first, last, column):
@@ -217,16 +218,16 @@ def cut(
 
 def read_part(
     path: Path, # a Python file
-    part: tuple[int, int, int], # of `cut`
-    ascii: bool = True, # nothing but printable ASCII, which any font can show
-) -> str | None: # None if it is no code by itself, or not ASCII
+    part: tuple[int, int, int], # first line, last line, indentation, as cut gives them
+    ascii: bool = True, # only printable ASCII, which any font can show
+) -> str | None: # None if it is not code by itself, or not ASCII
     "The text of a part, at the left margin."
     first, last, column = part
     return _plain(_outline(path)[0][first - 1:last], column, ascii)
 
 # %% ../../nbs/pairs/60_sources.ipynb #7f8b378c
 def _new_texts(path: Path, tree: ast.Module, least: int, root: Path | None) -> Iterator[tuple[str, str, int, int]]:
-    "Likewise the parts and docstrings of a file without a known line."
+    "The same of a held-out file: its parts and docstrings without a known line."
     whole = 1 << 40 # lines and columns
     for part in cut(path, whole, whole, apart=True, root=root):
         text = read_part(path, part, ascii=False)
@@ -236,7 +237,7 @@ def _new_texts(path: Path, tree: ast.Module, least: int, root: Path | None) -> I
         if not known_lines(lines, root) and max(map(len, map(str.strip, lines))) >= _RUN: yield 'docs', doc, *where
 
 # %% ../../nbs/pairs/60_sources.ipynb #3bd98547
-_NO_PYTHON, _NOTHING_NEW = 'files that are no Python of this version', 'held-out files with nothing new'
+_NO_PYTHON, _NOTHING_NEW = 'files that are not Python of this version', 'held-out files with nothing new'
 
 def _is_text(text: str) -> bool:
     "Whether a text can be written: Python's strings can hold halves of a character."
@@ -248,9 +249,9 @@ def corpus_records(
     root: str | Path | None = None, # folder of Python files; None for the standard library
     least: int = 80, # characters of the shortest docstring
     *,
-    skipped: Counter | None = None, # gets counts of what is left out, by reason
-) -> Iterator[dict]: # `text`, `domain` ('code' or 'docs'), `source` (file and lines), `split`
-    "Sources and docstrings, no text twice, and none that is held out with a line that a training file says."
+    skipped: Counter | None = None, # counts what is left out, by reason
+) -> Iterator[dict]: # text, domain ('code' or 'docs'), source (file and lines), split
+    "Sources and docstrings, no text twice; held-out texts have no line that stands in a training file."
     check_choice('split', split, ('both', *SPLITS))
     skipped, seen = Counter() if skipped is None else skipped, set()
     folder, root = source_folder(root), Path(root).expanduser() if root else None
@@ -265,8 +266,8 @@ def corpus_records(
             found = list(found)
             if not found: skipped[_NOTHING_NEW] += 1
             for domain, text, first, last in found:
-                if text in seen: skipped['texts that came before'] += 1
-                elif not _is_text(text): skipped['texts that are no Unicode'] += 1
+                if text in seen: skipped['repeated texts'] += 1
+                elif not _is_text(text): skipped['texts that are not valid Unicode'] += 1
                 else: yield {'text': text, 'domain': domain, 'source': f'{name}:{first}-{last}', 'split': side}
                 seen.add(text)
 
@@ -276,8 +277,8 @@ def text_corpus(
     split: str = 'both', # or 'train' or 'held_out' alone
     root: str | Path | None = None, # folder of Python files; None for the standard library
     *,
-    say: Callable[[str], None] = print, # gets a line on what was written and what was left out
-) -> Path: # `output`
+    say: Callable[[str], None] = print, # called with a line that says what was written and left out
+) -> Path: # output
     "Write sources and docstrings as records with `text`, `domain`, `source` and `split`."
     output, counts, sides, skipped = Path(output).expanduser(), Counter(), Counter(), Counter()
     if output.exists(): raise UserError(f'{output} exists; expected another output')
@@ -299,7 +300,7 @@ def text_corpus(
 
 def left_out(
     skipped: Counter, # by reason
-) -> str: # empty if there was nothing
-    "What is said of it at the end."
+) -> str: # empty if nothing was left out
+    "The end of the report: what was left out, and why."
     reasons = ', '.join(f'{n:,} {why}' for why, n in skipped.items() if n)
     return f'; left out: {reasons}' if reasons else ''

@@ -25,15 +25,15 @@ class Statement:
     unit: str # currency and scale
     columns: tuple[str, ...] # years
     rows: dict[str, tuple[int, ...]] # label -> a number for each column, in printed order
-    rules: tuple[tuple[str, tuple[str, ...]], ...] # (total, what it is the sum of)
+    rules: tuple[tuple[str, tuple[str, ...]], ...] # (total, its parts)
 
     def broken(self) -> list[str]: # empty if the statement is right
-        "The totals that are not the sum of their parts."
+        "The totals that do not equal the sum of their parts."
         return [total for total, parts in self.rules if self.rows[total] != _sums(self.rows, parts)]
 
 # %% ../../nbs/pairs/64_statements.ipynb #575fb597
 class _Rows:
-    "Rows and rules of a statement as they are added; each method returns the labels that it adds."
+    "Collects rows and rules of a statement; each method returns the labels that it adds."
     def __init__(self, rng: random.Random, columns: int):
         self.rng, self.rows, self.rules = rng, {}, []
         self.scale = rng.choice((800, 5_000, 20_000, 90_000))
@@ -51,18 +51,18 @@ class _Rows:
         return chosen
 
     def total(self, label: str, *parts: str) -> str:
-        "Adds the sum of rows."
+        "Adds the sum of some rows."
         self.rows[label] = _sums(self.rows, parts)
         self.rules.append((label, parts))
         return label
 
     def rest(self, label: str, whole: str, *parts: str) -> str:
-        "Adds what is left of a row when others are taken off."
+        "Adds what is left of a row after others are subtracted."
         self.rows[label] = tuple(w - p for w, p in zip(self.rows[whole], _sums(self.rows, parts)))
         return label
 
     def carry(self, change: str, opening: str, closing: str):
-        "Adds what was there before a change, and after; columns go back in time."
+        "Adds the amounts before and after a change; columns go back in time."
         earlier = [sum(self.rows[change][c:]) for c in range(len(self.growth) + 1)] # column c and all before it
         first = max(0, -min(earlier[:-1])) + self.rng.randint(self.scale // 20, self.scale // 4)
         self.rows[opening] = tuple(first + changes for changes in earlier[1:])
@@ -79,6 +79,7 @@ def _income(r: _Rows):
     if r.rng.random() < .6: base = r.total('Profit before tax', base, *r.items('Interest', -.03))
     r.total('Net profit', base, *r.items('Tax', -.05))
 
+# %% ../../nbs/pairs/64_statements.ipynb #9748d2d4
 def _balance(r: _Rows):
     known = 'Cash, Receivables, Inventories, Prepayments, Property, Equipment, Software, Goodwill, Investments'
     assets = r.total('Total assets', *r.items(known, .3, 2, most=5))
@@ -89,6 +90,7 @@ def _balance(r: _Rows):
     funding = r.total('Equity and liabilities', equity, debts)
     r.rules.append((assets, (funding,)))
 
+# %% ../../nbs/pairs/64_statements.ipynb #18981fc3
 def _cash(r: _Rows):
     profit = r.items('Net profit, Depreciation', .2, 2, most=2)
     earned = r.total('Operating cash flow', *profit, *r.items('Change in inventories, Change in receivables', -.05))
@@ -142,9 +144,9 @@ _CURRENCIES = {'train': ('EUR', 'USD', 'GBP', 'CHF', 'JPY'), 'held_out': ('SEK',
 _LAST_YEAR = {'train': (2008, 2025), 'held_out': (1988, 2005)}
 
 def make_statement(
-    rng: random.Random, # source of all choices
-    image_size: int = 256, # side of the picture on which it must find room, pixels
-    split: str = 'train', # or 'held_out': of other companies, by other names
+    rng: random.Random, # random generator of all choices
+    image_size: int = 256, # side of the picture that it must fit, pixels
+    split: str = 'train', # or 'held_out': of other companies, with other names
 ) -> Statement:
     "A statement whose totals are right."
     short = image_size < 192
@@ -164,7 +166,7 @@ def make_statement(
 # %% ../../nbs/pairs/64_statements.ipynb #1808611e
 def statement_code(
     statement: Statement,
-    split: str = 'train', # or 'held_out': as another author writes it
+    split: str = 'train', # or 'held_out': as by another author
 ) -> str: # Python that needs pandas
     "A program that rebuilds the table and checks its totals."
     pd, table, imported = {'train': ('pd', 'table', 'pandas as pd'), 'held_out': ('pandas', 'frame', 'pandas')}[split]
@@ -180,9 +182,9 @@ class TableLook:
     "How a statement looks."
     font: str = 'DejaVuSans' # of those that come with matplotlib, with a bold face
     separator: str = ',' # between thousands
-    brackets: bool = False # around negative numbers, else a minus sign
-    lined: bool = True # a line above each total, else all totals on a band of colour
-    colors: tuple[str, str, str] = ('#ffffff', '#000000', '#dfe7f1') # ground, ink, band
+    brackets: bool = False # around negative numbers, instead of a minus sign
+    lined: bool = True # a line above each total, instead of a band of colour
+    colors: tuple[str, str, str] = ('#ffffff', '#000000', '#dfe7f1') # background, ink, band
 
     def number(self,
         value: int,
@@ -202,8 +204,8 @@ def table_texts(
     size: int, # of the letters, pixels
     *,
     image_size: int, # side of the picture, pixels
-) -> tuple[list[tuple[int, int, str, bool]], int] | None: # None where there is no room
-    "Where the texts of a statement stand, (x, y, text, bold) of each in pixels, and the height of a line."
+) -> tuple[list[tuple[int, int, str, bool]], int] | None: # None if there is no room
+    "The texts of a statement with their places, (x, y, text, bold) in pixels, and the height of a line."
     faces = _faces(look, size)
     def width(text, bold): return round(faces[bold].getlength(text))
     top, line, totals = 6, sum(faces[0].getmetrics()) + 1, {total for total, _ in statement.rules}
@@ -228,9 +230,9 @@ def paint_statement(
     look: TableLook, # how it looks
     image_size: int = 256, # side, pixels
     *,
-    largest: int = 14, # letters, pixels
+    largest: int = 14, # size of the letters, pixels
 ): # Pillow image, RGB, or None
-    "A picture of a statement in the largest letters that fit, if these are 8 pixels or more."
+    "A picture of a statement in the largest letters that fit, or None if these are smaller than 8 pixels."
     from PIL import Image, ImageDraw
     for size in range(largest, 7, -1):
         placed = table_texts(statement, look, size, image_size=image_size)
@@ -248,14 +250,14 @@ def paint_statement(
 
 # %% ../../nbs/pairs/64_statements.ipynb #1a70e8e4
 _PAPERS = (('#ffffff', '#000000', '#dfe7f1'), ('#ffffff', '#1f2d3d', '#e8e8e8'), ('#fbf8ef', '#2b2b2b', '#ece3c8'),
-           ('#f3f7f4', '#12372a', '#d5e5da'), ('#202833', '#eef2f6', '#37475a')) # ground, ink, band
+           ('#f3f7f4', '#12372a', '#d5e5da'), ('#202833', '#eef2f6', '#37475a')) # background, ink, band
 
 def draw_statement(
     seed: int, # of all choices
     image_size: int = 256, # side of the picture, pixels, 128 to 1,024
-    split: str = 'train', # or 'held_out': of other companies, by another author
+    split: str = 'train', # or 'held_out': of other companies, as by another author
 ) -> PairDraft:
-    "A financial statement with the code that rebuilds and checks it; `paint` gives None where it doesn't fit."
+    "A financial statement with the code that rebuilds and checks it; `paint` gives None if it doesn't fit."
     check_choice('split', split, SPLITS)
     rng = draws_of(seed)
     statement = make_statement(rng, check_image_size(image_size), split)

@@ -43,7 +43,7 @@ class EvalRecord:
     "One record to be scored on."
     text: str # what should be written
     image: bytes | tuple[bytes, ...] | None = None # file of its picture, or files of several
-    prompt: str = '' # what stands before the text
+    prompt: str = '' # text before it
     domain: str = 'all' # kind of record, such as chart
     place: str = field(default='record', compare=False) # where it comes from, for errors
 
@@ -51,27 +51,27 @@ class EvalRecord:
     def pictures(self) -> list[bytes]: return row_images(self.image)
 
     def without_pictures(self) -> 'EvalRecord':
-        "The same text to write, with nothing to look at."
+        "The same record without its pictures."
         prompt = self.prompt.replace(IMAGE_MARK, '') if self.pictures else self.prompt
         return replace(self, image=None, prompt=prompt)
 
     def ids(self,
         tokenizer: Tokenizer, # of the model
-    ) -> tuple[list[int], int, list[int]]: # beginning, prompt, text, end; how many stand before the text; as below
-        "The document as training reads it, and for each picture the first token that sees it."
+    ) -> tuple[list[int], int, list[int]]: # beginning, prompt, text, end; number of tokens before the text; as below
+        "The document as training reads it, and for each picture the place of the first token that sees it."
         prompt, at = place_images(self.prompt, len(self.pictures), tokenizer.encode, place=self.place)
         first = [tokenizer.begin_id, *prompt]
         return [*first, *tokenizer.encode(self.text), tokenizer.end_id], len(first), at
 
     def answer(self,
         tokenizer: Tokenizer, # of the model
-    ) -> list[int]: # with the beginning if there is no prompt, and the end
-        "What training compares with the pictures where it compares views: the text without its prompt."
+    ) -> list[int]: # with the beginning token if there is no prompt, and the end token
+        "The text without its prompt, which training compares with the pictures in two views."
         ids, first, _ = self.ids(tokenizer)
         return ids[first:] if first > 1 else ids
 
 def _of_record(records: JsonRecords, i: int, names: dict[str, str]) -> list[EvalRecord]:
-    "What a file's record says, each of several captions by itself; `names` are its own names of fields, by ours."
+    "The records of a line of a file, one per caption; `names` maps our names of fields to the file's."
     r = records[i]
     r = {**r, **{ours: r[name] for ours, name in names.items() if name in r}}
     words = {k: r[k] for k in ('prompt', 'domain') if r.get(k) is not None}
@@ -83,23 +83,23 @@ def _of_record(records: JsonRecords, i: int, names: dict[str, str]) -> list[Eval
 
 # %% ../../nbs/vl/87_evaluation.ipynb #f82a5487
 def random_rows(
-    n: int, # how many there are
-    most: int, # how many are wanted; 0 for all
+    n: int, # number of items
+    most: int, # number of items wanted; 0 for all
 ) -> list[int]: # in order; the same for the same numbers
-    "Positions drawn at random: where kinds take turns in a file, equal distances would meet only some of them."
+    "Positions drawn at random; equal steps would miss kinds that alternate in a file."
     if not most or most >= n: return list(range(n))
     order = torch.randperm(n, generator=make_generator('evaluation rows', n))
     return sorted(order[:most].tolist())
 
 def read_eval_records(
     path: str | Path, # JSON lines
-    held_out: bool = False, # only those that `mmjepa_curriculum` holds out of this file
-    limit: int = 0, # most records, drawn by `random_rows`; 0 for all
+    held_out: bool = False, # only those that mmjepa_curriculum holds out of this file
+    limit: int = 0, # largest number of records, drawn by random_rows; 0 for all
     *,
-    fields: dict[str, str] | None = None, # what the file calls `text`, `image`, `prompt` or `domain`
-    follow_links: bool = False, # whether images may be links that lead out of the file's folder
-) -> tuple[list[EvalRecord], int]: # and how many records there were before `limit`
-    "The records of a file; one with several captions is as many."
+    fields: dict[str, str] | None = None, # the file's names of text, image, prompt or domain
+    follow_links: bool = False, # whether images may be links out of the file's folder
+) -> tuple[list[EvalRecord], int]: # and the number of records before limit
+    "The records of a file; one with several captions becomes several."
     records = JsonRecords(path, follow_links=follow_links)
     rows = split_learnt(records, fields=fields)[1] if held_out else np.arange(len(records))
     chosen = rows[random_rows(len(rows), limit)].tolist()
@@ -110,11 +110,11 @@ def read_eval_records(
 def record_ids(
     records: list[EvalRecord], # with pictures
 ) -> Int[Tensor, 'n 2']: # of each picture and of each text, by content
-    "What is the same: any text of a picture is a right one, and so is any picture of a text."
+    "Numbers that are equal for equal pictures or texts: any text of a picture is right, and any picture of a text."
     return torch.tensor([[content_id(b''.join(r.pictures)), content_id(r.text.strip())] for r in records])
 
 def _donors(kinds: list, ids: Int[Tensor, 'n 2']) -> list[int]:
-    "For each row the next one, round and round, of its kind and with nothing of its own; itself if there is none."
+    "For each row the next one (cyclically) of its kind with another picture and text, or itself if there is none."
     numbers = {k: i for i, k in enumerate(dict.fromkeys(kinds))}
     rows = torch.cat([torch.tensor([[numbers[k]] for k in kinds]), ids], 1)
     n, found, left = len(rows), torch.arange(len(rows)), torch.arange(len(rows))
@@ -125,12 +125,13 @@ def _donors(kinds: list, ids: Int[Tensor, 'n 2']) -> list[int]:
         if not len(left): break
     return found.tolist()
 
+# %% ../../nbs/vl/87_evaluation.ipynb #b98c82e3
 def swapped_pictures(
     records: list[EvalRecord], # with pictures
-) -> list[EvalRecord]: # as many; those for which there is no other picture as they are
+) -> list[EvalRecord]: # as many; unchanged if there is no other picture
     """Each record with the pictures of another one, always the same.
 
-    That one has another text, other pictures, as many, and the same domain where there is one."""
+    The other one has another text and as many other pictures, and the same domain if there is such a record."""
     if not records: return []
     ids, many = record_ids(records), [len(r.pictures) for r in records]
     near, far = _donors([(n, r.domain) for n, r in zip(many, records)], ids), _donors(many, ids)
@@ -140,7 +141,7 @@ def swapped_pictures(
 # %% ../../nbs/vl/87_evaluation.ipynb #7a6da6ff
 @lru_cache(64)
 def _blank(size: tuple[int, int]) -> bytes:
-    "A file of a grey picture of so many pixels, width and height."
+    "The file of a grey picture of a size, width and height in pixels."
     from PIL import Image
     file = BytesIO()
     Image.new('L', size, 128).save(file, 'PNG')
@@ -152,42 +153,43 @@ def _blank_like(picture: bytes, name: str) -> bytes:
 def blank_pictures(
     records: list[EvalRecord], # with pictures
 ) -> list[EvalRecord]: # as many
-    "Each record with mid-grey pictures of the size of its own."
+    "Each record with mid-grey pictures of the same size."
     blank = [[_blank_like(x, f'{r.place}: image') for x in r.pictures] for r in records]
     return [replace(r, image=tuple(x) if len(x) > 1 else next(iter(x), None)) for r, x in zip(records, blank)]
 
 def picture_controls(
     records: list[EvalRecord], # with pictures
-) -> dict[str, list[EvalRecord]]: # `swapped` and `blank`: those whose pictures are not their own any more
-    "What a model that reads its pictures cannot know."
+) -> dict[str, list[EvalRecord]]: # swapped and blank: the records whose pictures were changed
+    "Records with wrong pictures, whose texts a model that reads cannot know."
     changed = {'swapped': swapped_pictures(records), 'blank': blank_pictures(records)}
     return {name: [b for a, b in zip(records, other) if a.image != b.image] for name, other in changed.items()}
 
 # %% ../../nbs/vl/87_evaluation.ipynb #b979e065
 def eval_windows(
     ids: list[int], # of a whole text
-    first: int, # the first that is scored, 1 or more: something must stand before it
-    window: int, # most tokens that are read at once
+    first: int, # place of the first scored token, 1 or more: it needs one before it
+    window: int, # largest number of tokens to read at once
     *,
-    stride: int, # tokens between the beginnings of windows, 1 to `window`
-) -> Iterator[tuple[list[int], list[int]]]: # tokens to read, and the next of each, or -100 where it is not scored
+    stride: int, # tokens between the beginnings of windows, 1 to window
+) -> Iterator[tuple[list[int], list[int]]]: # tokens to read; the next of each, or -100 if it is not scored
     "Windows over a text that score each token once."
     start, done = 0, first - 1
     while done < len(ids) - 1:
         end = min(start + window, len(ids) - 1) # the last token that is scored here
         if end > done: yield ids[start:end], [ids[i] if i > done else -100 for i in range(start + 1, end + 1)]
         start, done = start + stride, max(done, end)
+
+# %% ../../nbs/vl/87_evaluation.ipynb #069cc0c3
 def _windows(record: EvalRecord, tokenizer: Tokenizer, window: int, *, stride: int) -> Iterator[tuple]:
-    "Of a record: itself, what is read, what is scored, and where its pictures stand in that."
+    "For each window of a record: the record, the tokens, the targets, and the places of its pictures."
     ids, first, at = record.ids(tokenizer)
     for read, scored in eval_windows([*range(len(ids))], first, window, stride=stride):
         targets = [-100 if i < 0 else ids[i] for i in scored]
         yield record, [ids[i] for i in read], targets, [max(0, n - read[0]) for n in at]
 
-
 # %% ../../nbs/vl/87_evaluation.ipynb #e3934767
 def _pictures(model: VLJEPA, records: list[EvalRecord]) -> dict[str, Tensor]:
-    "Pictures as of `model_images`; an error names the record."
+    "Pictures as `model_images` gives them; an error names the record."
     try: return model_images(model, [r.image for r in records])
     except UserError:
         for r in records:
@@ -197,7 +199,7 @@ def _pictures(model: VLJEPA, records: list[EvalRecord]) -> dict[str, Tensor]:
 
 def _batch(model: VLJEPA, rows: list[list[int]], records: list[EvalRecord] = (), at: Iterable[list[int]] = (),
            ) -> dict[str, Tensor]:
-    "Rows of ids, padded on the right, with the pictures of their records, and where they are seen."
+    "Rows of ids, padded on the right, with the pictures of their records and the places where these are seen."
     device, sizes = model.step_weights.device, [len(r) for r in rows]
     longest = max(sizes)
     text = torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)
@@ -206,7 +208,7 @@ def _batch(model: VLJEPA, rows: list[list[int]], records: list[EvalRecord] = (),
     return batch | ({'image_at': torch.tensor(places, device=device)} if places else {})
 
 def _chunks(items: list, size: int) -> list[list]:
-    "Lists of `size`, the last one perhaps shorter."
+    "Lists of `size` items; the last one may be shorter."
     return [items[i:i + size] for i in range(0, len(items), size)]
 
 @torch.no_grad()
@@ -229,13 +231,13 @@ def perplexity(
     tokenizer: Tokenizer, # that it was trained with
     texts: list[str | EvalRecord], # of any length
     *,
-    window: int | None = None, # tokens that are read at once; None for the model's context_length
-    stride: int | None = None, # tokens by which windows move on, 1 to `window`; None for half of it
+    window: int | None = None, # tokens to read at once; None for the model's context_length
+    stride: int | None = None, # tokens by which windows move on, 1 to window; None for half of it
     batch_size: int = 16, # windows at a time
-) -> dict: # `nll` a token in nats, `perplexity`, `bits_per_byte`; and counts: `tokens`, `bytes`, `texts`, `windows`
-    """How surprising texts are, their ends included.
+) -> dict: # nll (nats per token), perplexity, bits_per_byte; counts: tokens, bytes, texts, windows
+    """Perplexity of texts, including their end tokens.
 
-    Each token is scored once, with `window - stride` tokens of context or more, where there are as many."""
+    Each token is scored once, with at least `window - stride` tokens of context if there are as many."""
     context = model.config.context_length
     window = context if window is None else window
     stride = -(-window // 2) if stride is None else stride
@@ -260,8 +262,8 @@ def picture_perplexity(
     records: list[EvalRecord], # with pictures
     *,
     batch_size: int = 16, # windows at a time
-) -> dict: # `perplexity`, `perplexity_swapped`, `perplexity_blank` (None without any), `without_the_picture`
-    "How surprising the texts of pictures are: with these, with others, with blank ones, and with none."
+) -> dict: # perplexity, perplexity_swapped, perplexity_blank (None without any), without_the_picture
+    "Perplexity of the texts of pictures: with their own pictures, with others, with blank ones, and with none."
     parts = {'perplexity': records, **{f'perplexity_{k}': v for k, v in picture_controls(records).items()},
              'without_the_picture': [r.without_pictures() for r in records]}
     def score(part): return perplexity(model, tokenizer, part, batch_size=batch_size)['perplexity'] if part else None
@@ -274,8 +276,8 @@ def record_batches(
     records: list[EvalRecord], # texts are cut to the model's context_length
     *,
     batch_size: int = 16, # records at a time
-) -> Iterator[dict[str, Tensor]]: # `text`, `text_mask`, and with pictures theirs
-    "Records as batches, one document a row."
+) -> Iterator[dict[str, Tensor]]: # text, text_mask, and the keys of pictures
+    "Records as batches, one document per row."
     for part in _chunks(records, batch_size):
         rows, _, at = zip(*[r.ids(tokenizer) for r in part])
         yield _batch(model, [r[:model.config.context_length] for r in rows], part, at)
@@ -283,14 +285,14 @@ def record_batches(
 @torch.no_grad()
 def embedding_mse(
     model: VLJEPA, # in evaluation mode
-    batches: Iterable[dict[str, Tensor]], # as of `record_batches`; images as bytes or in [-1, 1]
-    seed: int = 0, # of what is hidden
+    batches: Iterable[dict[str, Tensor]], # from record_batches; images as bytes or in [-1, 1]
+    seed: int = 0, # of the masks
     *,
-    total: int | None = None, # batches, for the estimate of the time that is left
-) -> dict: # `mse`, `relative`, `hidden`; `relative_1`, ... of further steps of the rollout
+    total: int | None = None, # number of batches, for the progress bar
+) -> dict: # mse, relative, hidden; relative_1, ... for further steps of the rollout
     """Squared error of predicted embeddings over all `hidden` positions.
 
-    `mse` is that of a number of an embedding; `relative` is 1 where all targets' mean would predict as well."""
+    `mse` is the mean over dimensions; `relative` is 1 if the mean of all targets would predict as well."""
     errors = [EmbeddingError() for _ in range(model.config.prediction_steps)]
     with loss_weights(model, 1., 0.):
         for _, out in masked_outputs(model, progress(batches, 'embeddings', total), 'evaluation', seed):
@@ -304,9 +306,9 @@ def embedding_mse(
 
 # %% ../../nbs/vl/87_evaluation.ipynb #35d4c930
 def _token_means(model: VLJEPA, tokenizer: Tokenizer, part: list[EvalRecord]) -> tuple[Tensor, Tensor]:
-    "Mean embeddings of image tokens (of all pictures of a record) and of text tokens."
+    "Mean embeddings of the image tokens (of all pictures of a record) and of the text tokens."
     alone = _batch(model, [[0]] * len(part), part)
-    alone['text_mask'][:] = False # nothing to read but the picture
+    alone['text_mask'][:] = False # nothing but the picture to read
     z, seen = model.jepa_head.embed(fused_states(model, alone))[:, :-1], alone['image_row'].bincount()
     there = torch.arange(z.shape[1], device=z.device) < model.patches * seen[:, None]
     batch = _batch(model, [r.ids(tokenizer)[0][:model.config.context_length] for r in part])
@@ -314,7 +316,7 @@ def _token_means(model: VLJEPA, tokenizer: Tokenizer, part: list[EvalRecord]) ->
     return masked_mean(z, there), masked_mean(words, real)
 
 def _views(model: VLJEPA, tokenizer: Tokenizer, part: list[EvalRecord]) -> tuple[Tensor, Tensor]:
-    "Embeddings as `two_views` makes them, of pictures and of answers."
+    "Embeddings of pictures and of answers, as in `two_views`."
     pair = model.view_heads.pairs['image']
     batch = _batch(model, [r.answer(tokenizer)[:model.config.context_length] for r in part])
     answers, _ = read_texts(model, batch, view_indices(batch))
@@ -323,6 +325,7 @@ def _views(model: VLJEPA, tokenizer: Tokenizer, part: list[EvalRecord]) -> tuple
     total = z.new_zeros(len(part), z.shape[1]).index_add_(0, seen['image_row'], z)
     return total / seen['image_row'].bincount()[:, None], pair.embed('text', answers)
 
+# %% ../../nbs/vl/87_evaluation.ipynb #6e63647a
 def has_views(
     model: VLJEPA, # of any kind
 ) -> bool:
@@ -337,7 +340,7 @@ def modal_embeddings(
     *,
     batch_size: int = 16, # records at a time
 ) -> tuple[Float[Tensor, 'n e'], Float[Tensor, 'n e']]: # of pictures alone and of texts alone
-    "Those of the heads that compare pictures with texts; means of token embeddings where a model has none."
+    "Embeddings of the view heads, or means of token embeddings if a model has no such heads."
     embed = _views if has_views(model) else _token_means
     found = [embed(model, tokenizer, part) for part in progress(_chunks(records, batch_size), 'retrieval')]
     pictures, texts = (torch.cat(x).cpu() for x in zip(*found))
@@ -346,9 +349,9 @@ def modal_embeddings(
 def multimodal_retrieval(
     a: Float[Tensor, 'n e'], # of pictures
     b: Float[Tensor, 'n e'], # of their texts
-    ids: Int[Tensor, 'n 2'] | None = None, # as of `record_ids`; None: no two are the same
-) -> dict: # those of `rank_table`, and again with `centred_` and `chance_`; `pairs`, `pictures`, `texts` (others)
-    "Ranks in both directions, as they are and without the mean of each kind, and those of chance."
+    ids: Int[Tensor, 'n 2'] | None = None, # from record_ids; None: all are different
+) -> dict: # of rank_table, also with centred_ and chance_; pairs, and different pictures and texts
+    "Ranks in both directions, as they are and without the mean of each kind, and the ranks of chance."
     centred, same = rank_table(a - a.mean(0), b - b.mean(0), ids=ids), torch.ones(len(a), 1)
     chance = rank_table(same, same, ids=ids)
     counts = [len(a)] * 2 if ids is None else [len(x.unique()) for x in ids.T]
@@ -358,10 +361,10 @@ def multimodal_retrieval(
 # %% ../../nbs/vl/87_evaluation.ipynb #46ad3b46
 @dataclass(frozen=True)
 class WrittenCode:
-    "What a model wrote of a picture."
+    "The text that a model wrote for a picture."
     record: EvalRecord
     text: str # as written
-    chart: ChartResult | None = None # what came of running it, if it was run
+    chart: ChartResult | None = None # the result of running it, if it was run
 
 def _code_scores(written: list[WrittenCode]) -> dict:
     "One line of the table."
@@ -371,7 +374,7 @@ def _code_scores(written: list[WrittenCode]) -> dict:
     return {**row, 'charts_tried': len(drawn), 'draws_same': drawn.count('same') / len(drawn) if drawn else None}
 
 def _control_scores(texts: list[str], records: list[EvalRecord], name: str) -> dict:
-    "What of a row of the table is of a control; None where no record could be changed."
+    "The part of a line of the table that belongs to a control; None if no record could be changed."
     row = code_table(texts, [r.text for r in records]) if records else {'pairs': 0}
     return {f'{k}_{name}': row.get(k) for k in ('pairs', 'exact', 'character_error')}
 
@@ -382,16 +385,16 @@ def image_to_code(
     records: list[EvalRecord], # with pictures
     *,
     max_new_tokens: int = 512, # of each text
-    controls: bool = True, # write also with pictures of other records, and with blank ones: three times the work
+    controls: bool = True, # write also for swapped and blank pictures: three times the work
     allow_code_execution: bool = False, # True: programs of records of domain chart run in the sandbox
     batch_size: int = 16, # records at a time
-    tolerance: float = .001, # of `draws_same`
-    num_workers: int = 2, # programs at one time
-) -> tuple[dict[str, dict], list[WrittenCode]]: # scores by domain, and for `all`; and the texts
-    """What the model reads in pictures, greedily, against what is in them.
+    tolerance: float = .001, # of draws_same
+    num_workers: int = 2, # programs at a time
+) -> tuple[dict[str, dict], list[WrittenCode]]: # scores by domain, and for all; and the texts
+    """The texts that a model writes for pictures, greedily, compared with the true ones.
 
-    Scores: those of `code_table`, `charts_tried`, `draws_same`; None where it can't be said. Of each control `pairs`,
-    `exact` and `character_error` with `_swapped` and `_blank`."""
+    Scores: those of `code_table`, `charts_tried`, `draws_same`; None if unknown. For each control `pairs`, `exact` and
+    `character_error`, ending in `_swapped` and `_blank`."""
     def write(part: list[EvalRecord]) -> list[str]:
         return generate(model, tokenizer, [r.prompt for r in part], images=[r.image for r in part],
                         max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -414,18 +417,19 @@ def image_to_code(
 def cut_completion(
     text: str, # what follows the head of a function
 ) -> str:
-    "The body alone: up to the first line, but for the one that is going on, which begins at the margin."
+    "The body alone, up to the first new line that begins at the margin."
     return re.split(r'\n(?=[^\s)\]}])', text.replace('\r\n', '\n'), maxsplit=1)[0] + '\n'
 
+# %% ../../nbs/vl/87_evaluation.ipynb #afcd11cb
 def write_json_lines(
     path: str | Path, # file
-    records: Iterable[dict], # of what JSON can hold
+    records: Iterable[dict], # of JSON values
 ):
-    "Write one record a line, whole or not at all."
+    "Write one record per line; the file is written completely or not at all."
     write_text(path, ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records))
 
 def _last_lines(text: str, tokenizer: Tokenizer, most: int) -> str:
-    "As many whole lines from the end of a text as are at most `most` tokens."
+    "As many whole lines from the end of a text as fit `most` tokens."
     lines = text.splitlines(keepends=True)
     while lines and len(tokenizer.encode(''.join(lines))) > most: lines.pop(0)
     return ''.join(lines)
@@ -433,18 +437,18 @@ def _last_lines(text: str, tokenizer: Tokenizer, most: int) -> str:
 def write_completions(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # that it was trained with
-    problems: dict | list | str | Path, # what `read_humaneval` gives, or reads
+    problems: dict | list | str | Path, # problems as read_humaneval gives or reads them
     *,
-    path: str | Path, # JSON lines to write, with `task_id` and `completion`
+    path: str | Path, # JSON lines to write, with task_id and completion
     n: int = 1, # completions of each problem
     max_new_tokens: int = 256, # of each
-    temperature: float = .8, # of sampling; 0 writes the same `n` times
+    temperature: float = .8, # of sampling; 0 writes the same n times
     top_p: float = .95, # share of the probability to draw from
     seed: int = 0, # of sampling
     batch_size: int = 32, # completions at a time
-    say: Callable[[str], None] = print, # gets a line if prompts were cut
-) -> dict[str, list[str]]: # what was written, by task_id
-    "Completions of problems by a model, in a file that `evaluate_humaneval` and others' programs read."
+    say: Callable[[str], None] = print, # called with a line if prompts were cut
+) -> dict[str, list[str]]: # completions by task_id
+    "Completions of problems by a model, in a file that `evaluate_humaneval` and other programs read."
     if n < 1: raise UserError(f'n is {n}; expected 1 or more')
     problems = read_humaneval(problems)
     length = model.config.context_length

@@ -29,8 +29,8 @@ from .model import token_owners
 # %% ../../nbs/vl/81_hybrid.ipynb #403e990d
 def next_token_labels(
     text: Int[Tensor, 'b t'], # token ids
-    real: Bool[Tensor, 'b t'] | None = None, # True where a token stands; None: all
-    document: Int[Tensor, 'b t'] | None = None, # number of the document of each token; None: one a row
+    real: Bool[Tensor, 'b t'] | None = None, # True at real tokens; None: all
+    document: Int[Tensor, 'b t'] | None = None, # document of each token; None: one per row
 ) -> Int[Tensor, 'b t']: # -100 where there is no next token
     "The next token at each position."
     known = torch.ones_like(text[:, 1:], dtype=torch.bool)
@@ -40,7 +40,7 @@ def next_token_labels(
 
 # %% ../../nbs/vl/81_hybrid.ipynb #f23b0700
 def _owners(batch: dict[str, Tensor], n: int) -> dict[str, Int[Tensor, ' s']]:
-    "Of each kind of unit: the number of the one that a token is part of, -1 for none; tokens of pictures first."
+    "For each kind of unit: the number of the unit of each token, -1 for none; tokens of pictures first."
     def where(there, number): return torch.where(there, number, -1).flatten()
     (real, document), (of_row, of_document) = token_owners(batch), picture_owners(batch)
     row = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
@@ -54,17 +54,18 @@ def _owners(batch: dict[str, Tensor], n: int) -> dict[str, Int[Tensor, ' s']]:
             'language': both(none, where(real.flatten() & ~illustrated, row.flatten())),
             'joint': both(where(read, image), where(illustrated, text))}
 
+# %% ../../nbs/vl/81_hybrid.ipynb #e2e1c99a
 @dataclass(frozen=True)
 class JointMasks:
-    "A transform for `fit` that chooses what is hidden in each row."
+    "A transform for `fit` that draws what is hidden in each row."
     masking: JEPAMasking = JEPAMasking() # how much, and how long a span is
-    patches: int | tuple[int, int] = 256 # of an image: how many, in a square, or (rows, columns)
-    steps: int = 0 # of the model's rollout: adds indices for them; 0: masks alone, for rows that are still shared out
+    patches: int | tuple[int, int] = 256 # of an image: their number if square, or (rows, columns)
+    steps: int = 0 # steps of the rollout, for which indices are added; 0: masks alone
 
     def __call__(self,
-        batch: dict[str, Tensor], # `text` (b, t), and optionally what says which is real, and pictures
+        batch: dict[str, Tensor], # text (b, t); optional: text_mask, document and pictures
         generator: torch.Generator, # on the CPU
-    ) -> dict[str, Tensor]: # with `text_hidden` (b, t), and `image_hidden` (k, n) if there is `image`
+    ) -> dict[str, Tensor]: # with text_hidden (b, t), and image_hidden (k, n) if there is image
         "The batch with its masks, and with `token_indices` if `steps` is above 0."
         grid = (math.isqrt(self.patches),) * 2 if isinstance(self.patches, int) else self.patches
         text, n = batch['text'], math.prod(grid) if 'image' in batch else 0
@@ -80,53 +81,54 @@ class JointMasks:
         batch = batch | {'text_hidden': words.view_as(text)} | ({'image_hidden': image.view(-1, n)} if n else {})
         return token_indices(batch, self.steps) if self.steps else batch
 
+# %% ../../nbs/vl/81_hybrid.ipynb #4a8e688f
 def joint_masks(
-    config: VLJEPAConfig, # of the model that will fill in what is hidden
-    steps: int = 0, # as for `JointMasks`
-) -> JointMasks: # spans of 8 tokens
-    "What a model of this shape has to predict, in training and in evaluation."
+    config: VLJEPAConfig, # of the model that predicts what is hidden
+    steps: int = 0, # steps of the rollout, for which indices are added; 0: masks alone
+) -> JointMasks: # with spans of 8 tokens
+    "The masks for a model of this shape, in training and in evaluation."
     return JointMasks(JEPAMasking(config.mask_ratio, span=8), config.vision.grid, steps)
 
 # %% ../../nbs/vl/81_hybrid.ipynb #5b10c538
 class EmbeddingError:
-    "Squared error of predicted embeddings, gathered over batches in float64."
+    "Squared error of predicted embeddings, summed over batches in float64."
     def __init__(self): self.n, self.error, self.total, self.squares = 0, 0., 0., 0.
 
     def add(self,
         predictions: Float[Tensor, 'm e'], # of one step of the rollout
         targets: Float[Tensor, 'm e'], # what they predict
     ):
-        "Count these too."
+        "Add predictions and targets of a batch."
         p, z = (x.detach().cpu().double() for x in (predictions, targets))
         self.n, self.dim, self.error = self.n + len(z), z.shape[1], self.error + (p - z).square().sum().item()
         self.total, self.squares = self.total + z.sum(0), self.squares + z.square().sum().item()
 
     @property
     def mse(self) -> float:
-        "Mean over positions and numbers of an embedding; NaN without any."
+        "Mean squared error over positions and dimensions; NaN without any."
         return self.error / (self.n * self.dim) if self.n else math.nan
 
     @property
     def relative(self) -> float:
-        "Error over that of predicting the mean of all targets; NaN where all are one."
+        "The error relative to predicting the mean of all targets; NaN if all targets are equal."
         spread = self.squares - self.total.square().sum().item() / self.n if self.n else 0
         return self.error / spread if spread > 1e-12 * self.squares else math.nan
 
 # %% ../../nbs/vl/81_hybrid.ipynb #32f7971c
 def view_indices(
-    batch: dict[str, Tensor], # of a `VLJEPA`
-) -> dict[str, Tensor]: # see the source
-    "Where views of documents are: ends of answers and prompts, and which picture or prompt belongs to which answer."
+    batch: dict[str, Tensor], # of a VLJEPA
+) -> dict[str, Tensor]: # view, prompt_end, answer_end, image_pairs, prompt_pairs
+    "The ends of answers and prompts, and which picture or prompt belongs to which answer."
     (real, document), (b, t) = token_owners(batch), batch['text'].shape
-    view = torch.where(real, 2 * document + batch.get('answer', real), -1) # a prompt and its answer are two
+    view = torch.where(real, 2 * document + batch.get('answer', real), -1) # a prompt and its answer are two views
     place = torch.arange(b * t, device=real.device)
     last = torch.cat([view[:, 1:] != view[:, :-1], view.new_ones(b, 1, dtype=torch.bool)], 1)
-    owner = (place // t) * (2 * t) + document.flatten() # a number for each document of the batch, in their order
+    owner = (place // t) * (2 * t) + document.flatten() # a number for each document of the batch, in order
     ends = {k: place[(last & (view >= 0) & (view % 2 == k)).flatten()] for k in (0, 1)}
     prompts, answers = owner[ends[0]], owner[ends[1]]
     row, number = picture_owners(batch)
     pictures = row * (2 * t) + number
-    alone = ~torch.isin(prompts, pictures) # the prompt of a picture says nothing of its answer
+    alone = ~torch.isin(prompts, pictures) # the prompt of a picture says nothing about its answer
     return {'view': view, 'prompt_end': ends[0], 'answer_end': ends[1], 'image_pairs': _matches(pictures, answers),
             'prompt_pairs': _matches(prompts, answers, alone)}
 
@@ -140,7 +142,7 @@ def _matches(a: Int[Tensor, ' n'], b: Int[Tensor, ' m'],
 
 # %% ../../nbs/vl/81_hybrid.ipynb #017bc449
 def _read(model: VLJEPA, states: Float[Tensor, 'm n d'], real: Bool[Tensor, 'm n'] | None) -> Float[Tensor, 'm d']:
-    "What predictor tokens read of views, or the mean of their states; those of a text (with `real`) see earlier ones."
+    "What predictor tokens read from views, or the mean of their states; with `real` the views are texts."
     queries, fusion = model.view_heads.queries, model.cross_modal_fusion
     asked = states.new_zeros(0, model.config.hidden_size) if queries is None else queries.to(states.dtype)
     asked = asked.expand(len(states), -1, -1)
@@ -152,18 +154,18 @@ def _read(model: VLJEPA, states: Float[Tensor, 'm n d'], real: Bool[Tensor, 'm n
     return masked_mean(x, real) if queries is None else x[:, -1]
 
 def read_pictures(
-    model: VLJEPA, # with `views`
-    states: Float[Tensor, 'k n w'], # of `image_states`
+    model: VLJEPA, # with views
+    states: Float[Tensor, 'k n w'], # from image_states
 ) -> Float[Tensor, 'k d']:
-    "What the model makes of pictures by themselves."
+    "One state for each picture, read by itself."
     return _read(model, states, None)
 
 def read_texts(
-    model: VLJEPA, # with `views`
-    batch: dict[str, Tensor], # without its pictures
-    at: dict[str, Tensor], # of `view_indices`
+    model: VLJEPA, # with views
+    batch: dict[str, Tensor], # of a VLJEPA; its pictures are ignored
+    at: dict[str, Tensor], # from view_indices
 ) -> tuple[Float[Tensor, 'm d'], Float[Tensor, 'p d']]: # of answers, and of the prompts that have a pair
-    "What the model makes of answers (their last state, or the mean without predictor tokens) and of prompts, alone."
+    "One state for each answer (its last one, or the mean without predictor tokens) and each prompt, read alone."
     view = at['view']
     alone = {'text': batch['text'], 'text_mask': view >= 0, 'document': view}
     of_text, allowed = attention_masks(model, alone)
@@ -175,7 +177,7 @@ def read_texts(
 
 def _spans(states: Float[Tensor, 'n d'], view: Int[Tensor, 'b t'],
            end: Int[Tensor, ' m']) -> tuple[Float[Tensor, 'm l d'], Bool[Tensor, 'm l']]:
-    "States of the views that end there, one a row, and which of them are real."
+    "States of the views that end at `end`, one view per row, and which of them are real."
     length = document_positions(view).flatten()[end] + 1
     place = torch.arange(int(length.max()) if len(end) else 1, device=end.device)
     real = place < length[:, None]
@@ -183,10 +185,10 @@ def _spans(states: Float[Tensor, 'n d'], view: Int[Tensor, 'b t'],
 
 # %% ../../nbs/vl/81_hybrid.ipynb #3ba4faf0
 def two_views(
-    model: VLJEPA, # with `views`
-    batch: dict[str, Tensor], # with pictures and their texts, or prompts and their answers (`answer`)
-    seen: Float[Tensor, 'b s d'] | None = None, # not needed: views must not see each other
-) -> dict: # `views`: outputs of `PredictiveAlignment`, by `image` and `prompt`; `watched`
+    model: VLJEPA, # with views
+    batch: dict[str, Tensor], # with pictures and their texts, or prompts and their answers (key answer)
+    seen: Float[Tensor, 'b s d'] | None = None, # not used: views must not see each other
+) -> dict: # views: outputs of PredictiveAlignment for image and prompt; watched
     "Embeddings of pictures and texts, of prompts and answers, and what each predicts of the other."
     at, states = _view_indices(batch), image_states(model, batch)
     if states is None: states = model.step_weights.new_zeros(0, model.patches, model.config.vision.emb_dim)
@@ -197,19 +199,20 @@ def two_views(
 
 _view_indices = torch.compiler.disable(view_indices)
 
+# %% ../../nbs/vl/81_hybrid.ipynb #a6d38ba1
 def picture_views(
-    model: VLJEPA, # with `views`
-    batch: dict[str, Tensor], # `image_views` (k, v, c, h, w): v versions of each picture
-    seen: Float[Tensor, 'b s d'] | None = None, # not needed
-) -> dict: # `views`: outputs of `PredictiveAlignment`, by `image`; `watched`
-    "Embeddings of versions of pictures, which are to agree (LeJEPA); texts are not looked at."
+    model: VLJEPA, # with views
+    batch: dict[str, Tensor], # image_views (k, v, c, h, w): v versions of each picture
+    seen: Float[Tensor, 'b s d'] | None = None, # not used
+) -> dict: # views: outputs of PredictiveAlignment for image; watched
+    "Embeddings of versions of pictures, which should agree (LeJEPA); texts are ignored."
     x = batch.get('image_views')
     if x is None: raise UserError('the batch has no image_views; expected versions of pictures (k, v, c, h, w)')
     states = read_pictures(model, image_states(model, {'image': x.flatten(0, 1)}))
     return _compared(model.view_heads, {'image': (states.unflatten(0, x.shape[:2]),)})
 
 def _compared(heads: nn.Module, states: dict[str, tuple[Tensor, ...]]) -> dict:
-    "Of the kinds of which there are two or more over all ranks; each rank has all kinds, of some perhaps no row."
+    "Compares the kinds that have two or more rows over all ranks; a rank may have none of them."
     some = next(iter(states.values()))[0]
     out = {'views': {}, 'watched': {}, 'nothing': 0 * some.sum()}
     for kind, found in states.items():
@@ -225,17 +228,17 @@ def _compared(heads: nn.Module, states: dict[str, tuple[Tensor, ...]]) -> dict:
 
 # %% ../../nbs/vl/81_hybrid.ipynb #cb8d5d4f
 class VLJEPAObjective(nn.Module):
-    "Prediction of embeddings in the form that the model has, of tokens, and of the columns of pictures; for `fit`."
+    "The loss for `fit`: embeddings in the form of the model, tokens, and columns of pictures."
     def __init__(self,
-        alpha: float = .3, # weight of the predictions of embeddings; the model's attribute must agree
-        beta: float = .7, # weight of the prediction of tokens; likewise
-        sigreg_weight: float = .02, # of SIGReg beside masked latents, 0 or more; not used with a slow copy
+        alpha: float = .3, # weight of the JEPA half; the model's attribute must agree
+        beta: float = .7, # weight of the language half; the model's attribute must agree
+        sigreg_weight: float = .02, # weight of SIGReg with masked latents, 0 or more; not used with a slow copy
         *,
-        ctc: float = 0., # weight of the reading of columns, 0 or more; the model's attribute must agree
-        views: PredictiveObjective | None = None, # of two views, or of versions of a picture; None: its defaults
-        num_slices: int = 256, # random directions a step
+        ctc: float = 0., # weight of reading columns, 0 or more; the model's attribute must agree
+        views: PredictiveObjective | None = None, # for two views, or versions of a picture; None: its defaults
+        num_slices: int = 256, # random directions per step
         seed: int = 0, # of the directions
-        steps: int = 3, # of the model's rollout; only for batches without `token_indices`
+        steps: int = 3, # of the model's rollout; only used for batches without token_indices
     ):
         super().__init__()
         for name, w in dict(sigreg_weight=sigreg_weight, ctc=ctc).items():
@@ -245,10 +248,10 @@ class VLJEPAObjective(nn.Module):
         self.views = PredictiveObjective(num_slices=num_slices, seed=seed) if views is None else views
 
     def forward(self,
-        outputs: dict, # of `VLJEPA`
-        batch: dict[str, Tensor], # that they were made of
+        outputs: dict, # of a VLJEPA
+        batch: dict[str, Tensor], # that the outputs were made from
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # terms whose sum is the loss; logs; both by name
-        "Terms `lm`, `ctc`, and `jepa_0`, ..., `sigreg` or `views`; logs `loss_jepa` and `loss_...` of each, ratios."
+        "Terms `lm`, `ctc`, and either `jepa_0`, ..., `sigreg` or `views`; their values and ratios as logs."
         _check_outputs(self, outputs)
         terms, logs = {}, {}
         for name, weight in (('lm', self.beta), ('ctc', self.ctc)):
@@ -261,7 +264,7 @@ class VLJEPAObjective(nn.Module):
     def weight(self,
         batch: dict[str, Tensor], # ready for the model
     ) -> dict[str, int]: # by term
-        "How many words, columns' words and pairs of the rollout are predicted; what is of a whole step counts as 1."
+        "How many tokens, column tokens and pairs of the rollout are predicted; terms of a whole step count as 1."
         counts = {'lm': (batch['labels'] != -100).sum()} if self.beta else {}
         if self.ctc: counts['ctc'] = reading_targets(batch)[1].sum() if 'image' in batch else 0
         if not self.alpha: return counts
@@ -272,7 +275,7 @@ class VLJEPAObjective(nn.Module):
 
 # %% ../../nbs/vl/81_hybrid.ipynb #d91ac9fb
 def _check_outputs(objective: VLJEPAObjective, outputs: dict):
-    "The model must have run with the same weights."
+    "Refuse outputs of a model with other weights of the losses."
     if not objective.alpha + objective.beta + objective.ctc:
         raise UserError('alpha, beta and ctc are 0; expected one above 0')
     for name, weight, keys in (('alpha', objective.alpha, ('predictions', 'views')), ('beta', objective.beta, ('lm',)),
@@ -295,7 +298,7 @@ def _masked(self: VLJEPAObjective, outputs: dict, batch: dict[str, Tensor]) -> t
 
 @patch
 def _views(self: VLJEPAObjective, outputs: dict) -> tuple[dict, dict]:
-    "The term and the logs of two views; 0 for a batch that has fewer than two."
+    "Term and logs of two views; 0 for a batch with fewer than two pairs."
     found = [self.views(views) for views in outputs['views'].values()]
     loss = outputs['nothing'] + sum(loss for loss, _ in found)
     logs = {k: x for _, own in found for k, x in own.items()}
@@ -304,7 +307,7 @@ def _views(self: VLJEPAObjective, outputs: dict) -> tuple[dict, dict]:
 # %% ../../nbs/vl/81_hybrid.ipynb #8354cd06
 @patch
 def _sigreg(self: VLJEPAObjective, z: Float[Tensor, 'm e'], batch: dict[str, Tensor]) -> Float[Tensor, '']:
-    "The statistic over all ranks, and over the step where `prepare` was called; 0 where fewer than two are hidden."
+    "SIGReg over all ranks, and over the whole step after `prepare`; 0 if fewer than two tokens are hidden."
     if 'sigreg' in batch:
         own = (z.float() * batch['sigreg_gradient']).sum()
         return batch['sigreg'] + own - own.detach()
@@ -316,7 +319,7 @@ def _sigreg(self: VLJEPAObjective, z: Float[Tensor, 'm e'], batch: dict[str, Ten
 def prepare(
     self: VLJEPAObjective,
     t: Trainer, # of the step
-    batches: list[dict[str, Tensor]], # of the step, ready for the model; each gets its part of SIGReg's gradient
+    batches: list[dict[str, Tensor]], # of the step, ready for the model; each receives its part of the gradient
 ):
     "Gradient caching: SIGReg of all hidden tokens of a step, before its batches are encoded one by one."
     if self.alpha and self.form is not masked_latents:
@@ -332,4 +335,4 @@ def prepare(
         value = self._sigreg(every, {})
         gradient, = torch.autograd.grad(value, every)
     for batch, part in zip(batches, gradient.split([len(x) for x in z])):
-        batch |= {'sigreg': value.detach(), 'sigreg_gradient': len(batches) * part} # `fit` divides by their number
+        batch |= {'sigreg': value.detach(), 'sigreg_gradient': len(batches) * part} # `fit` divides by their count

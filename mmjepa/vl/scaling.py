@@ -29,7 +29,7 @@ from .model import VLJEPAConfig
 
 # %% ../../nbs/vl/85_scaling.ipynb #dccfcaf7
 def _block_weights(d: int, ratio: float = 4.) -> int:
-    "Attention, feed-forward and two norms of a timm block, biases included."
+    "Attention, feed-forward and two norms of a timm block, with biases."
     wide = int(d * ratio)
     return 4 * d**2 + 2 * d * wide + 9 * d + wide
 
@@ -39,14 +39,14 @@ def _layer_weights(c: VLJEPAConfig) -> int:
     return 2 * d**2 + 2 * d * kv + 3 * d * c.intermediate_size + 2 * d
 
 def _convolutions(v: EncoderConfig) -> list[tuple[int, int, int]]:
-    "Weights, places and channels out of each convolution that makes patches of an image; that of patches is the last."
+    "Weights, positions and output channels of each convolution of the stem; the last one makes the patches."
     widths, pixels = [v.in_chans, *v.stem_widths], math.prod(height_width(v.image_size))
     stem = [(9 * a * b, pixels >> 2 * i, b) for i, (a, b) in enumerate(zip(widths, v.stem_widths), 1)]
     area = (pixels >> 2 * v.stem_convs) // v.patches
     return [*stem, (area * widths[-1] * v.emb_dim, v.patches, v.emb_dim)]
 
 def _heads_weights(c: VLJEPAConfig) -> dict[str, int]:
-    "Of the heads that a model has only if it is asked for them."
+    "Parameters of the optional heads."
     (e, h, depth, queries), d = (getattr(c.views, k) for k in ('dim', 'hidden', 'depth', 'queries')), c.hidden_size
     project = (d + 3) * h + (h + 1) * e # with a batch norm
     predict = (e + 3) * h + (depth - 1) * (h + 3) * h + (h + 1) * e
@@ -56,7 +56,7 @@ def _heads_weights(c: VLJEPAConfig) -> dict[str, int]:
 def count_parameters(
     config: VLJEPAConfig,
 ) -> dict[str, int]: # by part; a tied head has none of its own
-    "Numbers in the weights of each part."
+    "Number of parameters of each part."
     c, v, d, e = config, config.vision, config.hidden_size, config.embedding_dim
     w, embed = v.emb_dim, d * e + e
     *stem, (patch, _, _) = _convolutions(v)
@@ -72,15 +72,15 @@ def count_parameters(
 # %% ../../nbs/vl/85_scaling.ipynb #ca606033
 @dataclass(frozen=True)
 class Work:
-    "What a step does with one row; the mean of all rows."
-    text: int # tokens of a row
-    alpha: float = .3 # weight of the predictions of embeddings; 0: not done
-    beta: float = .7 # weight of the prediction of tokens; 0: not done
-    images: float = 1. # images of a row, 0 or more
-    labelled: float = 1. # share of the tokens that have a next one to predict, 0 to 1
+    "What a step does with one row, as a mean over rows."
+    text: int # tokens per row
+    alpha: float = .3 # weight of the JEPA half; 0: left out
+    beta: float = .7 # weight of the language half; 0: left out
+    images: float = 1. # images per row, 0 or more
+    labelled: float = 1. # share of the tokens with a label, 0 to 1
     num_slices: int = 256 # random directions of SIGReg
-    form: str = 'masked' # of the predictions of embeddings: masked (latents), (two) views, or (versions of) pictures
-    versions: int = 2 # of a picture, where it is compared with itself
+    form: str = 'masked' # form of the JEPA half: masked (latents), (two) views, or (versions of) pictures
+    versions: int = 2 # versions of a picture, for the form pictures
 
     def __post_init__(self):
         check_choice('form', self.form, ('masked', 'views', 'pictures'))
@@ -92,18 +92,19 @@ class Work:
                 raise UserError(f'{name} is {x}; expected {low} {"or more" if high > 1 else "to 1"}')
 
 def _tokens(c: VLJEPAConfig, work: Work) -> tuple[int, int, float]:
-    "Image tokens in fusion, all tokens there, and how many are hidden."
-    n = c.vision.patches * math.ceil(work.images) # places, as many as the row with most needs
+    "Image tokens in the fusion, all tokens in the fusion, and the number of hidden tokens."
+    n = c.vision.patches * math.ceil(work.images) # slots, as many as the row with most images needs
     return n, n + work.text, c.mask_ratio * (c.vision.patches * work.images + work.text)
 
 def _passes(c: VLJEPAConfig, work: Work) -> tuple[int, bool]:
-    "Passes of whole rows with backward, and whether the slow copy makes one without."
+    "Passes of whole rows with backward, and whether the slow copy makes one more without."
     hides = bool(work.alpha) and work.form == 'masked'
     seen = work.beta or (hides and c.target == 'stop_gradient')
     return hides + bool(seen), hides and c.target == 'ema'
 
+# %% ../../nbs/vl/85_scaling.ipynb #9a3e82b4
 def _pass_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
-    "Of one forward pass of a row."
+    "Operations of one forward pass of a row, by part."
     v, t, d, (n, s, _) = c.vision, work.text, c.hidden_size, _tokens(c, work)
     w, wide, kv = v.emb_dim, int(v.emb_dim * v.mlp_ratio), d // c.num_heads * c.num_kv_heads
     seen, layer = work.images * v.patches, 4 * d**2 + 4 * d * kv + 6 * d * c.intermediate_size
@@ -115,23 +116,23 @@ def _pass_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
 
 # %% ../../nbs/vl/85_scaling.ipynb #fb085d9a
 def _view_passes(work: Work) -> int:
-    "How often pictures, or pictures and texts, are read by themselves; each time at most a pass of whole rows."
+    "How often views are read by themselves; each time costs at most a pass of whole rows."
     compares = bool(work.alpha) and work.form != 'masked'
     return compares * (work.versions if work.form == 'pictures' else 1)
 
 def _view_flops(c: VLJEPAConfig, work: Work) -> dict[str, float]:
-    "Forward, of a row whose views are read one by one: its pictures, and with `views` its text."
+    "Operations of a forward pass whose views are read one by one: pictures, and with `views` texts."
     d, t, q = c.hidden_size, work.text, c.views.queries
     texts, versions = work.form == 'views', 1 if work.form == 'views' else work.versions
     def fusion(tokens): return tokens * c.fusion_depth * (24 * d**2 + 4 * tokens * d)
     read = work.images * versions * (c.vision.patches * 2 * c.vision.emb_dim * d + fusion(c.vision.patches + q))
-    encoded = 0 if texts and work.beta else versions # the states of the words' pass serve again
+    encoded = 0 if texts and work.beta else versions # the states of the language pass are reused
     one = _pass_flops(c, work)
     return {'pixels': encoded * one['pixels'], 'vision_encoder': encoded * one['vision_encoder'],
             'language_encoder': texts * one['language_encoder'], 'cross_modal_fusion': read + texts * fusion(t)}
 
 def _heads_flops(c: VLJEPAConfig, work: Work) -> float:
-    "Forward and backward of what compares views, a text with each picture."
+    "Forward and backward operations of the view heads."
     v, d = c.views, c.hidden_size
     project, predict = 2 * v.hidden * (d + v.dim), 2 * v.hidden * ((v.depth - 1) * v.hidden + 2 * v.dim)
     each = 3 * (project + predict * (work.form == 'views')) + 4 * v.dim * work.num_slices
@@ -146,7 +147,7 @@ def count_flops(
     c, d, e, (_, s, hidden) = config, config.hidden_size, config.embedding_dim, _tokens(config, work)
     learns, copy = _passes(c, work)
     one = _pass_flops(c, work)
-    pixels = one.pop('pixels') # an image needs no gradient, so backward is one product and not two
+    pixels = one.pop('pixels') # an image needs no gradient, so backward takes one product instead of two
     out = {k: x * (3 * learns + copy) for k, x in one.items()}
     out['vision_encoder'] += pixels * (2 * learns + copy)
     compares = _view_passes(work) > 0
@@ -164,16 +165,16 @@ def count_flops(
 
 # %% ../../nbs/vl/85_scaling.ipynb #25ec15e7
 def _block_kept(w: int, heads: int, half: int, *, ratio: float = 4.) -> float:
-    "Bytes that a timm block keeps for a token."
+    "Bytes that a timm block keeps per token."
     return 8 * w + (6 + 2 * ratio) * w * half + 4 * heads + 16
 
 def _layer_kept(c: VLJEPAConfig, half: int) -> float:
-    "Bytes that a layer of the language encoder keeps for a token."
+    "Bytes that a layer of the language encoder keeps per token."
     d = c.hidden_size
     return 16 * d + half * ((9 if half == 2 else 6) * d + 4 * c.intermediate_size) + 4 * c.num_heads + 8
 
 def _blocks(c: VLJEPAConfig, work: Work, half: int) -> list[tuple[float, int, int, float]]:
-    "Of vision, language and fusion: tokens of a row, blocks, width, and bytes that a block keeps for a token."
+    "For vision, language and fusion: tokens per row, blocks, width, and bytes that a block keeps per token."
     v, d = c.vision, c.hidden_size
     patch = _block_kept(v.emb_dim, v.num_heads, half, ratio=v.mlp_ratio)
     return [(work.images * v.patches, v.depth, v.emb_dim, patch),
@@ -181,10 +182,10 @@ def _blocks(c: VLJEPAConfig, work: Work, half: int) -> list[tuple[float, int, in
             (_tokens(c, work)[1], c.fusion_depth, d, _block_kept(d, c.num_heads, half))]
 
 def _pass_kept(c: VLJEPAConfig, work: Work, half: int, *, checkpointing: bool) -> float:
-    "Bytes that one pass keeps for a row."
+    "Bytes that one pass keeps per row."
     v, t, d, (n, s, _) = c.vision, work.text, c.hidden_size, _tokens(c, work)
     pixels, stem = v.in_chans * math.prod(height_width(v.image_size)), _convolutions(v)[:-1]
-    stem = sum(places * width for _, places, width in stem) * 3 * half # before and after a norm, and behind GELU
+    stem = sum(places * width for _, places, width in stem) * 3 * half # before and after a norm, and after GELU
     patches = work.images * (pixels * half + stem + 4 * v.patches * v.emb_dim)
     norms, into_fusion, masks = 8 * t * d + 4 * s * d, n * v.emb_dim * half, half * (t * t + s * s)
     blocks = _blocks(c, work, half)
@@ -192,9 +193,9 @@ def _pass_kept(c: VLJEPAConfig, work: Work, half: int, *, checkpointing: bool) -
     return patches + norms + into_fusion + masks + inside
 
 def _working(c: VLJEPAConfig, work: Work, half: int, *, checkpointing: bool) -> float:
-    """Bytes for a row that only one block at a time needs.
+    """Bytes per row that only one block at a time needs.
 
-    They are gradients on their way, or the whole block if it is recomputed or makes targets alone."""
+    These are gradients in transit, or the whole block if it is recomputed or only makes targets."""
     t, (_, s, _), (_, copy) = work.text, _tokens(c, work), _passes(c, work)
     if not checkpointing and not copy: return (8 * half + 8) * c.hidden_size * s
     masks = half * (t * t + s * s) if copy else 0
@@ -207,11 +208,11 @@ def count_activations(
     rows: int, # of a micro-batch
     *,
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
-    checkpointing: bool = False, # blocks keep their inputs only
+    checkpointing: bool = False, # blocks keep only their inputs
 ) -> float:
-    "Bytes that backward needs from forward, beside weights."
+    "Bytes that backward needs from forward, besides weights."
     c, d, e, (_, _, hidden) = config, config.hidden_size, config.embedding_dim, _tokens(config, work)
-    passes = _passes(c, work)[0] + _view_passes(work) # of views at most that
+    passes = _passes(c, work)[0] + _view_passes(work) # for views an upper bound
     kept = passes * _pass_kept(c, work, half, checkpointing=checkpointing)
     if work.alpha and work.form == 'masked':
         sigreg, steps = c.target == 'stop_gradient', c.prediction_steps
@@ -222,13 +223,13 @@ def count_activations(
 
 # %% ../../nbs/vl/85_scaling.ipynb #3658bda7
 def _cast_bytes(c: VLJEPAConfig) -> int:
-    "Casts of the matrices of all linear layers."
+    "Bytes of the casts of all linear layers."
     p = count_parameters(c)
-    tables = c.vocab_size * c.hidden_size + c.vision.patches * c.vision.emb_dim # words and positions
+    tables = c.vocab_size * c.hidden_size + c.vision.patches * c.vision.emb_dim # tokens and positions
     return 2 * (sum(p[k] for k in ('vision_encoder', 'language_encoder', 'cross_modal_fusion', 'jepa_head')) - tables)
 
 def _gathered_bytes(c: VLJEPAConfig, half: int) -> int:
-    "What FSDP has in whole: all but blocks, and two of these."
+    "Bytes that FSDP gathers: everything outside of blocks, and two blocks."
     v, p = c.vision, count_parameters(c)
     blocks = [(v.depth, _block_weights(v.emb_dim, v.mlp_ratio)), (c.num_layers, _layer_weights(c)),
               (c.fusion_depth, _block_weights(c.hidden_size))]
@@ -241,10 +242,10 @@ def memory(
     rows: int, # of a micro-batch
     *,
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
-    checkpointing: bool = False, # blocks keep their inputs only
+    checkpointing: bool = False, # blocks keep only their inputs
     devices: int = 1, # that train together
-    sharded: bool = False, # FSDP, else DDP
-) -> dict[str, float]: # bytes, of what; their sum is the peak
+    sharded: bool = False, # FSDP instead of DDP
+) -> dict[str, float]: # bytes by purpose; their sum is the peak
     "Memory of a step on each device."
     p = count_parameters(config)
     trained, share = sum(n for k, n in p.items() if k != 'target'), devices if sharded else 1
@@ -257,8 +258,8 @@ def memory(
 # %% ../../nbs/vl/85_scaling.ipynb #20c61a57
 @dataclass(frozen=True)
 class Device:
-    "What an accelerator can do at best."
-    flops: float # bfloat16 operations a second, dense
+    "Peak speed and memory of an accelerator."
+    flops: float # dense bfloat16 operations per second
     memory: float # bytes
 
     def __post_init__(self):
@@ -272,13 +273,13 @@ DEVICES = {'h200': Device(989.5e12, 141e9), # NVIDIA H200 SXM data sheet: 1,979 
            'mi300x': Device(1307.4e12, 192e9)} # AMD Instinct MI300X data sheet: 1,307.4 TFLOPS without sparsity
 
 # %% ../../nbs/vl/85_scaling.ipynb #01f16f72
-_LAUNCH = 5e-6 # seconds of the host for an operation, at best
+_LAUNCH = 5e-6 # seconds of the host per operation, at best
 
 def count_launches(
     config: VLJEPAConfig,
     work: Work,
-) -> float: # about; the same for a micro-batch of any size
-    "Operations that the host launches for forward and backward of a micro-batch, under bfloat16 autocast."
+) -> float: # approximate; the same for a micro-batch of any size
+    "Operations that the host launches for a micro-batch, forward and backward, under bfloat16 autocast."
     learns, copy = _passes(config, work)
     one = 160 * config.num_layers + 75 * (config.vision.depth * bool(work.images) + config.fusion_depth)
     return (learns + _view_passes(work) + copy / 3) * one + (400 if work.alpha else 150)
@@ -288,10 +289,10 @@ HERE = .7 # share of `measure_flops` that a step of a small model reaches
 
 def measure_flops(
     width: int, # of the model
-    rows: int = 1024, # tokens of a micro-batch
+    rows: int = 1024, # tokens per micro-batch
     device: str | torch.device | None = None, # None: the best of this machine
-) -> float: # a second; the best of ten
-    "Operations of a product (rows, width) by (width, 4 width) on this machine, as it is busy now."
+) -> float: # per second; the best of ten
+    "Operations per second of a product (rows, width) by (width, 4 width), at the current load of this machine."
     device = torch.device(device or get_device())
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
     x, w = (torch.ones(n, width, device=device, dtype=dtype) for n in (rows, 4 * width))
@@ -308,15 +309,15 @@ def measure_flops(
 
 # %% ../../nbs/vl/85_scaling.ipynb #2ddda2e4
 def _check_plan(**counts: int):
-    "Whole numbers of 1 or more; NaN is none."
+    "Check that numbers are whole and 1 or more."
     for name, n in counts.items():
         if not (n >= 1 and n % 1 == 0): raise UserError(f'{name} is {n}; expected a whole number of 1 or more')
 
 def stage_work(
-    curriculum: CurriculumConfig, # of `load_curriculum`
-    pair_tokens: int = 256, # of a record with a picture, mean
-) -> list[Work]: # one a stage
-    "What each stage does with a row."
+    curriculum: CurriculumConfig, # from load_curriculum
+    pair_tokens: int = 256, # mean number of tokens of a record with a picture
+) -> list[Work]: # one per stage
+    "The work of each stage per row."
     _check_plan(pair_tokens=pair_tokens)
     length = curriculum.training.lm.context_length
     vision, out = {k for k, s in curriculum.sources.items() if s.topic == 'vision'}, []
@@ -327,20 +328,20 @@ def stage_work(
         out.append(Work(length, stage.alpha, stage.beta, images=images, form=stage.jepa, versions=versions))
     return out
 
-def _step_kinds(stage: Stage, work: Work) -> list[tuple[float, Work]]: # how many for each that counts tokens
-    "Steps of words and, between them, those of embeddings alone; or both at once."
+def _step_kinds(stage: Stage, work: Work) -> list[tuple[float, Work]]: # steps per step that counts tokens
+    "Language steps and, between them, steps of embeddings alone; or both in one step."
     if not stage.jepa_batches: return [(1., work)]
     return [(1., replace(work, alpha=0.)), (stage.jepa_batches, replace(work, beta=0.))]
 
 def plan_cost(
-    curriculum: CurriculumConfig, # of `load_curriculum`
-    device: Device, # one of `DEVICES`
+    curriculum: CurriculumConfig, # from load_curriculum
+    device: Device, # one of DEVICES
     devices: int = 1, # that train together
     *,
-    mfu: float = .4, # share of the peak that useful products reach where the host keeps up, above 0 to 1
-    shard_tokens: int = 100_000_000, # tokens of a shard
-    pair_tokens: int = 256, # of a record with a picture, mean
-) -> pd.DataFrame: # one row a stage
+    mfu: float = .4, # share of the peak that useful products reach if the host keeps up, above 0 to 1
+    shard_tokens: int = 100_000_000, # tokens per shard
+    pair_tokens: int = 256, # mean number of tokens of a record with a picture
+) -> pd.DataFrame: # one row per stage
     "Operations, speed, days and shards of each stage."
     if not 0 < mfu <= 1: raise UserError(f'mfu is {mfu}; expected a share above 0, up to 1')
     _check_plan(devices=devices, shard_tokens=shard_tokens)
@@ -360,16 +361,16 @@ def plan_cost(
 
 # %% ../../nbs/vl/85_scaling.ipynb #f43b9b76
 def plan_memory(
-    curriculum: CurriculumConfig, # of `load_curriculum`
+    curriculum: CurriculumConfig, # from load_curriculum
     devices: int = 1, # that train together
     half: int = 2, # bytes of a number in products: 2 for bfloat16 autocast, 4 for float32
     *,
-    pair_tokens: int = 256, # of a record with a picture, mean
-) -> pd.DataFrame: # bytes, by layout (rows) and by what they are for (columns)
-    "Memory of each device in the stage that needs most."
+    pair_tokens: int = 256, # mean number of tokens of a record with a picture
+) -> pd.DataFrame: # bytes, by layout (rows) and purpose (columns)
+    "Memory per device in the stage that needs most."
     t, model, rows = curriculum.training, to_model(curriculum), {}
     _check_plan(devices=devices)
-    micro_batches(t, devices) # each has a whole number of them
+    micro_batches(t, devices) # checks that each has a whole number of them
     works = stage_work(curriculum, pair_tokens)
     for sharded, again in product((False, True), repeat=2):
         layout = dict(half=half, checkpointing=again, devices=devices, sharded=sharded)
@@ -380,14 +381,14 @@ def plan_memory(
 
 # %% ../../nbs/vl/85_scaling.ipynb #282c1b73
 _PER_TOKEN = {'live': 2e-7, 'packed': 1e-8} # seconds of a core: SentencePiece; memory-mapped ids
-_PER_PIXEL = 1e-8 # of a picture that is decoded
+_PER_PIXEL = 1e-8 # seconds of a core, of a decoded picture
 
 def plan_workers(
-    curriculum: CurriculumConfig, # of `load_curriculum`
-    cost: pd.DataFrame, # of `plan_cost`
+    curriculum: CurriculumConfig, # from load_curriculum
+    cost: pd.DataFrame, # from plan_cost
     devices: int = 1, # that train together
-) -> pd.DataFrame: # one row a stage: rows a second that a device takes, and workers by kind of source
-    "How many processes make the rows of one device."
+) -> pd.DataFrame: # one row per stage: rows per second that a device takes, and workers by kind of source
+    "The number of processes that make the rows of one device."
     v, length = curriculum.model.vision, curriculum.training.lm.context_length
     pixels = math.prod(height_width(v.image_size))
     rows = cost.tokens_per_s / devices / length
@@ -395,11 +396,12 @@ def plan_workers(
     found = {kind: np.ceil(rows * s).clip(1).astype(int) for kind, s in seconds.items()}
     return pd.DataFrame({'stage': cost.stage, 'rows_per_s': rows, **found})
 
+# %% ../../nbs/vl/85_scaling.ipynb #65fdec31
 def workers_line(
-    workers: pd.DataFrame, # of `plan_workers`
-    cores: int, # processor cores for each device
+    workers: pd.DataFrame, # from plan_workers
+    cores: int, # processor cores per device
 ) -> str:
-    "What a plan says of them; a warning where there are not enough cores."
+    "The line of a plan about workers, with a warning if there are not enough cores."
     most = workers[['live', 'packed']].max()
     said = (f'rows: up to {workers.rows_per_s.max():.3g} a second on each device; workers that make them '
             f'(mmjepa_curriculum --num_workers): {most.live}, of packed sources (mmjepa_pack) {most.packed}')
@@ -409,21 +411,21 @@ def workers_line(
 
 # %% ../../nbs/vl/85_scaling.ipynb #6fab891c
 def _unit(x: float, units: dict[str, float]) -> tuple[str, float]:
-    "The first unit in which `x` is 1 or more, else the last; and what `x` is multiplied by."
+    "The first unit in which `x` is 1 or more, or the last one; and its factor."
     return next(((name, scale) for name, scale in units.items() if x * scale >= 1), [*units.items()][-1])
 
 _TIMES = {'days': 1, 'hours': 24, 'minutes': 1440, 'seconds': 86400}
 _SIZES = {'GB': 1e-9, 'MB': 1e-6}
 
 def plan_report(
-    curriculum: CurriculumConfig, # of `load_curriculum`
-    name: str, # of a device, one of `DEVICES`
+    curriculum: CurriculumConfig, # from load_curriculum
+    name: str, # of a device, one of DEVICES
     devices: int, # that train together
     *,
-    cost: pd.DataFrame, # of `plan_cost`
-    need: pd.DataFrame, # of `plan_memory`
+    cost: pd.DataFrame, # from plan_cost
+    need: pd.DataFrame, # from plan_memory
 ) -> str:
-    "Text with what a plan found."
+    "The plan as a text."
     t, space = curriculum.training, DEVICES[name].memory
     parts, total, days = count_parameters(to_model(curriculum)), need.sum(axis=1), cost.days.sum()
     trained = sum(n for k, n in parts.items() if k != 'target')
@@ -446,11 +448,11 @@ def plan_report(
         f'{days * scale * devices:.3g} device {unit}, {cost.shards.sum():,} shards'])
 
 def plot_memory(
-    need: pd.DataFrame, # of `plan_memory`
+    need: pd.DataFrame, # from plan_memory
     limit: float, # bytes of a device
-    ax: Axes, # what to draw on
+    ax: Axes, # to draw on
 ) -> Axes: # the same ax
-    "Bars of memory by layout, with what a device has."
+    "Bars of memory by layout, with the limit of a device."
     (size, per), most = _unit(need.sum(axis=1).min(), _SIZES), need.sum(axis=1).max()
     left, colours = np.zeros(len(need)), sns.color_palette('colorblind')
     for column, colour in zip(need, colours):
@@ -464,10 +466,10 @@ def plot_memory(
 
 # %% ../../nbs/vl/85_scaling.ipynb #289df7ae
 def plot_days(
-    cost: pd.DataFrame, # of `plan_cost`
-    ax: Axes, # what to draw on
+    cost: pd.DataFrame, # from plan_cost
+    ax: Axes, # to draw on
 ) -> Axes: # the same ax
-    "Bars of days, one a stage."
+    "Bars of time, one per stage."
     total = cost.days.sum()
     unit, scale = _unit(total, _TIMES)
     names = cost.stage.str.replace('$', r'\$')
@@ -479,8 +481,8 @@ def plot_days(
     return ax
 
 def plan_figure(
-    cost: pd.DataFrame, # of `plan_cost`
-    need: pd.DataFrame, # of `plan_memory`
+    cost: pd.DataFrame, # from plan_cost
+    need: pd.DataFrame, # from plan_memory
     limit: float, # bytes of a device
 ) -> Figure:
     "Memory and time of a plan."
@@ -494,14 +496,14 @@ def plan_figure(
 def main(
     config: str, # YAML file of a curriculum
     device: str = 'h200', # h200, h100, a100, b200 or mi300x
-    devices: int = 1, # how many train together
+    devices: int = 1, # devices that train together
     mfu: float = .4, # share of the peak that useful products reach, above 0 to 1
-    total_tokens: str = '', # scale the curriculum to so many, e.g. 2M; empty: as the file says
+    total_tokens: str = '', # total to scale the curriculum to, such as 2M; empty: as in the file
     precision: str = 'bf16', # of products: bf16 or fp32; the peak is always that of bf16
-    shard_tokens: str = '100M', # tokens of a shard of the data
-    pair_tokens: int = 256, # of a record with a picture, mean
-    cores: int = 16, # processor cores for each device, of which workers make its rows
-    output: str = 'plan.png', # where the figure goes
+    shard_tokens: str = '100M', # tokens per shard of the data
+    pair_tokens: int = 256, # mean number of tokens of a record with a picture
+    cores: int = 16, # processor cores per device, for the workers that make its rows
+    output: str = 'plan.png', # file of the figure
 ):
     "Plan a curriculum: parameters, memory, operations, days and shards."
     check_choice('--device', device, tuple(DEVICES))

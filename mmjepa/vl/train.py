@@ -25,7 +25,7 @@ from .verdict import run_verdict
 
 # %% ../../nbs/vl/93_train.ipynb #e204bab1
 def _look(name: str, source: SourceSettings, root: Path) -> str:
-    "What a plan finds at the path of a source; the records themselves are not read."
+    "The line of a plan about the path of a source; its records are not read."
     at = f'{name}: {source.path}'
     if source.path is None: return f'{name}: no path, left out; the others take its share'
     path = root/Path(source.path).expanduser()
@@ -39,7 +39,7 @@ def _look(name: str, source: SourceSettings, root: Path) -> str:
     return f'{at}, a folder'
 
 def _cost_here(config: CurriculumConfig) -> str:
-    "What the stages cost, and how long this machine would compute."
+    "The line of a plan about the cost of the stages, and the time on this machine."
     model, t = to_model(config), config.training
     weights, device = sum(count_parameters(model).values()), get_device()
     operations = plan_cost(config, DEVICES['h200']).flops.sum()
@@ -51,11 +51,11 @@ def _cost_here(config: CurriculumConfig) -> str:
             'mmjepa_plan tells memory, and days on a cluster')
 
 def print_plan(
-    config: CurriculumConfig, # of `load_curriculum`
-    folder: Path, # gets `plan.png`
+    config: CurriculumConfig, # from load_curriculum
+    folder: Path, # for plan.png
     root: Path = Path(), # folder of relative paths of the sources
 ):
-    "Print stages, steps and what lies at the paths of the sources, and draw the learning rate."
+    "Print stages, steps and what is found at the paths of the sources, and draw the learning rate."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 3.6), layout='constrained')
     plot_plan(config, ax)
@@ -76,15 +76,15 @@ def print_plan(
 @command
 def main(
     config: str, # YAML file of the curriculum
-    total_tokens: str = '', # scale all stages to so many, such as 2M (the file's)
-    on_error: str = 'raise', # at a record that can't be used: raise, or skip and count
-    follow_links: bool = False, # read images to which links in the folder of their JSON lines lead
-    lm_only: bool = False, # words alone in every stage (alpha 0, beta 1); `verdict` has as many words in both runs
+    total_tokens: str = '', # total to scale all stages to, such as 2M; empty: as in the file
+    on_error: str = 'raise', # for a record that can't be used: raise, or skip and count
+    follow_links: bool = False, # read images through links out of the folder of their JSON lines
+    lm_only: bool = False, # words alone in every stage (alpha 0, beta 1); see also verdict, with equal word tokens
     verdict: bool = False, # train hybrid and control on several seeds, and report what the hybrid is worth
-    seeds: int = 3, # of a verdict, from `seed` on
-    plan: bool = False, # print stages, steps and the learning rate's curve, and stop
+    seeds: int = 3, # number of seeds of a verdict, from seed on
+    plan: bool = False, # print stages and steps, draw the learning rate, and stop
     tokenizer: str = 'bytes', # bytes, a *.spm file, or a folder or name of transformers
-    epochs: int = 20, # evaluations
+    epochs: int = 20, # number of evaluations
     seed: int = 0, # of everything random
     precision: str = 'auto', # fp32, bf16, fp16 or auto
     num_workers: int = 0, # processes that read, decode and tokenize ahead, on each rank
@@ -99,7 +99,7 @@ def main(
     opened = partial(open_sources, settings, words, root=root, on_error=on_error, follow_links=follow_links)
     train = dict(epochs=epochs, seed=seed, precision=precision, num_workers=num_workers)
     if verdict:
-        def silent(line): pass # it would say the same at each run
+        def silent(line): pass # it would print the same in each run
         opened = partial(opened, say=silent)
         with one_writer(run.folder): run_verdict(settings, run.folder, words, opened=opened, seeds=seeds, **train)
         return

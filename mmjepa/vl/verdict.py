@@ -31,16 +31,17 @@ from .model import VLJEPA, load_vl_jepa
 
 # %% ../../nbs/vl/92_verdict.ipynb #61f443de
 def word_tokens(
-    config: CurriculumConfig, # of `load_curriculum`
+    config: CurriculumConfig, # from load_curriculum
 ) -> int:
-    "Tokens of the stages in which the prediction of tokens is learnt."
+    "Tokens of the stages whose language half is trained."
     return sum(s.tokens for s in config.stages if s.beta)
 
+# %% ../../nbs/vl/92_verdict.ipynb #857a1206
 def control_of(
     config: CurriculumConfig, # of a hybrid
-    tokens: int | None = None, # of all stages; None: as many word tokens as `config` has
+    tokens: int | None = None, # of all stages; None: as many word tokens as the hybrid has
 ) -> CurriculumConfig:
-    "The control at equal word tokens: the stages in which words are learnt, of which only tokens are predicted."
+    "The control at equal word tokens: the stages that learn words, without embeddings."
     kept, own = [s for s in config.stages if s.beta], word_tokens(config)
     for name, found in (('alpha', any(s.alpha for s in config.stages)), ('beta', kept)):
         if not found: raise UserError(f'{name} is 0 in every stage; expected a hybrid, to compare with words alone')
@@ -54,13 +55,13 @@ def control_of(
     return without_embeddings(config.model_copy(update=dict(training=t, stages=stages, total_tokens=total)))
 
 # %% ../../nbs/vl/92_verdict.ipynb #170a42e4
-VERDICT_MEASURES = {'exact': 1, 'perplexity': -1} # of a verdict; 1: larger is better, -1: smaller is
+VERDICT_MEASURES = {'exact': 1, 'perplexity': -1} # measures of a verdict; 1: larger is better, -1: smaller is
 
 def paired_difference(
-    a: list[float], # of the control, one a seed
-    b: list[float], # of the hybrid, the same seeds
-) -> tuple[float, float]: # mean of b - a; its standard error, NaN of one seed
-    "What a paired comparison says."
+    a: list[float], # of the control, one per seed
+    b: list[float], # of the hybrid, for the same seeds
+) -> tuple[float, float]: # mean of b - a; its standard error, NaN for one seed
+    "The mean of paired differences, with its standard error."
     d = np.asarray(b, np.float64) - np.asarray(a, np.float64)
     return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.nan
 
@@ -68,18 +69,19 @@ def judge(
     difference: float, # mean of hybrid - control
     error: float, # its standard error
     sign: int = 1, # 1: larger is better, -1: smaller is
-) -> str: # better, a tie, worse; or `open` of one seed
-    "A difference within two standard errors is a tie."
+) -> str: # better, a tie, worse; or open for one seed
+    "The verdict on a difference; within two standard errors it is a tie."
     if math.isnan(error): return 'open'
     if abs(difference) <= 2 * error: return 'a tie'
     return 'better' if sign * difference > 0 else 'worse'
 
+# %% ../../nbs/vl/92_verdict.ipynb #fc79be3e
 def compare_arms(
-    table, # DataFrame, a line a run: `arm`, `seed`, and the measures that were taken
-    control: str, # an arm
-    hybrid: str, # another
+    table, # DataFrame with a line per run: arm, seed, and measures
+    control: str, # one arm
+    hybrid: str, # another arm
 ):
-    "DataFrame with a line a measure: means of both arms, paired difference, standard error, verdict."
+    "DataFrame with a line per measure: means of both arms, paired difference, standard error, verdict."
     lines = []
     for measure, sign in VERDICT_MEASURES.items():
         if measure not in table or not table[measure].notna().any(): continue
@@ -93,24 +95,24 @@ def compare_arms(
 def pictured_records(
     held: dict[str, DocumentSource], # by name
     tokenizer: Tokenizer, # of their texts
-    most: int = 256, # records, shared by the sources that have pictures
+    most: int = 256, # largest number of records, over all sources with pictures
 ) -> list[tuple[str, Tensor, str]]: # prompt, pictures uint8 (k, 3, h, w), text
-    "The first documents that have pictures and a text; marks of places in a prompt are left out."
+    "The first documents with pictures and a text; marks of their places in a prompt are left out."
     sources, found = [s for s in held.values() if s.has_images], []
     for source in sources:
         documents = map(source.document, range(source.size or 10 * most))
         pictured = (d for d in documents if d is not None and d.images is not None and d.learn.any())
         for d in islice(pictured, -(-most // len(sources))):
-            first = max(1, int(d.learn.argmax())) # the prompt stands between the first token and this one
+            first = max(1, int(d.learn.argmax())) # the prompt is between the first token and this one
             found.append((tokenizer.decode(d.ids[1:first]), d.images, tokenizer.decode(d.ids[first:])))
     return found[:most]
 
 def written_exactly(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # of its texts
-    records: list[tuple[str, Tensor, str]], # of `pictured_records`
-) -> dict[str, float]: # `exact`, `exact_swapped`, `pictures`; empty without records
-    "The share of texts that a model writes of their pictures, and of the next record's that has another text."
+    records: list[tuple[str, Tensor, str]], # from pictured_records
+) -> dict[str, float]: # exact, exact_swapped, pictures; empty without records
+    "The share of texts that a model writes exactly: for their own pictures, and for those of another record."
     if not records: return {}
     prompts, images, texts = zip(*records)
     n = len(texts)
@@ -124,13 +126,13 @@ def written_exactly(
 
 # %% ../../nbs/vl/92_verdict.ipynb #187ec7dd
 def _of_first(value):
-    "What the first rank has, on all of them."
+    "The value of the first rank, on all ranks."
     box = [value]
     if world_size() > 1: torch.distributed.broadcast_object_list(box)
     return box[0]
 
 def _score_run(table, folder: Path, tokenizer: Tokenizer, held: dict[str, DocumentSource]) -> dict[str, float]:
-    "The line of a run in a verdict."
+    "The scores of a run in a verdict."
     model = load_vl_jepa(str(folder/'model')).to(get_device()).eval()
     last = table.iloc[-1]
     line = {'word_tokens': int(last.word_tokens), 'seconds': float(table.seconds.sum()), 'perplexity': last.perplexity}
@@ -139,14 +141,14 @@ def _score_run(table, folder: Path, tokenizer: Tokenizer, held: dict[str, Docume
 def scored_run(
     config: CurriculumConfig, # what to train
     folder: Path, # of this run
-    tokenizer: Tokenizer, # of texts
+    tokenizer: Tokenizer, # of the texts
     *,
-    opened: Callable[..., dict[str, DocumentSource]], # `opened(held_out=True or False, seed=...)` makes sources
+    opened: Callable[..., dict[str, DocumentSource]], # called with held_out and seed, gives sources
     seed: int = 0, # of weights and order
-    score: Callable = _score_run, # `score(table, folder, tokenizer, held)` on the first rank: numbers by name
-    **options, # epochs, precision, num_workers of `run_curriculum`
-) -> dict[str, float]: # of `score`
-    "Train and score, or go on, or take the scores of a finished run."
+    score: Callable = _score_run, # called with table, folder, tokenizer, held on the first rank; gives numbers by name
+    **options, # epochs, precision, num_workers of run_curriculum
+) -> dict[str, float]: # from score
+    "Train and score a run, continue it, or return the scores of a finished one."
     sources, held = (opened(held_out=side, seed=seed) for side in (False, True))
     kept, sizes = folder/'verdict.json', {k: s.size for k, s in sources.items()}
     settings = {'curriculum': config.model_dump(mode='json'), 'tokenizer': tokenizer.fingerprint, 'sources': sizes,
@@ -164,14 +166,14 @@ def scored_run(
 # %% ../../nbs/vl/92_verdict.ipynb #94d42cef
 def run_verdict(
     config: CurriculumConfig, # of the hybrid
-    folder: str | Path, # gets a folder a run, and the report
-    tokenizer: Tokenizer, # of texts
+    folder: str | Path, # for a folder per run, and the report
+    tokenizer: Tokenizer, # of the texts
     *,
-    opened: Callable[..., dict[str, DocumentSource]], # as for `scored_run`
-    seeds: int = 3, # pairs of runs
-    seed: int = 0, # the first of them
-    **options, # of `run_curriculum`
-): # DataFrame, a line a run
+    opened: Callable[..., dict[str, DocumentSource]], # as for scored_run
+    seeds: int = 3, # number of seeds
+    seed: int = 0, # the first seed
+    **options, # of run_curriculum
+): # DataFrame with a line per run
     "Hybrid, control at equal word tokens and control at equal seconds, seed by seed; then the report."
     folder, control, lines = Path(folder).expanduser(), control_of(config), []
     if whole_number('seeds', seeds) < 1: raise UserError(f'seeds is {seeds}; expected 1 or more')
@@ -189,9 +191,9 @@ def run_verdict(
 
 # %% ../../nbs/vl/92_verdict.ipynb #02a0cafe
 def verdict_sentence(
-    compared: dict, # tables of `compare_arms`, by what is equal
+    compared: dict, # tables from compare_arms, by what is equal
 ) -> str:
-    "What a verdict comes to."
+    "The verdict as a sentence."
     if any((found.verdict == 'open').any() for found in compared.values()):
         return 'One seed has no spread, so that nothing is decided; take --seeds 3 or more.'
     def said(row) -> str:
@@ -202,11 +204,11 @@ def verdict_sentence(
 
 # %% ../../nbs/vl/92_verdict.ipynb #6d864e20
 def plot_verdict(
-    table, # DataFrame of `run_verdict`
+    table, # DataFrame from run_verdict
     measure: str, # one of its columns
-    ax, # what to draw on
+    ax, # to draw on
 ): # the same ax
-    "A line a seed over the arms."
+    "Draw a measure over the arms, a line per seed."
     wide = table.pivot(index='seed', columns='arm', values=measure)[[*dict.fromkeys(table.arm)]]
     for seed, row in wide.iterrows(): ax.plot(range(len(row)), row, 'o-', label=f'seed {seed}')
     ax.set(title=f'{measure.replace("_", " ")} of each run', ylabel=measure.replace('_', ' '))
@@ -215,18 +217,18 @@ def plot_verdict(
     return ax
 
 # %% ../../nbs/vl/92_verdict.ipynb #c08e9fbb
-VERDICTS = {'equal word tokens': 'control', 'equal seconds': 'control_seconds'} # with which arm the hybrid is compared
+VERDICTS = {'equal word tokens': 'control', 'equal seconds': 'control_seconds'} # arms to compare with the hybrid
 
 def _mean_and_spread(x) -> str:
-    "Of the runs of an arm."
+    "Mean and standard deviation of the runs of an arm, as text."
     def said(value: float, digits: int) -> str: return f'{value:,.0f}' if value >= 1000 else f'{value:.{digits}g}'
     return said(x.mean(), 4) + (f' ± {said(x.std(ddof=1), 2)}' if len(x) > 1 else '')
 
 def write_verdict(
-    table, # DataFrame of `run_verdict`
-    folder: Path, # gets `verdict.csv`, `verdict.md`, `verdict.png`
-) -> Path: # of `verdict.md`
-    "What the runs say: means and spreads, paired differences, one sentence."
+    table, # DataFrame from run_verdict
+    folder: Path, # for verdict.csv, verdict.md, verdict.png
+) -> Path: # of verdict.md
+    "Write the report: one sentence, means and spreads, paired differences."
     import matplotlib.pyplot as plt
     compared = {equal: compare_arms(table, arm, 'hybrid') for equal, arm in VERDICTS.items()}
     columns = [c for c in table if c not in ('arm', 'seed')]
@@ -253,8 +255,8 @@ def write_verdict(
 
 # %% ../../nbs/vl/92_verdict.ipynb #679dca9b
 def arms_table(
-    runs: pd.DataFrame, # a line a run: `regime`, `compared` (which hybrid), `arm` as in `run_verdict`, `seed`, measures
-) -> pd.DataFrame: # a line a hybrid; columns of a measure have its name first
+    runs: pd.DataFrame, # a line per run: regime, compared (which hybrid), arm as in run_verdict, seed, measures
+) -> pd.DataFrame: # a line per hybrid; columns of a measure begin with its name
     "Means, and paired differences with their standard errors, at equal word tokens and at equal seconds."
     rows = []
     for (regime, name), own in runs.groupby(['regime', 'compared'], sort=False):
@@ -270,11 +272,11 @@ def arms_table(
     return pd.DataFrame(rows)
 
 def plot_gains(
-    table: pd.DataFrame, # of `arms_table`
+    table: pd.DataFrame, # from arms_table
     measure: str, # exact or perplexity
-    ax, # what to draw on
+    ax, # to draw on
 ): # the same ax
-    "What each hybrid gains over its control, and two standard errors to both sides."
+    "Draw the gain of each hybrid over its control, with two standard errors on both sides."
     place = np.arange(len(table))[::-1]
     for shift, equal, marker in ((.12, 'tokens', 'o'), (-.12, 'seconds', 's')):
         ax.errorbar(table[f'{measure}_difference_{equal}'], place + shift, xerr=2 * table[f'{measure}_error_{equal}'],
