@@ -72,6 +72,18 @@ def command(module, *args, **env):
     return finish(start(module, args, **env))
 
 
+class Popen:
+    "`start` in the words of `subprocess.Popen`, with one output for both streams."
+    def __init__(self, module, *args, **env): self.process = start(module, args, **env)
+    pid = property(lambda self: self.process.pid)
+    returncode = property(lambda self: self.process.exitcode)
+    def poll(self): return self.process.exitcode
+    def send_signal(self, number): os.kill(self.process.pid, number)
+    def communicate(self, timeout=300):
+        done = finish(self.process, timeout)
+        return done.stdout + done.stderr, None
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))

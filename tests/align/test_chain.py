@@ -1,19 +1,17 @@
 """Records -> tokenizer -> stage one -> stage two from its encoder -> embeddings -> map, by the commands alone."""
-import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
 
+import forked
 from mmjepa.core import data_dir
 from mmjepa.data.records import JsonRecords, digit_pairs
 
 
 def command(*args):
-    argv = [sys.executable, '-m', *map(str, args)]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    done = forked.command(*args)
+    assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+import forked
 from mmjepa.checkpoint import list_checkpoints
 
 FLAGS = ('--data digits --epochs 5 --emb-dim 32 --depth 2 --num-heads 2 --batch-size 96 --save-every 4 '
@@ -13,8 +14,7 @@ CLOCK = ['images_per_s', 'seconds']  # the only columns that a clock decides
 
 
 def start(folder, *more):
-    command = [sys.executable, '-m', 'mmjepa.label.mnist', *FLAGS, '--output-dir', str(folder), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return forked.Popen('mmjepa.label.mnist', *FLAGS, '--output-dir', folder, *more)
 
 
 def finish(process):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import forked
 from mmjepa.checkpoint import list_checkpoints
 from mmjepa.pretrain.contrastive import ContrastiveConfig, ContrastiveModel, ContrastiveObjective
 from mmjepa.core import seed_everything
@@ -98,9 +99,10 @@ def encoder(tmp_path_factory):
 
 
 def start(module, *args, launch=()):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    env = {'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    if not launch: return forked.Popen(f'mmjepa.{module}', *args, **env)
     return subprocess.Popen([sys.executable, *launch, '-m', f'mmjepa.{module}', *map(str, args)],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env},
                             start_new_session=True)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
 from mmjepa.core import run_command
 from mmjepa.vl.curriculum import save_vl_model
 from mmjepa.data.records import JsonRecords
@@ -62,8 +63,7 @@ def test_nothing_runs_unless_it_is_asked_for(material, tmp_path):
     folder = tmp_path/'plain'
     files = ['--data', material/'text.jsonl', '--pairs', material/'pairs.jsonl']
     words = flags(material, folder, *files, '--held_out', '--samples', 2)
-    done = subprocess.run([sys.executable, '-m', 'mmjepa.vl.evaluate', *words], capture_output=True, text=True,
-                          timeout=300, env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'})
+    done = forked.command('mmjepa.vl.evaluate', *words, ACCELERATE_USE_CPU='1')
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith(str(folder/'report.md'))
     found, report = json.loads((folder/'scores.json').read_text()), (folder/'report.md').read_text()

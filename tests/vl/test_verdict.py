@@ -1,8 +1,5 @@
 "What a hybrid is worth: what the control is, what a difference says, and a report whose runs are made once."
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -20,6 +17,7 @@ from mmjepa.vl.config import load_curriculum, make_curriculum, step_counts
 from mmjepa.vl.curriculum import open_sources, without_embeddings
 from mmjepa.vl.verdict import (compare_arms, control_of, judge, paired_difference, pictured_records, run_verdict,
                                verdict_sentence, word_tokens, written_exactly)
+import forked
 from curricula import silent, small_curriculum
 
 TOK = load_tokenizer()
@@ -126,9 +124,7 @@ def report(material):
     folder = material/'verdict'
     words = [material/'curriculum.yaml', '--verdict', '--seeds', 2, '--epochs', 1, '--precision', 'fp32',
              '--output', folder]
-    env = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, '-m', 'mmjepa.vl.train', *map(str, words)], env=env, text=True,
-                          capture_output=True)
+    done = forked.command('mmjepa.vl.train', *words, ACCELERATE_USE_CPU='1')
     assert done.returncode == 0, done.stderr
     assert f'report: {folder/"verdict.md"}' in done.stdout
     return folder
