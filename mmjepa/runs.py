@@ -57,7 +57,7 @@ def stage_report(
     pictures: list[str] = (), # files in folder
 ) -> Path: # of report.md
     "Write what was run, the numbers of its last epoch, and its pictures."
-    numbers = {k: v for k, v in row.items() if k not in ('epoch', 'images_per_s', 'seconds') and v == v}
+    numbers = {k: v for k, v in row.items() if k not in ('epoch', 'seconds') and not k.endswith('_per_s') and v == v}
     lines = [f'# {title}', '', about, '', '| measure | last epoch |', '|---|---|']
     lines += [*(f'| {k} | {v:.4f} |' for k, v in numbers.items()), '', *(f'![{p}]({p})' for p in pictures), '']
     write_text(Path(folder)/'report.md', '\n'.join(lines))
@@ -125,8 +125,8 @@ def check_finite(
 # %% ../nbs/08_runs.ipynb #a9eb8a96
 class Progress:
     "Counters, running means of the current epoch, and the rows of finished ones."
-    def __init__(self):
-        self.step, self.epoch, self.rows, self.scores = 0, 1, [], {} # the last ones of `evaluate`
+    def __init__(self, unit: str = 'images'): # what samples are
+        self.unit, self.step, self.epoch, self.rows, self.scores = unit, 0, 1, [], {} # the last ones of `evaluate`
         self.new_epoch()
 
     def new_epoch(self):
@@ -150,7 +150,8 @@ class Progress:
     def row(self) -> dict:
         "The epoch so far: means of the logs, speed of all ranks, seconds of training."
         means = {k: v / n for k, (v, n) in self.sums.items()}
-        return {'epoch': self.epoch, **means, 'images_per_s': round(self.speed(), 1), 'seconds': round(self.seconds, 2)}
+        pace = {f'{self.unit}_per_s': round(self.speed(), 1), 'seconds': round(self.seconds, 2)}
+        return {'epoch': self.epoch, **means, **pace}
 
     def state_dict(self) -> dict:
         "All of it."

@@ -172,7 +172,8 @@ class Trainer:
         _check_objective(objective, model, cfg.accumulate)
         groups = parameter_groups(model, cfg.weight_decay)
         self.model, self.opt = self.acc.prepare(model, optimizer(groups) if optimizer else self.adamw(groups))
-        self.plain, self.at = self.acc.unwrap_model(self.model, keep_torch_compile=False), Progress()
+        self.plain = self.acc.unwrap_model(self.model, keep_torch_compile=False)
+        self.at = Progress(getattr(loader, 'unit', 'images'))
         self.callbacks, self.keys, self.unread, self.seen, self.doing = _listeners(callbacks), tuple(keys), [], {}, 0
         self.look_every = cfg.log_every or (1 if self.device.type == 'cpu' else 20)
         self.per_epoch = _length(loader) // cfg.accumulate
@@ -483,7 +484,7 @@ def _train_epoch(t: Trainer, bar: tqdm, flag: StopFlag, settings: dict) -> bool:
         t.at.count(sum(_rows(b, t.keys) for b in group), now - start)
         start = now
         loss = f'{t.seen.get("loss_total", math.nan):.4f}'
-        bar.set_postfix(loss=loss, images_per_s=f'{t.at.speed():.0f}', refresh=False)
+        bar.set_postfix(loss=loss, refresh=False, **{f'{t.at.unit}_per_s': f'{t.at.speed():.0f}'})
         bar.update()
         if t.at.step % t.look_every == 0 and flag.raised(t.device): return False
         if t.ended: break
@@ -523,7 +524,8 @@ def _line(row: dict, epochs: int) -> str:
     for k in row:
         if k not in names and k.startswith(('loss_', 'val_loss_')): names[k] = k.replace('loss_', '').replace('_', ' ')
     parts = [f'{names[k]} {v:.4f}' for k, v in row.items() if k in names]
-    end = f'{row["images_per_s"]:.0f} images/s | {row["seconds"]:.1f} s'
+    pace = next(k for k in row if k.endswith('_per_s'))
+    end = f'{row[pace]:.0f} {pace.removesuffix("_per_s")}/s | {row["seconds"]:.1f} s'
     return ' | '.join([f'epoch {row["epoch"]}/{epochs}', *parts, end])
 
 # %% ../nbs/09_training.ipynb #0906edc8

@@ -15,7 +15,7 @@ import forked
 from bad_inputs import MNIST
 from material import ALIGN, ENV, SHAPE, towers
 
-CLOCK = ['images_per_s', 'seconds']
+CLOCK = ['images_per_s', 'rows_per_s', 'seconds']
 SAVES = '--save_every 1 --precision fp32'.split()
 
 
