@@ -45,6 +45,7 @@ def readme(
     nb = shown(nbformat.read(root/NOTEBOOK, as_version=4))
     text, resources = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': FILES, 'unique_key': 'cell'})
     text = re.sub(r'```\w*\n\s*```\n', '', text)               # code cells whose source is not shown
+    text = re.sub(r'(?m)^:{3,}.*\n', '', text)                  # boxes of the site
     text = re.sub(r'[ \t]+\n', '\n', text)
     text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return NOTE + from_root(text, root), resources['outputs']

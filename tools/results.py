@@ -1,0 +1,248 @@
+"""The figures that the project stands for, from nbs/results and, for what a step costs, from nbs/results/costs.csv."""
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+NBS = Path(__file__).resolve().parent.parent/'nbs'
+RESULTS = NBS/'results'
+
+
+@dataclass(frozen=True)
+class Result:
+    "One experiment, and what one has to know to read its figures."
+    title: str     # heading of its section
+    page: str      # the notebook that shows it
+    question: str  # what is asked, in one line
+    data: str      # what was learnt from, what was held out
+    rule: str      # seeds, and which epoch counts
+    machine: str   # where, and how long
+    controls: str  # what stands beside it
+    says: str      # what came of it, losses too
+    rows: list = field(repr=False)      # of its table: the first one is its head
+    headline: list = field(repr=False)  # rows of the first table: figure, score, control, outcome
+
+
+def _spread(values, digits: int = 3) -> str: return f'{values.mean():.{digits}f} ± {values.std():.{digits}f}'
+
+def _signed(mean: float, error: float, digits: int = 3) -> str: return f'{mean:+.{digits}f} ± {error:.{digits}f}'
+
+def _mean(values) -> str: return f'{values.mean():.3f}'
+
+
+# ---------------------------------------------------------------- experiments
+
+def labels() -> Result:
+    "Label retrieval on MNIST."
+    runs = pd.read_csv(RESULTS/'mnist_quick.csv')
+    of = dict(iter(runs.groupby('variant', sort=False)))
+    names = {
+        'retrieval_m1_acc': 'M1, embeddings', 'retrieval_m1_proj_acc': 'M1, projections',
+        'retrieval_m2_acc': 'M2, embeddings', 'retrieval_m2_proj_acc': 'M2, projections',
+        'linear_probe_acc': 'linear probe', 'knn_acc': 'k-NN',
+    }
+    rows = [[name, *(_spread(of[v][key]) for v in ('labels', 'baseline', 'shuffled'))] for key, name in names.items()]
+    right, wrong = of['labels'], of['shuffled']
+    head = ['accuracy', 'with labels', 'control: without labels', 'control: shuffled labels']
+    headline = [[f'{m}, projections', _spread(right[k]), f'{_spread(wrong[k])} (shuffled labels)', 'better']
+                for m, k in (('M1', 'retrieval_m1_proj_acc'), ('M2', 'retrieval_m2_proj_acc'))]
+    return Result(
+        'Which label belongs to a picture', 'label/32_mnist.ipynb',
+        'Does an encoder that has seen pictures with their labels know the label of a new picture?',
+        'MNIST, 60,000 training images; scores on all 10,000 test images; checkpoints are chosen on training images',
+        'three seeds; the last step of 4 epochs, never the best one; the controls stop after 300 steps',
+        'two cores of an AMD EPYC (AVX2, float32), two runs at a time; 573 seconds for one run alone',
+        'no labels, shuffled labels; chance is 0.1',
+        'Both methods reach the linear probe on projections. On embeddings one seed of three is up to three hundredths '
+        'behind. This is retrieval of labels that training has seen, not unsupervised classification, and M1 owes its '
+        'value to the swapped patches. Depth and patch size were not measured on MNIST.',
+        [head, *rows], headline)
+
+
+def masked() -> Result:
+    "Masked pretraining on emoji."
+    runs = pd.read_csv(RESULTS/'emoji_masked.csv')
+    ends = {'first epoch': runs[runs.epoch == 1], 'last epoch': runs[runs.epoch == runs.epoch.max()]}
+    names = {'val_loss_mim': 'hidden patches, squared error', 'val_loss_mlm': 'hidden words, nats'}
+    rows = [[name, *(_spread(e[key]) for e in ends.values())] for key, name in names.items()]
+    patches = ends['last epoch'].val_loss_mim
+    return Result(
+        'Filling in what is hidden', 'pretrain/40_masked.ipynb',
+        'How much of a hidden patch or word is seen in the rest?',
+        '1,644 emoji of Noto and their names, not paired; 164 of each are held out',
+        'three seeds; the last of 40 epochs', 'two cores of an AMD EPYC (AVX2)',
+        'a patch predicted as its own mean has an error of 1',
+        'Outlines and colours go on, details do not. Names of two or three words leave little to guess a hidden one '
+        'from: held-out words soon stop improving.',
+        [['held out', *ends], *rows], [['error of hidden patches', _spread(patches), '1 (the mean)', 'better']])
+
+
+def pairs() -> Result:
+    "Contrastive pretraining on emoji."
+    runs = pd.read_csv(RESULTS/'emoji_pairs.csv')
+    last = dict(iter(runs[runs.epoch == runs.epoch.max()].groupby('start')))
+    ways = [f'{a}_r{k}' for k in (1, 10) for a in ('image_to_text', 'text_to_image')]
+    rows = [[w.replace('_', ' ').replace(' r', ', R@'), *(_spread(last[s][w]) for s in ('stage one', 'scratch')),
+             f'{int(w.split("_r")[1]) / 164:.3f}'] for w in ways]
+    r10 = {s: (r.image_to_text_r10 + r.text_to_image_r10) / 2 for s, r in last.items()}
+    return Result(
+        'Pictures and names, trained together', 'pretrain/41_contrastive.ipynb',
+        'Does a held-out emoji find its name, and does masked pretraining on the same pictures help?',
+        '1,644 emoji of Noto with their names, 164 held out',
+        'three seeds; the last of 60 epochs', 'two cores of an AMD EPYC (AVX2)',
+        'the same settings from scratch; chance at 10 of 164 is .061',
+        'Six times chance at 10. **Stage one brings nothing in the end**: it is ahead after six epochs, and within the '
+        'spread after sixty.',
+        [['held out', 'from stage one', 'from scratch', 'chance'], *rows],
+        [['R@10 of 164, both ways', _spread(r10['scratch']), '0.061 (chance)', 'better'],
+         ['R@10 from stage one', _spread(r10['stage one']), f'{_spread(r10["scratch"])} (from scratch)', 'a tie']])
+
+
+def clusters() -> Result:
+    "The map of emoji."
+    maps = pd.read_csv(RESULTS/'emoji_map.csv')
+    of = {name: _spread(part.v_measure) for name, part in maps.groupby('of')}
+    names = {'image': 'embeddings of pictures', 'text': 'embeddings of names', 'pixels': 'bare pixels'}
+    return Result(
+        'Clusters and named groups', 'pretrain/43_map.ipynb',
+        'Do clusters of the embeddings agree with the ten groups of Unicode?',
+        '1,644 emoji, those of training too', 'three seeds; the last epoch of the runs above',
+        'two cores of an AMD EPYC', 'k-means of the bare pixels',
+        '**A loss**: a contrastive loss pushes each pair away from all others, whatever their groups, and pixels '
+        'agree with the groups better.',
+        [['ten clusters of', 'V-measure'], *([name, of[key]] for key, name in names.items())],
+        [['V-measure of picture embeddings', of['image'], f'{of["pixels"]} (bare pixels)', 'worse']])
+
+
+def aligned() -> Result:
+    "Alignment of frozen towers on emoji."
+    runs = pd.read_csv(RESULTS/'emoji_align.csv')
+    runs = runs[~runs.standardize]
+    ways = [f'{a}_r{k}' for k in (1, 5, 10) for a in ('image_to_text', 'text_to_image')]
+    rows = [[w.replace('_', ' ').replace(' r', ', R@'), _spread(runs[w]), _spread(runs[f'{w}_d128']),
+             _spread(runs[f'neighbours_{w}']), f'{int(w.split("_r")[1]) / 164:.3f}'] for w in ways]
+    both = (runs.image_to_text_r10 + runs.text_to_image_r10) / 2
+    near = (runs.neighbours_image_to_text_r10 + runs.neighbours_text_to_image_r10) / 2
+    return Result(
+        'Two frozen towers, aligned', 'align/56_align.ipynb',
+        'Can small adapters bring two towers together that were trained apart?',
+        '1,644 emoji of Noto with their names, 164 held out; the vision tower is pretrained on the other nine tenths '
+        'without pairing, the text tower is all-MiniLM-L6-v2',
+        'three seeds, each with its own split; the last of 20 epochs',
+        'two cores of an AMD EPYC, 20 seconds after the towers have spoken once',
+        'nearest neighbours of the training pairs in the frozen spaces; chance',
+        'Better than neighbours both ways. A quarter of the numbers finds nearly as much. The text tower knew words '
+        'from a billion pairs of sentences before.',
+        [['held out', 'aligned', 'cut to 128 numbers', 'nearest neighbours', 'chance'], *rows],
+        [['R@10 of 164, both ways', _spread(both), f'{_spread(near)} (neighbours)', 'better']])
+
+
+def captions() -> Result:
+    "Captions of MNIST."
+    table = pd.read_csv(RESULTS/'mnist_captions.csv')
+    rows = [[r.tower_epochs, r.trained, f'{r.exact_match:.4f}', f'{r.probe:.4f}', f'{r.bleu:.1f}', f'{r.cider:.2f}']
+            for r in table.itertuples()]
+    best = table.iloc[0]
+    return Result(
+        'Digits described in words', 'align/58_caption.ipynb',
+        'Does a frozen language model write what is in a picture, through a projector alone?',
+        'MNIST: towers and projector learn from training images; scores on all 10,000 test images',
+        'one seed; the last epoch', 'two cores of an AMD EPYC (Zen 3, float32), 11.7 minutes in all with two epochs',
+        'a linear classifier with all labels on the same tower (probe)',
+        'Captions reach the probe, and no more: the tower has never seen a label, the captions have. One seed.',
+        [['epochs of the tower', 'what is trained', 'exact match', 'probe', 'BLEU', 'CIDEr'], *rows],
+        [['exact captions', f'{best.exact_match:.3f}', f'{best.probe:.3f} (linear probe)', 'as good']])
+
+
+def reading() -> Result:
+    "What a small vision-language model reads."
+    runs = json.loads((RESULTS/'reads.json').read_text(encoding='utf-8'))
+    names = {'digit': 'handwritten digits', 'strip': 'lines of 3 to 8 characters', 'chart': 'charts of three bars'}
+    of = {task: pd.DataFrame([run[task] for run in runs]) for task in names}
+    keys = ['exact', 'exact_swapped', 'exact_blank', 'character_error']
+    rows = [[name, f'{of[task].n[0]:,}', *(_spread(of[task][k]) for k in keys)] for task, name in names.items()]
+    found = pd.DataFrame([run['retrieval'] for run in runs])
+    minutes = [run['seconds'] / 60 for run in runs]
+    headline = [[f'exact, {name}', _spread(of[task].exact), f'{_mean(of[task].exact_swapped)} (swapped pictures)',
+                 'better'] for task, name in names.items()]
+    headline.append(['R@1 of 1,000 lines', ', '.join(f'{r:.3f}' for r in found.r1), '0.001 (chance)', 'better'])
+    return Result(
+        'What a small model reads', 'vl/91_reading.ipynb',
+        'Does a decoder read its picture, or guess what is likely?',
+        '80,000 pictures of lines, 60,000 of digits, and charts; texts of lines and charts that are asked are nowhere '
+        'in training; digits are those of the test set of MNIST',
+        'three seeds; the last step', f'two cores of an AMD EPYC, {min(minutes):.1f} to {max(minutes):.1f} minutes',
+        'the picture of another record, and a blank one',
+        f'It reads. Lines vary with the seed ({of["strip"].exact.min():.3f} to {of["strip"].exact.max():.3f}), and so '
+        f'does R@1 of pictures that look for their line ({found.r1.min():.3f} to {found.r1.max():.3f}).',
+        [['pictures', 'held out', 'exact', 'with swapped pictures', 'with blank ones', 'character error'], *rows],
+        headline)
+
+
+def verdict() -> Result:
+    "What embeddings beside words are worth, on digits."
+    table = pd.read_csv(RESULTS/'verdict.csv')
+    rows = []
+    for r in table.itertuples():
+        gains = [(getattr(r, f'exact_difference_{e}'), getattr(r, f'exact_error_{e}'), getattr(r, f'exact_verdict_{e}'))
+                 for e in ('tokens', 'seconds')]
+        rows.append([r.regime, r.arm, f'{r.exact:.3f}', *(f'{_signed(d, e)}, {v}' for d, e, v in gains)])
+    arms = table.set_index('arm')
+    headline = []
+    for arm, name in (('levljepa', 'two views beside words, many pairs'), ('masked', 'masked latents, many pairs'),
+                      ('pictures 50', 'pictures first, 50 labels')):
+        r = arms.loc[arm]
+        for equal in ('tokens', 'seconds'):
+            gain = _signed(r[f'exact_difference_{equal}'], r[f'exact_error_{equal}'])
+            control = f'{r[f"exact_control_{equal}"]:.3f} (words alone, equal {equal})'
+            headline.append([f'exact, {name}', f'{gain} over control', control, r[f'exact_verdict_{equal}']])
+    return Result(
+        'What embeddings are worth beside words', 'vl/92_verdict.ipynb',
+        'Is a hybrid better than words alone, at equal word tokens and at equal seconds?',
+        'digits of MNIST read in words: 60,000 pairs (plenty), or 50, 300 and 4,000 labelled digits with 40,000 '
+        'pictures without a text (few); scores on 2,000 test pictures',
+        'three seeds, paired differences with their standard error; the last step',
+        'one core of an AMD EPYC for each run',
+        'the same stages with words alone, at equal word tokens and at equal seconds',
+        'Two views help each word and do not pay for their time. **Masked latents lose at equal seconds.** Pictures '
+        'without a text help where words are few; at equal seconds they pay with 50 labels alone.',
+        [['pairs', 'arm', 'exact', 'gain at equal word tokens', 'gain at equal seconds'], *rows], headline)
+
+
+def curriculum() -> Result:
+    "A small curriculum on code and drawings."
+    runs = pd.read_csv(RESULTS/'curriculum.csv')
+    end = runs.groupby(['run', 'seed']).last().reset_index()
+    wide = end.pivot(index='seed', columns='run', values='perplexity').dropna(axis=1)
+    tokens, seconds = wide.hybrid - wide.control, wide.hybrid - wide.control_seconds
+    gaps = [_signed(d.mean(), d.std() / len(d) ** .5, 1) for d in (tokens, seconds)]
+    rows = [['four stages with two views, weight .01', _spread(wide.hybrid, 1)],
+            ['words alone, equal word tokens', _spread(wide.control, 1)],
+            ['words alone, equal seconds', _spread(wide.control_seconds, 1)]]
+    first = end[end.seed == 0].set_index('run')
+    rows.append(['weight 1, seed 0 alone', f'{first.perplexity["weight 1"]:.1f}'])
+    last = end[end.run == 'hybrid']
+    look = (last.perplexity_swapped / last.perplexity_pictured - 1).abs().max()
+    return Result(
+        'A small curriculum on code and drawings', 'vl/86_curriculum.ipynb',
+        'Do embeddings help a model of 7 million weights on a million tokens, and does it read its pictures?',
+        'the standard library of Python and 800 pictures each of code, charts, formulas, statements and mock-ups; '
+        'mmjepa_pairs holds one record in ten out',
+        'three seeds; the last of a million tokens', 'one core of an AMD EPYC for each run, float32',
+        'words alone at equal word tokens and at equal seconds; pictures of other records',
+        'A tie by the word, **worse by the second**, and worse by a third with a weight of 1. **No arm reads its '
+        f'pictures**: with those of other records perplexity changes by {100 * look:.0f}% at most.',
+        [['run', 'perplexity of held-out rows'], *rows],
+        [[f'perplexity, equal {equal}', f'{gap} over control', f'{control.mean():.1f} (words alone)', outcome]
+         for equal, gap, control, outcome in (('word tokens', gaps[0], wide.control, 'a tie'),
+                                              ('seconds', gaps[1], wide.control_seconds, 'worse'))])
+
+
+EXPERIMENTS = labels, masked, pairs, clusters, aligned, captions, reading, verdict, curriculum
+
+
+def costs() -> list:  # dicts with what, figure, beside, conditions and page
+    "What steps and products cost, as their notebooks have it."
+    return list(csv.DictReader((RESULTS/'costs.csv').read_text(encoding='utf-8').splitlines()))
