@@ -54,6 +54,29 @@ def texts(nb):
 
 def prose(text): return re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
 
+def fences(text): return re.findall(r'(?ms)^```[^\n]*\n(.*?)^```', text)
+
+def anchor(heading):
+    "The name that Pandoc gives a heading."
+    text = re.sub(r'\{[^}]*\}\s*$|<[^>]+>|\]\([^)]*\)|\$[^$]*\$', '', heading)
+    text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
+    return re.sub(r'^[^a-z]+', '', re.sub(r'\s+', '-', text))
+
+def anchors(site, path):
+    "Places of a page that may be linked to: its headings, and the entries of names that the tool documents."
+    found = set()
+    for text in texts(page(site, path)):
+        lines = re.sub(r'(?ms)^```.*?^```', '', text).splitlines()
+        found |= {anchor(line.lstrip('#')) for line in lines if re.match(r'#+ ', line)}
+    return found | {''}
+
+def shown_code(site, path):
+    "Code that a reader of the page sees, a string each."
+    for c in page(site, path).cells:
+        hidden = re.search(r'(?m)^#\|\s*(echo|include): false', c.source)
+        if c.cell_type == 'code' and not hidden: yield re.sub(r'(?m)^#\|.*\n?', '', c.source)
+        if c.cell_type == 'markdown': yield from fences(c.source)
+
 def address(site, path):
     "Where a page lies on the site; nbdev takes the number out."
     name = header(page(site, path)).get('output-file', path.with_suffix('.html').name)
@@ -61,6 +84,10 @@ def address(site, path):
 
 def output_files(site): return {address(site, p) for p in NOTEBOOKS}
 
+
+TITLES = 'Start', 'Tutorials', 'Method', 'Data', 'Label JEPA', 'Pretraining', 'Alignment', 'Vision-language'
+WIDTH = 95  # columns of code that a page shows without scrolling, on a screen of 1,400 pixels
+FIRST = [p for p in NOTEBOOKS if p not in NUMBERED]  # what is read first: the home page, tutorials, pages of reference
 
 each_page = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 each_notebook = pytest.mark.parametrize('path', NUMBERED, ids=lambda p: p.stem)
@@ -71,11 +98,30 @@ def test_the_site_has_its_settings(site):
     cfg, own = settings(), yaml.safe_load((site/'_quarto.yml').read_text(encoding='utf-8'))
     assert not (site/'_quarto.yml').is_symlink()
     assert own['metadata-files'] == ['nbdev.yml'] and (site/own['format']['html']['css']).is_file()
-    assert set(own['format']['html']['theme']) == {'light', 'dark'}
+    html, website = own['format']['html'], own['website']
+    assert set(html['theme']) == {'light', 'dark'}
+    for name in (*html['theme']['light'], website['favicon'], website['image'], website['navbar']['logo']):
+        assert '.' not in name or (site/name).is_file(), name
+    assert website['open-graph'] and website['twitter-card'] and (site/'404.qmd').is_file()
+    assert not re.search(r'//(cdn|unpkg|fonts)', (site/'_quarto.yml').read_text(encoding='utf-8')), 'it reads offline'
     written = yaml.safe_load((site/'nbdev.yml').read_text(encoding='utf-8'))
     assert written['website']['title'] == cfg['lib_name'] and written['website']['repo-url'] == cfg['git_url']
     assert own['website']['repo-subdir'] == cfg['nbs_path'], 'where "View source" looks for a page'
     assert any(item.get('href') == cfg['git_url'] for item in own['website']['navbar']['right'])
+
+
+def test_the_site_is_ordered_by_purpose(site):
+    "And sections are closed, but the one that is read."
+    sidebar = yaml.safe_load((site/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']
+    names = [i if isinstance(i, str) else i.get('section') or i['href'] for i in sidebar['contents']]
+    order = [*TITLES, 'Pairs and sandbox', 'commands.ipynb', 'api.ipynb', 'changelog.qmd']
+    assert names == [n for n in order if n in names] and {*order} - {*names} <= {'Tutorials'}
+    assert sidebar['collapse-level'] == 1
+
+
+def test_the_footer_says_licence_and_version(site):
+    footer = yaml.safe_load((site/'_quarto.yml').read_text(encoding='utf-8'))['website']['page-footer']
+    assert '%VERSION%' in footer['left'] and 'MIT' in footer['left'], 'tools/finish.py fills the version in'
 
 
 @each_page
@@ -111,6 +157,64 @@ def test_links_lead_somewhere(site, path):
             if target.startswith(base): assert file.removeprefix(base).lstrip('/') in pages, target
             elif file and not re.match(r'[a-z]+:', file):
                 assert (folder(site, path)/file).exists(), f'{path.name}: {target}'
+
+
+@each_page
+def test_links_lead_to_places_that_are_there(site, path):
+    "Headings of this page, of another one, and entries of public names."
+    cfg = settings()
+    base, by_address = cfg['doc_host'] + cfg['doc_baseurl'], {address(site, p): p for p in NOTEBOOKS}
+    for text in texts(page(site, path)):
+        for target in re.findall(r'\]\(<?([^)\s>]+#[^)\s>]+)', prose(text)):
+            file, _, place = target.partition('#')
+            if file.startswith(base): other = by_address[file.removeprefix(base).lstrip('/')]
+            elif re.match(r'[a-z]+:', file): continue
+            else: other = (NBS/path.relative_to(NBS)).parent/file if file else path
+            if other.suffix == '.ipynb':
+                assert place in anchors(site, other.resolve()), f'{path.name}: {target}'
+
+
+@each_page
+def test_every_picture_is_described(site, path):
+    "For readers who can't see it, and for search."
+    for cell in page(site, path).cells:
+        if cell.cell_type == 'markdown':
+            assert not re.search(r'!\[\s*\]\(', prose(cell.source)), f'{path.name}: {cell.source[:80]!r}'
+        drawn = [o for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
+        if not drawn or not cell.source: continue
+        alt = re.search(r'(?m)^#\|\s*fig-alt:\s*(\S.*)', cell.source)
+        assert alt and len(alt[1]) > 20, f'{path.name}: no `#| fig-alt:` in {cell.source[:80]!r}'
+
+
+@each_page
+def test_a_page_shows_no_progress_bars(site, path):
+    for cell in page(site, path).cells:
+        printed = ''.join(''.join(o.get('text', '')) for o in cell.get('outputs', []))
+        assert not re.search(r'\r|\d%\|', printed), f'{path.name}: {printed[:80]!r}'
+
+
+@each_page
+def test_code_has_no_raw_links(site, path):
+    "nbdev links names in backticks, also in the comments of a signature, where the link is shown as it is typed."
+    for text in texts(page(site, path)):
+        for code in fences(text): assert not re.search(r'\]\(https?:', code), f'{path.name}: {code[:200]}'
+
+
+@pytest.mark.parametrize('path', FIRST, ids=lambda p: p.stem)
+def test_code_of_the_first_pages_fits_them(site, path):
+    "That of the others scrolls in its box, and is no wider than 120 columns."
+    for code in shown_code(site, path):
+        for line in code.splitlines(): assert len(line) <= WIDTH, f'{path.name}: {line}'
+
+
+def test_the_style_lets_no_page_scroll_sideways():
+    "What may be wide scrolls by itself, what may be long breaks (tried in Chromium at 390 pixels)."
+    rules = re.sub(r'/\*.*?\*/', '', (NBS/'styles.css').read_text(encoding='utf-8'), flags=re.S)
+    for wide in ('main pre', 'mjx-container[display="true"]', 'main table'):
+        assert re.search(rf'{re.escape(wide)}[^{{}}]*\{{[^}}]*overflow-x: auto', rules), wide
+    for long in ('main h1', ':not(pre) > code'):
+        assert re.search(rf'{re.escape(long)}[^{{}}]*\{{[^}}]*overflow-wrap: anywhere', rules), long
+    assert re.search(r'\.description code[^{}]*\{[^}]*color: inherit', rules)
 
 
 @each_page

@@ -227,12 +227,15 @@ def test_a_notebook_is_valid_and_clean(path):
 
 def test_the_sidebar_names_every_notebook():
     def pages(items):
-        for item in items: yield from [item] if isinstance(item, str) else pages(item['contents'])
+        for item in items:
+            if isinstance(item, str): yield item
+            else: yield from pages(item['contents']) if 'contents' in item else [item['href']]
     sidebar = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']
     listed = list(pages(sidebar['contents']))
-    assert sorted(listed) == sorted(p.relative_to(NBS).as_posix() for p in NOTEBOOKS)
-    for section in sidebar['contents'][1:]:
-        numbers = [int(p.rsplit('/')[-1][:2]) for p in pages([section])]
+    written = [p for p in NBS.glob('*.qmd') if p.stem != '404']
+    assert sorted(listed) == sorted(p.relative_to(NBS).as_posix() for p in (*NOTEBOOKS, *written))
+    for section in sidebar['contents']:
+        numbers = [int(n[1]) for p in pages([section]) if (n := re.match(r'(\d+)_', p.rsplit('/')[-1]))]
         assert numbers == sorted(numbers), 'a section is in the order of the numbers'
 
 
