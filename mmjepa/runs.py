@@ -76,7 +76,7 @@ def progress(
 
 # %% ../nbs/08_runs.ipynb #870220dd
 class Stopped(BaseException):
-    "A signal came in a block `StopFlag.at_once`."
+    "A signal came in a block of the stop flag's method at_once."
 
 class StopFlag:
     "Set by SIGTERM or SIGINT; a second SIGINT, two seconds later or more, acts as it always did."

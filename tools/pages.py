@@ -30,6 +30,12 @@ def _cell(text) -> str:
     return re.sub(r'\s+', ' ', str(text)).replace('|', r'\|').strip()
 
 
+def _text(text: str) -> str:
+    "Plain text as Markdown: signs that would be tags, emphasis or mathematics, but not those in backticks."
+    parts = re.split(r'(`[^`]*`)', text)
+    return ''.join(p if p.startswith('`') else re.sub(r'([<>*$])', r'\\\1', p) for p in parts)
+
+
 def table(
     head: list,  # names of the columns
     rows: list,  # a list of cells each
@@ -87,7 +93,8 @@ def public(
 
 def _constant(node: ast.Assign, line: str) -> str:
     "The comment beside a constant, and its value where that is short."
-    value, comment = ast.unparse(node.value), line.partition(' # ')[2] if node.lineno == node.end_lineno else ''
+    value = ast.unparse(node.value).replace(' | ', ' or ')  # a bar would end the cell of the table
+    comment = line.partition(' # ')[2] if node.lineno == node.end_lineno else ''
     return ': '.join(filter(None, [comment, f'`{value}`' if len(value) <= MOST else ''])) or 'a constant'
 
 
@@ -99,7 +106,7 @@ def api() -> str:  # Markdown
         for module, page in pages.items():
             names = public(module) if module.rpartition('.')[0] == wing else {}
             if not names: continue
-            rows = [[_place(page, name, entry), line] for name, (line, entry) in names.items()]
+            rows = [[_place(page, name, entry), _text(line)] for name, (line, entry) in names.items()]
             out += [f'### {module}', f'{link(page)}: {_lower(title(page)[1])}', table(['name', 'what it is'], rows)]
     return '\n\n'.join(out)
 
@@ -128,7 +135,7 @@ def _flag(action) -> list:
     takes = getattr(action.type, '__name__', 'no value' if action.nargs == 0 else 'text')
     needed = action.required or (not action.option_strings and action.nargs != '?')
     return [names, {'str': 'text', 'int': 'whole number', 'float': 'number', 'Path': 'path'}.get(takes, takes),
-            'is needed' if needed else f'`{default}`' if default else '', help]
+            'is needed' if needed else f'`{default}`' if default else '', _text(help)]
 
 
 def command(
@@ -139,7 +146,7 @@ def command(
     from mmjepa.core import _parser
     main = importlib.import_module(module).main
     parser, page = _parser(main), numbered()[module.removeprefix('mmjepa.')]
-    out = [f'## {name}', f'{main.__doc__} {link(page)} has more. As a module: `python -m {module}`.']
+    out = [f'## {name}', f'{_text(main.__doc__)} {link(page)} has more. As a module: `python -m {module}`.']
     for group in parser._action_groups:
         rows = [_flag(a) for a in group._group_actions if a.dest != 'help']
         heading = 'its own' if group.title in ('options', 'optional arguments', 'positional arguments') else group.title

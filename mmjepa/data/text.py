@@ -30,7 +30,7 @@ from ..runs import progress
 
 # %% ../../nbs/data/23_text.ipynb #7d0b7fb1
 class Tokenizer:
-    "Text to ids and back. A kind of tokenizer adds `encode`, `_decode`, `_pieces` and `_write`."
+    "Text to ids and back. A kind of tokenizer adds encode, _decode, _pieces and _write."
     def __init__(self,
         name: str, # what messages call it
         size: int, # ids 0..size-1 belong to the vocabulary; special ids that it lacks follow

@@ -394,7 +394,7 @@ def image_to_code(
     """The texts that a model writes for pictures, greedily, compared with the true ones.
 
     Scores: those of `code_table`, `charts_tried`, `draws_same`; None if unknown. For each control `pairs`, `exact` and
-    `character_error`, ending in `_swapped` and `_blank`."""
+    `character_error`, ending in _swapped and _blank."""
     def write(part: list[EvalRecord]) -> list[str]:
         return generate(model, tokenizer, [r.prompt for r in part], images=[r.image for r in part],
                         max_new_tokens=max_new_tokens, batch_size=batch_size)

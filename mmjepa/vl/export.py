@@ -197,7 +197,7 @@ def _read_files(folder: Path) -> dict[str, Tensor]:
     return {name: _read_tensor(folder, name, x, used=used) for name, x in about['tensors'].items()}
 
 def read_export(
-    folder: str | Path, # written by `export_model`
+    folder: str | Path, # written by export_model
 ) -> dict[str, Tensor]: # by name
     """The tensors of an export, every file of which has the checksum that was written with it.
 
@@ -292,7 +292,7 @@ def _write_signed(about: dict, folder: Path):
 
 # %% ../../nbs/vl/89_export.ipynb #b7d4d467
 def export_model(
-    model: nn.Module, # a `VLJEPA`, on any device, in any precision; it stays as it is
+    model: nn.Module, # a VLJEPA, on any device, in any precision; it stays as it is
     tokenizer: Tokenizer, # that of its texts
     folder: str | Path, # new or empty; written whole or not at all
     *,

@@ -198,7 +198,8 @@ def test_what_follows_the_end_and_is_no_tar_file_is_named(tmp_path, tail):
 
 
 @pytest.mark.parametrize('data', [b'', b'\0' * 100, b'text', b'{"text": "a"}\n' * 1000, b'\x1f\x8b', b'BZh9',
-                                  b'\xfd7zXZ\0', gzip.compress(b'text', mtime=0), b'\x28\xb5\x2f\xfd' + b'x' * 900, jpeg()])
+                                  b'\xfd7zXZ\0', gzip.compress(b'text', mtime=0), b'\x28\xb5\x2f\xfd' + b'x' * 900,
+                                  jpeg()])
 def test_what_is_no_tar_file_is_one_line(tmp_path, data):
     (tmp_path/'a.tar').write_bytes(data)
     found = load(tmp_path/'a.tar')
