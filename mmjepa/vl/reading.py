@@ -17,9 +17,9 @@ from ..core import UserError
 TASKS = 'digit', 'strip', 'chart'
 
 def reading_table(
-    found: list[dict], # of `reads.json`, one a seed
+    found: list[dict], # of reads.json, one per seed
 ) -> pd.DataFrame: # a line for each task and seed
-    "Scores with the own picture, with that of another row, and with a blank one."
+    "Scores with the text's own picture, with that of another row, and with a blank one."
     rows = []
     for run in found:
         if missing := [task for task in TASKS if task not in run]:
@@ -28,7 +28,7 @@ def reading_table(
     return pd.DataFrame(rows)
 
 def reading_figure(
-    table: pd.DataFrame, # of `reading_table`
+    table: pd.DataFrame, # from reading_table
 ) -> Figure:
     "Exact texts by task, with the three kinds of pictures."
     kinds = {'exact': 'its own picture', 'exact_swapped': "another row's", 'exact_blank': 'a blank one'}
