@@ -245,7 +245,7 @@ def in_order(
         yield held.pop(i)
 
 class _Window:
-    "The records that a stream hands out next: `window[i]` is the i-th of them."
+    "The records that a stream hands out next: its item i is the i-th of them."
     def __init__(self, records, rows, order, *, start, needs):
         self.rows, self.left, self.ahead, self.needs = range(len(order)), len(order) - start, deque(), needs
         self.source = chain(in_order(records, rows, order[start:]), in_order(records, rows, order))
