@@ -32,7 +32,7 @@ def as_launched():
     mp.set_start_method('fork', force=True)
 
 
-def _main(out, env, module, runs):
+def _main(out, env, module, runs, alive):  # what it starts inherits `alive`, as it would a pipe of its output
     as_launched()
     os.environ.update(env)
     if 'CWD' in env: os.chdir(env['CWD'])
@@ -48,18 +48,22 @@ def start(module, *runs, **env):
     out = Path(tempfile.mkdtemp())
     for name in STREAMS: (out/name).touch()
     words = [[str(a) for a in args] for args in runs]
-    process = server().Process(target=_main, args=(out, env, module, words))
+    ended, alive = server().Pipe(duplex=False)
+    process = server().Process(target=_main, args=(out, env, module, words, alive))
     process.start()
-    process.out = out
+    alive.close()
+    process.out, process.ended = out, ended
     return process
 
 
 def finish(process, timeout=300):
-    "The end of a process, as `subprocess.run` tells it."
+    "The end of a process and of its workers, as `subprocess.run` tells it."
     process.join(timeout)
-    if late := process.is_alive():
+    late = not process.ended.poll(timeout)
+    if process.is_alive():
         process.kill()
         process.join()
+    process.ended.close()
     written = {name: (process.out/name).read_text(encoding='utf-8') for name in STREAMS}
     done = subprocess.CompletedProcess(process.name, process.exitcode, **written)
     shutil.rmtree(process.out)

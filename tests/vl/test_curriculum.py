@@ -77,7 +77,7 @@ def test_killed_in_every_stage(material, tmp_path, name, steps, workers):
         process = start(path, '--output', folder, '--resume', '--num_workers', workers)
         while process.poll() is None and not reached(folder, at): time.sleep(.002)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=60)  # workers end as well
         assert not (folder/'report.md').exists(), 'it ended before it was killed'
     finish(start(path, '--output', folder, '--resume'))
     (a, x), (b, y) = result(folder), result(whole)
@@ -109,7 +109,8 @@ def test_a_plan_says_what_is_not_there(material, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'training': {'batch': 3}}, "unknown key 'batch'"), ({'training': {'batch_size': 7}}, 'batch_size 7 is not'),
+    ({'training': {'batch': 3}}, "unknown key 'batch'"),
+    ({'training': {'batch_size': 7}}, 'batch_size 7 is not a multiple of'),
     ({'total_tokens': 'many'}, 'total_tokens')])
 def test_a_wrong_file_is_one_line(tmp_path, capsys, change, words):
     path = tmp_path/'wrong.yaml'
@@ -180,7 +181,7 @@ def test_steps_on_ranks_of_the_reference():
     for ranks, groups in ((1, 64), (64, 1), (16, 4)):
         assert CurriculumLoader(config, Sources(config.sources), 1, shard=(0, ranks)).groups == groups
         assert f'accumulated over {groups} on {ranks} rank' in describe_step(config, ranks)
-    with pytest.raises(UserError, match='micro_batch_size 4 x 3 ranks; expected batch'):
+    with pytest.raises(UserError, match='is not a multiple of micro_batch_size 4 x 3 ranks; expected batch'):
         CurriculumLoader(config, Sources(config.sources), 1, shard=(0, 3))
 
 
