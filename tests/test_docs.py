@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import nbformat
 import numpy as np
@@ -62,6 +63,7 @@ def anchor(heading):
     text = re.sub(r'[^\w\s.-]', '', text.lower()).strip()
     return re.sub(r'^[^a-z]+', '', re.sub(r'\s+', '-', text))
 
+@cache
 def anchors(site, path):
     "Places of a page that may be linked to: its headings, and the entries of names that the tool documents."
     found = set()

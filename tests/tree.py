@@ -1,10 +1,11 @@
 """What the tests of this folder read of the source tree: notebooks, their cells, and the settings."""
 import ast
 import re
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
+
+from finish import settings  # noqa: F401 - of settings.ini, for the tests
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
@@ -88,10 +89,3 @@ def our_names(
         module = module.removeprefix('mmjepa.')
         found |= {a.asname or a.name: (module, a.name) for a in node.names if a.name in public.get(module, ())}
     return found
-
-
-def settings():
-    "The section of settings.ini."
-    parser = ConfigParser(delimiters=['='], interpolation=None)
-    parser.read(ROOT/'settings.ini', encoding='utf-8')
-    return parser['DEFAULT']

@@ -7,10 +7,10 @@ import csv
 import importlib
 import json
 import re
-from configparser import ConfigParser
 from pathlib import Path
 
 import results
+from finish import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, PACKAGE = ROOT/'nbs', ROOT/'mmjepa'
@@ -122,9 +122,7 @@ def _place(page: str, name: str, entry: bool) -> str:
 
 def entries() -> dict:  # module by command, such as 'mmjepa.label.mnist' by 'mmjepa_mnist'
     "The commands of settings.ini."
-    parser = ConfigParser(delimiters=['='], interpolation=None)
-    parser.read(ROOT/'settings.ini', encoding='utf-8')
-    pairs = (entry.split('=') for entry in parser['DEFAULT']['console_scripts'].split())
+    pairs = (entry.split('=') for entry in settings()['console_scripts'].split())
     return {name: target.partition(':')[0] for name, target in pairs}
 
 
