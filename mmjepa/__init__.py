@@ -1,6 +1,6 @@
 """Multimodal joint-embedding predictive learning. These are the names to start from; each is imported when it is first used."""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 _HOMES = {
     'fit': 'training', 'TrainConfig': 'training', 'EncoderConfig': 'encoders', 'MultimodalEncoder': 'encoders',

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .core import LostRank, UserError, all_reduce_sum, alone, check_choice, counted, get_device, is_main
-from .core import make_generator, rank, seed_everything, start_ranks, whole_number, world_size
+from .core import LostRank, UserError, all_reduce_sum, alone, check_choice, check_extra, counted, get_device
+from .core import is_main, make_generator, rank, seed_everything, start_ranks, whole_number, world_size
 from .checkpoint import Checkpoint, drop_after, load_weights, prune_checkpoints, save_checkpoint, set_aside_after
 from .runs import Progress, RunLog, StopFlag, Stopped, check_finite, one_writer, open_run, shared, whole
 from .runs import write_table
@@ -619,9 +618,7 @@ def fit(
     "Train to the end, or to a signal; everything is in `output_dir`. Returns the table of epochs."
     folder, settings = Path(output_dir).expanduser(), settings or {'train': vars(config)}
     chosen = choose_precision(config.precision, get_device())
-    if config.tracker and not find_spec(config.tracker):
-        raise UserError(f"tracker is {config.tracker}, which is not installed; expected "
-                        f"pip install 'mmjepa[{config.tracker}]'")
+    if config.tracker: check_extra(config.tracker, config.tracker)
     start_ranks()
     with one_writer(folder), _peers(folder):
         log = RunLog(folder/'training.log')

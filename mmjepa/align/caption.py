@@ -21,7 +21,7 @@ from .captioner import (CaptionEvaluation, LLMConfig, MultimodalLLM, caption_obj
                                     captioning_config, split_prompt, train_captioning)
 from .inputs import ImageTextDataset
 from .tiny_models import quiet_transformers, tiny_tokenizer
-from ..core import (UserError, atomic_path, check_output, command, get_device, is_main, main_first,
+from ..core import (UserError, atomic_path, check_extra, check_output, command, get_device, is_main, main_first,
                          seed_everything, start_ranks, world_size, write_text)
 from ..data.images import read_image
 from ..data.loaders import image_loader
@@ -38,12 +38,9 @@ def caption_scores(
     if len(written) != len(references) or not all(references):
         raise UserError(f'{len(written)} captions and {len(references)} lists of references; '
                         'expected as many, none of them empty')
-    try:
-        from pycocoevalcap.cider.cider import Cider
-        from sacrebleu import BLEU
-    except ImportError as e:
-        raise UserError(f"caption scores need a package that is not installed ({e.name}); "
-                        "expected pip install 'mmjepa[caption]'") from e
+    check_extra('caption', 'pycocoevalcap', 'sacrebleu')
+    from pycocoevalcap.cider.cider import Cider
+    from sacrebleu import BLEU
     def words(text): return ' '.join(re.findall(r'\w+', text.lower()))
     true = {i: [words(r) for r in rs] for i, rs in enumerate(references)}
     cider, _ = Cider().compute_score(true, {i: [words(t)] for i, t in enumerate(written)})

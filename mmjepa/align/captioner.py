@@ -27,7 +27,7 @@ from .features import Features, FeatureSet, cached_features
 from .inputs import ImageTextDataset, hold_out
 from .towers import load_whole, load_words, weights_digest, words_digest
 from ..checkpoint import keep_trained, load_weights
-from ..core import UserError, atomic_path, check_output, first_line, global_mean, is_main, world_size
+from ..core import UserError, atomic_path, check_extra, check_output, first_line, global_mean, is_main, world_size
 from ..data.loaders import image_loader
 from ..runs import RunLog, new_folder, progress
 from ..training import TrainConfig, fit
@@ -35,6 +35,7 @@ from ..training import TrainConfig, fit
 # %% ../../nbs/align/57_captioner.ipynb #5944594a
 def _lora_fields(lora) -> dict:
     "The fields of a `peft.LoraConfig` that differ from its defaults, JSON-able."
+    check_extra('align', 'peft')
     from peft import LoraConfig
     try: lora = LoraConfig(**lora) if isinstance(lora, dict) else lora
     except (TypeError, ValueError) as e: raise UserError(f'lora: {e}; expected fields of peft.LoraConfig') from e

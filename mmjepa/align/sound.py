@@ -20,7 +20,7 @@ from fastcore.meta import delegates
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core import UserError, check_choice, make_generator, write_text
+from ..core import UserError, check_choice, check_extra, make_generator, write_text
 from ..data.images import DIGIT_NAMES
 
 # %% ../../nbs/align/51_sound.ipynb #d30068df
@@ -150,8 +150,8 @@ def _decode(f: BinaryIO, max_seconds: float | None) -> tuple[int, np.ndarray]:
         _check_seconds(_wav_seconds(f), max_seconds)
         f.seek(0)
         return _read_wav(f)
-    try: import soundfile
-    except ImportError as e: raise ValueError('no WAV file; FLAC, OGG and MP3 need `pip install soundfile`') from e
+    check_extra('align', 'soundfile') # for FLAC, OGG, MP3
+    import soundfile
     with soundfile.SoundFile(f) as file:
         _check_seconds(file.frames / file.samplerate, max_seconds)
         x = file.read(dtype='float32')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import UserError, atomic_path, check_choice
+from ..core import UserError, atomic_path, check_choice, check_extra
 from ..data.images import DIGIT_NAMES
 
 # %% ../../nbs/align/50_tiny_models.ipynb #d8363173
@@ -28,6 +28,7 @@ def tiny_tokenizer(
     chat: bool = False, # give it a chat template
 ): # fast tokenizer of transformers
     "A byte-level BPE tokenizer with padding, begin, end and mask tokens."
+    check_extra('align', 'transformers')
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
     if vocab_size <= 270:
@@ -52,6 +53,7 @@ def tiny_tokenizer(
 @contextmanager
 def quiet_transformers():
     "In this block transformers prints no progress bars and no advice."
+    check_extra('align', 'transformers')
     from transformers.utils import logging as hf
     before, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
     hf.set_verbosity_error()
@@ -112,6 +114,7 @@ def tiny_model(
     seed: int = 0, # of the weights
 ) -> Path: # the folder
     "A model folder of transformers with random weights and all that its Auto classes read."
+    check_extra('align', 'transformers')
     import transformers
     tokenizer = tokenizer or tiny_tokenizer(wrap=kind in ('bert', 'clip', 'siglip'), chat=kind == 'qwen2')
     words = max(tokenizer.get_vocab().values()) + 1

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize, pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ..checkpoint import read_config, read_json
-from ..core import Size, UserError, check_choice, first_line
+from ..core import Size, UserError, check_choice, check_extra, first_line
 from ..encoders import EncoderConfig, MultimodalEncoder, masked_mean
 from ..data.images import read_image, sized_pixels, to_float
 from ..data.text import load_tokenizer
@@ -184,6 +184,7 @@ _PARTS = {'AutoImageProcessor': 'its image processor (preprocessor_config.json)'
 
 def _load_part(name: str, auto: str, **options):
     "What the Auto class loads from a folder or name."
+    check_extra('align', 'transformers')
     import transformers
     try:
         with _hub(name), quiet_transformers():

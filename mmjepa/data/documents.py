@@ -15,7 +15,6 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from itertools import accumulate, count, islice, takewhile
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import Size, UserError, check_choice, content_id, first_line, make_generator
+from ..core import Size, UserError, check_choice, check_extra, content_id, first_line, make_generator
 from .records import EmptySource, JsonRecords, named_side, record_image, record_text, split_records
 from .records import text_bytes
 from .tars import ShardRecords, sample_fields
@@ -739,8 +738,7 @@ def hub_stream(
     data_files: Sequence[str] = (), # which of its files, paths in it or patterns; none: all
 ) -> Files: # for StreamSource
     "The records of a dataset that is streamed."
-    if not find_spec('datasets'):
-        raise UserError(f"{name} is to be read by datasets, which is not installed; expected pip install 'mmjepa[hub]'")
+    check_extra('hub', 'datasets')
     from datasets import Image, load_dataset
     files = [*data_files] or None
     try: data = load_dataset(str(name), config, data_files=files, split=split, streaming=True)

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch.utils.data import Dataset, Sampler
 
 from ..core import Source, UserError, alone, atomic_path, command, content_id, storage_error, write_text
-from ..core import Size, is_main, make_generator, rank, remove, sync, whole_number, world_size
+from ..core import Size, check_extra, is_main, make_generator, rank, remove, sync, whole_number, world_size
 from ..runs import one_writer, progress
 from .images import open_image
 from .records import EmptySource, JsonRecords, is_json, record_file, record_sides, text_bytes
@@ -123,6 +123,7 @@ def _summary(n: int, where: str, skipped: dict[str, str], more: Counter) -> str:
 # %% ../../nbs/data/26_shards.ipynb #f40d94a5
 def _write_tars(samples, temp: Path, names, limit: int) -> list[dict]: # entries of the index
     "Write samples into tar files of a folder."
+    check_extra('pretrain', 'webdataset')
     from webdataset import TarWriter
     entries = []
     for _, group in groupby(_in_shards(samples, limit), lambda found: found[0]):

@@ -23,7 +23,7 @@ import numpy as np
 from fastcore.basics import patch
 from jaxtyping import Int
 
-from ..core import UserError, check_choice, first_line
+from ..core import UserError, check_choice, check_extra, first_line
 from .records import EmptySource
 
 # %% ../../nbs/data/25_tars.ipynb #eda5ff60
@@ -85,6 +85,7 @@ def _tar_of(
 @contextmanager
 def _open_tar(url: str):
     "A tar file: a file of this machine, or the output of a command or of the net, which must end well."
+    check_extra('pretrain', 'webdataset')
     from webdataset.gopen import gopen, set_options
     if path := _local(url):
         with open(path, 'rb') as file, _tar_of(file, True) as tar: yield tar
@@ -185,6 +186,7 @@ def _numbered(pattern: str) -> list[str]:
 # %% ../../nbs/data/25_tars.ipynb #47ced164
 def _matches(pattern: str) -> list[str]:
     "The shards of one pattern; those that are not files keep the name given."
+    check_extra('pretrain', 'webdataset')
     from webdataset.shardlists import expand_urls
     try: urls = expand_urls(pattern)
     except (ValueError, AssertionError) as e:
@@ -265,6 +267,7 @@ def read_index(
     needed: bool = False, # whether its absence is an error
 ) -> dict[str, dict] | None: # None if there is no such file, or it is something else
     "Entries of an index, by the address of the shard: `nsamples`, and `filesize` in bytes if it is known."
+    check_extra('pretrain', 'webdataset')
     from webdataset.gopen import gopen
     path, folder = _local(str(where)), str(where).rpartition('/')[0]
     def address(url):

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..core import UserError, atomic_path, check_output, command, first_line
+from ..core import UserError, atomic_path, check_extra, check_output, command, first_line
 from .records import JsonRecords, record_texts
 from ..runs import progress
 
@@ -106,6 +106,7 @@ class ByteTokenizer(Tokenizer):
 # %% ../../nbs/data/23_text.ipynb #a9c2976c
 def _sentencepiece(path: str | Path):
     "The processor of a file, or a `UserError`."
+    check_extra('pretrain', 'sentencepiece')
     from sentencepiece import SentencePieceProcessor
     if not Path(path).is_file(): raise UserError(f'tokenizer {path}: no such file; expected a SentencePiece model')
     try: return SentencePieceProcessor(model_proto=Path(path).read_bytes())
@@ -139,6 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
 def _from_hub(name: str):
     "The tokenizer of transformers, or a `UserError`."
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false') # its threads would not survive the fork of workers
+    check_extra('pretrain', 'transformers')
     from transformers import AutoTokenizer
     try: return AutoTokenizer.from_pretrained(name, split_special_tokens=True, trust_remote_code=False)
     except Exception as e:
@@ -193,6 +195,7 @@ def as_tokenizer(
     def comes_from(library, name): # whoever has one has imported its library
         return library in sys.modules and isinstance(tokenizer, getattr(sys.modules[library], name))
     if comes_from('tokenizers', 'Tokenizer'):
+        check_extra('pretrain', 'transformers')
         from transformers import PreTrainedTokenizerFast
         return TransformersTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
     if comes_from('transformers', 'PreTrainedTokenizerBase'): return TransformersTokenizer(tokenizer)
@@ -242,6 +245,7 @@ def train_vocabulary(
     code: bool = False, # keep line ends and every space, which mean something in programs
 ) -> bytes: # content of a SentencePiece file; the same for the same texts
     "A unigram model of `texts` with a fallback to bytes and ids for padding, begin, end and mask."
+    check_extra('pretrain', 'sentencepiece')
     from sentencepiece import SentencePieceTrainer
     if vocab_size < 1: raise UserError(f'vocab_size is {vocab_size}; expected 1 or more')
     out, failed = BytesIO(), []

@@ -15,7 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from collections.abc import Callable
 
-from ..core import Size, UserError, check_choice, height_width, read_size
+from ..core import Size, UserError, check_choice, check_extra, height_width, read_size
 from .sources import SPLITS, cut, read_part, source_folder, split_files
 
 # %% ../../nbs/pairs/61_screenshots.ipynb #0c2b345f
@@ -136,6 +136,7 @@ def luminance(
 @lru_cache
 def _colors(style: str) -> tuple[str, str, dict]:
     "Background, line numbers, and colour and face (0..3) by token of a style."
+    check_extra('vl', 'pygments')
     from pygments.styles import get_style_by_name
     from pygments.token import Comment
     style = get_style_by_name(style)
@@ -187,6 +188,7 @@ def _largest(image_size: int) -> int: return max(8, min(16, image_size // 22)) #
 # %% ../../nbs/pairs/61_screenshots.ipynb #c727a448
 @lru_cache
 def _lexer():
+    check_extra('vl', 'pygments')
     from pygments.lexers import PythonLexer
     return PythonLexer(stripnl=False, ensurenl=False)
 

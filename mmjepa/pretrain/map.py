@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from ..core import UserError, atomic_path, check_output, command, write_text
+from ..core import UserError, atomic_path, check_extra, check_output, command, write_text
 from ..data.records import JsonRecords, record_image
 
 # %% ../../nbs/pretrain/43_map.ipynb #fea09210
@@ -152,6 +152,7 @@ def project(
     neighbours: int = 15, # how many of each row UMAP looks at
 ) -> Float[np.ndarray, 'n 2']: # float32
     "Positions in the plane by UMAP, with cosine distance."
+    check_extra('pretrain', 'umap')
     if len(vectors) < 4: raise UserError(f'a map of {len(vectors)} rows; expected 4 or more')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=UserWarning) # about one thread with a seed, about few rows

@@ -10,7 +10,6 @@ __all__ = ['EXPORT_FORMATS', 'EXPORTED_PARTS', 'tensor_paths', 'LanguagePath', '
 import copy, hashlib, json, math, re
 from collections.abc import Iterable
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 import mmjepa
 from ..checkpoint import model_folder
-from ..core import UserError, atomic_path, command, make_generator
+from ..core import UserError, atomic_path, check_extra, command, make_generator
 from ..data.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from .model import VLJEPA, load_vl_jepa
 
@@ -186,6 +185,7 @@ def _read_metadata(folder: Path) -> dict:
 
 def _constants(file: Path) -> dict[str, Tensor]:
     "The numbers in an ONNX file, under the names of its graph."
+    check_extra('onnx', 'onnx')
     import onnx
     return {x.name: torch.from_numpy(onnx.numpy_helper.to_array(x).copy()) for x in onnx.load(file).graph.initializer}
 
@@ -240,8 +240,7 @@ def _compare_onnx(file: Path, path: LanguagePath):
 
 def _write_onnx(model: nn.Module, folder: Path):
     "Write `model.onnx`, and run it."
-    if absent := [m for m in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(m)]:
-        raise UserError(f'--format onnx needs {" and ".join(absent)}; pip install mmjepa[onnx]')
+    check_extra('onnx', 'onnx', 'onnxscript', 'onnxruntime')
     path = copy.deepcopy(LanguagePath(model)).cpu().float().eval()
     ids = torch.zeros(2, min(7, model.language_encoder.config.max_position_embeddings), dtype=torch.int64)
     free = {'ids': {0: torch.export.Dim('batch'), 1: torch.export.Dim('length')}}
