@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['pack', 'unpack', 'as_json', 'Checkpoint', 'save_checkpoint', 'written', 'DamagedCheckpoint', 'load_checkpoint',
            'list_checkpoints', 'newest_checkpoint', 'set_aside_after', 'best_checkpoint', 'drop_after',
-           'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'hub_copy', 'read_json', 'model_folder',
-           'later_field', 'read_config', 'HubModel']
+           'prune_checkpoints', 'load_weights', 'differences', 'keep_trained', 'packaged_models', 'hub_copy',
+           'read_json', 'model_folder', 'later_field', 'read_config', 'model_card', 'HubModel']
 
 # %% ../nbs/01_checkpoint.ipynb #51b018cb
 import hashlib, json, math, re, tempfile
@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from huggingface_hub import PyTorchModelHubMixin
+from fastcore.basics import patch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -266,12 +267,22 @@ def keep_trained(
     module.register_load_state_dict_post_hook(forgive)
     return module
 
+# %% ../nbs/01_checkpoint.ipynb #7ea71dda
+def packaged_models() -> dict[str, Path]: # folder by name
+    "Trained models that come with the package."
+    import mmjepa
+    root = Path(mmjepa.__file__).parent/'models'
+    return {file.parent.name: file.parent for file in sorted(root.glob('*/config.json'))}
+
 # %% ../nbs/01_checkpoint.ipynb #5443f564
 def hub_copy(
     name: str, # such as owner/name
     **options, # of huggingface_hub.snapshot_download, such as revision
 ) -> Path:
-    "The files of a model on the hub, or its cache without a network; configuration, weights and tokenizer alone."
+    """The files of a model on the hub, or its cache without a network; configuration, weights and tokenizer alone.
+
+    A model that comes with the package has its name there, without an owner."""
+    if str(name) in packaged_models(): return packaged_models()[str(name)]
     from huggingface_hub import snapshot_download
     wanted = [f'{folder}{kind}' for folder in ('', '*/') for kind in ('*.json', '*.safetensors', '*.spm', '*.txt')]
     try: return Path(snapshot_download(name, allow_patterns=wanted, **options))
@@ -309,6 +320,7 @@ def model_folder(
 ) -> Path: # with config.json, if there is a model
     "The folder of a model."
     folder = Path(path).expanduser()
+    if str(path) in packaged_models() and _content(folder) == 'something else': folder = hub_copy(str(path))
     if not folder.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): folder = hub_copy(str(path))
     if (folder/place/'config.json').is_file(): folder = folder/place
     if not fields or not (folder/'config.json').is_file(): return folder
@@ -357,6 +369,55 @@ def read_config(
     try: return kind(**arguments)
     except UserError as e: raise UserError(f'{place}: {e}') from e
 
+# %% ../nbs/01_checkpoint.ipynb #30fec7d9
+_UNKNOWN = 'Not recorded.'
+_MARK = '<!-- Written by save_pretrained; a card without this line is kept. -->'
+
+def _score_table(scores: dict[str, float], controls: dict[str, dict[str, float]]) -> str:
+    "A row a measure: the model, then each control."
+    if not scores: return _UNKNOWN
+    def cell(x): return '' if x is None or x != x else f'{x:,}' if isinstance(x, int) else f'{x:.4f}'
+    head = ['measure', 'this model', *controls]
+    rows = [[name, cell(x), *(cell(c.get(name)) for c in controls.values())] for name, x in scores.items()]
+    lines = [f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows)]
+    if not controls: lines += ['', 'Controls: none recorded; chance or a baseline may score the same.']
+    return '\n'.join(lines)
+
+def _licence(name: str) -> str:
+    if name == 'mit': return 'MIT, as the code of the library. What the model was trained on has a licence of its own.'
+    return f'{name}: that of the weights it started from. The code of the library is MIT.'
+
+def _header(license: str, tags: Iterable[str]) -> str:
+    "What the hub reads, and the line by which a card is known as one that may be written again."
+    lines = ['---', 'library_name: mmjepa', f'license: {license}', 'tags:', *(f'- {t}' for t in sorted({*tags})), '---']
+    return '\n'.join([*lines, _MARK])
+
+# %% ../nbs/01_checkpoint.ipynb #36c21483
+def model_card(
+    name: str, # heading
+    about: str, # one sentence: what the model is
+    code: str = '', # Python that asks `model`: imports, an empty line, the rest
+    *,
+    place: str = 'FOLDER', # what `load` opens; FOLDER stands for wherever the card lies
+    data: str = '', # what it was trained on, and what was held out
+    training: str = '', # command, epochs, seed, time, machine
+    scores: dict[str, float] | None = None, # by measure, on what was held out
+    controls: dict[str, dict[str, float]] | None = None, # by name, such as chance: the same measures without the method
+    notes: str = '', # how the scores are read, and what they don't say
+    license: str = 'mit', # of the weights, as the hub names licences
+    tags: Iterable[str] = (), # by which the hub finds it
+) -> str: # Markdown
+    "What is known of a trained model: code that loads it, data, training, scores beside their controls, licence."
+    imports, _, ask = code.rpartition('\n\n')
+    where = " # where this card lies, or the model's name on the hub" if place == 'FOLDER' else ''
+    load = '\n'.join(filter(None, [imports, f"import mmjepa\n\nmodel = mmjepa.load('{place}'){where}", ask]))
+    parts = {'Use': f'    pip install mmjepa\n\n```python\n{load}\n```',
+             'Data': data or _UNKNOWN, 'Training': training or _UNKNOWN,
+             'Scores': '\n\n'.join(filter(None, [_score_table(scores or {}, controls or {}), notes])),
+             'Licence': _licence(license)}
+    head = [_header(license, tags), f'# {name}', about]
+    return '\n\n'.join([*head, *(f'## {title}\n\n{text}' for title, text in parts.items())]) + '\n'
+
 # %% ../nbs/01_checkpoint.ipynb #539a010d
 class HubModel(PyTorchModelHubMixin):
     "A model that `save_pretrained` writes and `from_pretrained` reads, whole or not at all."
@@ -367,6 +428,8 @@ class HubModel(PyTorchModelHubMixin):
             self._hub_mixin_config = json.loads(as_json(asdict(self._hub_mixin_config)))
         super()._save_pretrained(save_directory)
         share_by_umask(save_directory/'model.safetensors')
+        card = save_directory/'README.md'
+        if card.is_file() and _MARK in card.read_text(encoding='utf-8'): card.unlink() # of other weights
 
     @classmethod
     def from_pretrained(cls,
@@ -404,3 +467,19 @@ class HubModel(PyTorchModelHubMixin):
                             f'{cls.__name__}, as save_pretrained writes them') from e
         load_weights(model, weights, model_file)
         return model.to(map_location).eval()
+
+# %% ../nbs/01_checkpoint.ipynb #e4cc5fec
+@patch
+def example(self: HubModel) -> str: # Python
+    "What a card shows after `model` is loaded; each kind of model has its own."
+    return ''
+
+@patch
+def generate_model_card(self: HubModel,
+    **facts, # arguments of `model_card`: data, training, scores, controls, notes, license
+) -> ModelCard:
+    "The model's card; `save_pretrained(folder, model_card_kwargs={...})` gives it these facts."
+    known, about = self._hub_mixin_info.model_card_data, type(self).__doc__ or type(self).__name__
+    own = {'name': type(self).__name__, 'about': about.splitlines()[0], 'code': self.example()}
+    own |= {'license': known.license or 'mit', 'tags': known.tags or ()}
+    return ModelCard(model_card(**own | facts))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EncoderConfig', 'check_range', 'ConvStem', 'ImageEmbedder', 'LabelEmbedder', 'TextEmbedder', 'use_fused_attention',
-           'plain_attention', 'TimmImageEmbedder', 'MultiwayMlp', 'MultimodalEncoder', 'masked_mean', 'attention_maps',
-           'attention_rollout', 'TokenHead', 'GlobalBatchNorm', 'Projector']
+           'plain_attention', 'TimmImageEmbedder', 'MultiwayMlp', 'MultimodalEncoder', 'example_images', 'masked_mean',
+           'attention_maps', 'attention_rollout', 'TokenHead', 'GlobalBatchNorm', 'Projector']
 
 # %% ../nbs/02_encoders.ipynb #832ab757
 import copy, math
@@ -396,6 +396,20 @@ def transform(
     bias = None if real is None else torch.where(seen, zero, zero - torch.inf)[:, None, None]
     for block in self.blocks: x = _multiway(block, x, sizes, bias) if self.cfg.multiway else block(x, attn_mask=bias)
     return self.norm(x)
+
+# %% ../nbs/02_encoders.ipynb #255e2446
+def example_images(
+    cfg: EncoderConfig,
+) -> str: # Python
+    "The line of a model's card that makes images of its size."
+    shape = 2, cfg.in_chans, *height_width(cfg.image_size)
+    return f'images = torch.zeros({", ".join(map(str, shape))}) # two, from -1 (black) to 1 (white)'
+
+@patch
+def example(self: MultimodalEncoder) -> str: # Python
+    "Embeddings of images."
+    ask = 'with torch.no_grad(): embeddings = model.encode_image(images)'
+    return '\n'.join(['import torch', '', example_images(self.cfg), ask, 'print(embeddings.shape)'])
 
 # %% ../nbs/02_encoders.ipynb #54f61d7e
 def masked_mean(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .checkpoint import hub_copy, read_json
+from .checkpoint import hub_copy, packaged_models, read_json
 from .core import UserError
 from .data.text import load_tokenizer
 
@@ -18,18 +18,18 @@ from .data.text import load_tokenizer
 PLACES = ('', 'model', 'captioner', 'aligner', 'encoder') # of a model inside a run
 
 def find_model(
-    path: str | Path, # folder of a run or of a model, or a name on the hub
+    path: str | Path, # folder of a run or of a model, a name on the hub, or of the package: digits
 ) -> tuple[Path, dict]: # the model's own folder, and its config.json
     "Where a model is, and its settings."
-    folder = Path(path).expanduser()
-    if not folder.is_dir(): folder = hub_copy(str(path))
-    for place in PLACES:
-        file = folder/place/'config.json'
+    folder, names = Path(path).expanduser(), packaged_models()
+    folders = [folder] if folder.is_dir() else []
+    if not folders or str(path) in names: folders.append(hub_copy(str(path))) # or the one of the package
+    for file in (folder/place/'config.json' for folder in folders for place in PLACES):
         if not file.is_file(): continue
         about = read_json(file, object)
         if isinstance(about, dict) and _kind(about): return file.parent, about
-    raise UserError(f'{path}: holds no model of this library; expected the folder of a run or of a model, or a name '
-                    'on the hub')
+    raise UserError(f'{path}: holds no model of this library; expected the folder of a run or of a model, a name on '
+                    f'the hub, or one that comes with the package: {", ".join(names)}')
 
 # %% ../nbs/90_hub.ipynb #f8a20078
 def _label(folder: Path):
@@ -63,7 +63,7 @@ _READERS = {'captioning': _captioner, 'alignment': _aligner, 'prediction_steps':
 def _kind(about: dict) -> str | None: return next((k for k in _READERS if k in about), None)
 
 def load(
-    path: str | Path, # folder of a run or of a model, or a name on the hub
+    path: str | Path, # folder of a run or of a model, a name on the hub, or of the package: digits
 ) -> nn.Module: # in evaluation mode, on the CPU; with its tokenizer, if it has one
     "A model of this library, of whatever class it is."
     folder, about = find_model(path)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import HubModel, model_folder
 from ..core import UserError
-from ..encoders import EncoderConfig, MultimodalEncoder, Projector, check_range, masked_mean
+from ..encoders import EncoderConfig, MultimodalEncoder, Projector, check_range, example_images, masked_mean
 from ..data.images import as_images
 from ..losses import invariance_loss
 from ..sigreg import SIGReg, expected_sigreg
@@ -172,6 +172,16 @@ def encode_label(self: MultimodalLeJEPA, y: Int[Tensor, ' b']) -> Encoding:
 def encode_multimodal(self: MultimodalLeJEPA, x: Float[Tensor, 'b c h w'], y: Int[Tensor, ' b']) -> Encoding:
     "Embedding (b, d) and projection (b, p) of images and labels that attend to each other."
     return _encoding(self, self.encoder.encode_multimodal(_images_of(self, x), y))
+
+# %% ../../nbs/label/30_lejepa.ipynb #dc1e16b7
+@patch
+def example(self: MultimodalLeJEPA) -> str: # Python
+    "The label that is nearest to each image, or embeddings where the model has not learnt labels."
+    lines, k = ['import torch', '', example_images(self.config.encoder)], self.config.encoder.num_classes
+    if not self.config.multimodal: return '\n'.join([*lines, 'print(model.encode_image(images).embedding.shape)'])
+    lines.insert(1, 'from mmjepa.label.retrieval import similarities')
+    ask = f'with torch.no_grad(): cosines = similarities(model, images, {k})[2][0] # with each label alone (M2)'
+    return '\n'.join([*lines, ask, 'print(cosines.argmax(-1)) # the nearest labels'])
 
 # %% ../../nbs/label/30_lejepa.ipynb #9fd432bc
 class LeJEPAObjective(nn.Module):

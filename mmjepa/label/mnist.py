@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'COLUMNS', 'Experiment', 'complete', 'features', 'subset', 'Evaluation', 'attention_pictures',
-           'write_pictures', 'write_report', 'build', 'run_experiment', 'main']
+           'write_pictures', 'machine_name', 'write_report', 'label_facts', 'build', 'run_experiment', 'main']
 
 # %% ../../nbs/label/32_mnist.ipynb #40325eaf
 import os, platform, time
@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint import read_json
 from ..core import UserError, atomic_path, command, is_main, main_first, make_generator
-from ..core import seed_everything, start_ranks, world_size, write_text
+from ..core import seed_everything, start_ranks, typed_flags, world_size, write_text
 from ..encoders import EncoderConfig, MultimodalEncoder, attention_maps, attention_rollout
 from ..runs import RunConfig, RunLog, one_writer, progress
 from ..training import TrainConfig, fit
@@ -39,6 +40,7 @@ class Experiment:
     num_heads: int = 2 # attention heads
     backbone: str = '' # VisionTransformer of timm, such as vit_tiny_patch16_224, in the place of these three
     pretrained: bool = False # fetch timm's weights for the backbone
+    proj_hidden: int = 768 # width of the projector's hidden layers
     proj_dim: int = 64 # width of the projection
     num_views: int = 2 # augmented images of each sample
     label_drop_prob: float = 0.5 # share of views without label, 0 to 1
@@ -176,7 +178,7 @@ _ROWS = {f'{m} {name}': f'retrieval_{m.lower()}_{key}' for m in ('M1', 'M2') for
 _ROWS |= {'linear probe': 'linear_probe_acc', 'k-NN (k=20)': 'knn_acc', 'RankMe': 'rank_me',
           'SIGReg / Gaussian': 'sigreg_ratio'}
 
-def _machine() -> str:
+def machine_name() -> str:
     "Name of the processor that did the work."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     info = Path('/proc/cpuinfo')
@@ -206,14 +208,48 @@ def write_report(
     last, test, k = table.iloc[-1], evaluation.test, len(evaluation.test.classes)
     kind, caution = _kind(exp)
     about = (f'Trained on {len(evaluation.train):,} {kind}; last epoch ({int(last.epoch)} of {exp.epochs}), all '
-             f'{int(last.eval_images):,} test images, seed {exp.seed}, {k} classes (chance {1 / k:.3f}). {_machine()}, '
-             f'{torch.get_num_threads()} threads, {table.seconds.sum():.0f} s of training at '
+             f'{int(last.eval_images):,} test images, seed {exp.seed}, {k} classes (chance {1 / k:.3f}). '
+             f'{machine_name()}, {torch.get_num_threads()} threads, {table.seconds.sum():.0f} s of training at '
              f'{last.images_per_s:.0f} images/s.')
     rows = [f'| {name} | {last[key]:.4f} |' for name, key in _ROWS.items()]
     shown = [f'![{p.stem}]({p.name})\n' for p in pictures]
     head = [f'# Label LeJEPA on {test.name}', '', about, '', '| measure | value |', '|---|---|']
     write_text(folder/'report.md', '\n'.join([*head, *rows, '', caution, '', *shown]))
     return folder/'report.md'
+
+# %% ../../nbs/label/32_mnist.ipynb #f66f77c4
+def _card_scores(table) -> dict[str, float]:
+    "Measures of a report, of the last epoch."
+    last = table.iloc[-1]
+    return {name: float(last[key]) for name, key in _ROWS.items() if key in last and last[key] == last[key]}
+
+def _guesses(k: int) -> dict[str, float]:
+    "What those of them that are accuracies are by chance, of `k` classes."
+    names = [f'{m} {kind}' for m in ('M1', 'M2') for kind in ('top-1', 'top-1, projection', 'top-3')]
+    return {n: min(1., (3 if n.endswith('top-3') else 1) / k) for n in [*names, 'linear probe', 'k-NN (k=20)']}
+
+def label_facts(
+    folder: str | Path, # of a run of `mmjepa_mnist` that has ended
+    controls: dict[str, str | Path] | None = None, # folders of other runs by name, such as one with shuffled labels
+    machine: str = '', # that did the work
+) -> dict: # arguments of `model_card`
+    "What the card of a run's model says: `model.save_pretrained(place, model_card_kwargs=label_facts(folder))`."
+    from mmjepa.plots import read_metrics
+    settings, table = read_json(Path(folder)/'config.json'), read_metrics(folder)
+    exp, images, n = Experiment(**settings['experiment']), settings['images'], int(table.iloc[-1].eval_images)
+    k, (kind, caution) = len(images['classes']), _kind(exp)
+    names = ', '.join(images['classes'][:20]) + (', ...' if k > 20 else '')
+    flags, where = typed_flags(replace(exp, data=images['name'])), f' on {machine}' if machine else ''
+    held = f', another {exp.val_split:.0%} held out to choose the best checkpoint' if exp.val_split else ''
+    found = {name: _card_scores(read_metrics(place)) for name, place in (controls or {}).items()}
+    return {
+        'data': f'{images["name"]}: {images["train"]:,} {kind} to train on{held}, {n:,} test images; {k} classes: '
+                f'{names}.',
+        'training': f'`mmjepa_mnist {flags}`: {len(table)} epochs, seed {exp.seed}, '
+                    f'{table.seconds.sum():.0f} s{where}, processes: {settings["processes"]}. '
+                    'The scores are those of the last epoch.',
+        'scores': _card_scores(table), 'controls': {'chance': _guesses(k), **found}, 'notes': caution,
+        'license': 'other' if exp.pretrained else 'mit'}
 
 # %% ../../nbs/label/32_mnist.ipynb #d0f38496
 def _encoder_config(exp: Experiment, train: ImageSet) -> EncoderConfig:
@@ -239,7 +275,8 @@ def build(
     if exp.batch_size * world_size() < 2:
         raise UserError(f'batch_size is {exp.batch_size}; expected 2 or more: SIGReg needs a cloud')
     encoder = _encoder_config(exp, train)
-    views = {k: getattr(exp, k) for k in ('proj_dim', 'label_drop_prob', 'label_view_swap', 'label_view_patches')}
+    own = 'proj_hidden', 'proj_dim', 'label_drop_prob', 'label_view_swap', 'label_view_patches'
+    views = {k: getattr(exp, k) for k in own}
     config = LeJEPAConfig(encoder, multimodal=not exp.no_multimodal, **views)
     shared = {k: getattr(exp, k) for k in ('epochs', 'max_steps', 'lr', 'eval_every', 'seed', 'precision')}
     seed_everything(exp.seed)
@@ -315,7 +352,8 @@ def _report(exp: Experiment, model: MultimodalLeJEPA, table, evaluation: Evaluat
     "Write the model, pictures and report; a process that is killed here does all of it again with --resume."
     test = evaluation.test
     if evaluation.results is None: evaluation(model) # a run that had ended was resumed
-    with atomic_path(folder/'model') as temp: model.save_pretrained(temp)
+    facts = label_facts(folder, machine=machine_name())
+    with atomic_path(folder/'model') as temp: model.save_pretrained(temp, model_card_kwargs=facts)
     pictures = write_pictures(model, evaluation, table, folder=folder)
     report = write_report(exp, table, evaluation, pictures=pictures, folder=folder)
     say, last = RunLog(folder/'training.log'), table.iloc[-1]

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAIR_COLUMNS', 'SHAPE', 'ContrastiveConfig', 'WordDecoder', 'ContrastiveModel', 'bound_multiplier', 'PairTransform',
            'ContrastiveObjective', 'embed_pairs', 'pair_recall', 'PairEvaluation', 'ContrastiveRun', 'open_encoder',
-           'build_pairs', 'load_pair_model', 'run_contrastive', 'pair_curves', 'write_pair_report', 'main']
+           'build_pairs', 'load_pair_model', 'pair_facts', 'run_contrastive', 'pair_curves', 'write_pair_report',
+           'main']
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #eae0e506
 import math
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, model_folder
-from ..core import (Source, UserError, command, is_main, make_generator, seed_everything, start_ranks,
-                         world_size)
+from ..core import (Source, UserError, command, data_name, is_main, make_generator, seed_everything, start_ranks,
+                         typed_flags, world_size)
 from ..contrastive import clip_loss
-from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, masked_mean
+from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, example_images, masked_mean
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import as_images, to_float
 from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
@@ -135,6 +136,15 @@ def words(
     states = self._states(text=batch['text_seen'], text_mask=batch['text_mask'])
     return self.decoder(states, batch['text_mask'], image_states, batch['text_hidden'],
                         self.encoder.embedders['text'].table.weight)
+
+# %% ../../nbs/pretrain/41_contrastive.ipynb #82e639c7
+@patch
+def example(self: ContrastiveModel) -> str: # Python
+    "Cosines of images and texts."
+    rows = f"ids, real, _ = model.tokenizer.batch(['one text', 'another'], {self.config.encoder.context})"
+    ask = 'with torch.no_grad(): pairs = model.encode_image(images), model.encode_text(ids, real)'
+    return '\n'.join(['import torch', '', example_images(self.config.encoder), rows, ask,
+                      'print(torch.cosine_similarity(*pairs)) # of each image with its text'])
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #3a61b980
 @dataclass(frozen=True)
@@ -334,6 +344,21 @@ def load_pair_model(
     return ContrastiveModel.from_pretrained(folder), load_tokenizer(folder)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #af8ea9a8
+def pair_facts(
+    config: ContrastiveRun, # of the run
+    table, # DataFrame of epochs
+    held: int, # pairs that were held out
+) -> dict: # arguments of `model_card`
+    "What the card of a model says of its run: recall among held-out pairs beside chance."
+    last = table.iloc[-1]
+    recall = [c for c in PAIR_COLUMNS if '_to_' in c and c in last and last[c] == last[c]]
+    guess = {c: min(1., int(c.rpartition('_r')[2]) / held) for c in recall}
+    return {'data': f'Pairs of image and text: {data_name(config.data)}; {held:,} of them held out.',
+            'training': f'`mmjepa_contrastive_pretrain {typed_flags(config)}`: {len(table)} epochs, '
+                        f'seed {config.seed}.',
+            'scores': {c: float(last[c]) for c in recall}, 'controls': {'chance': guess} if recall else {},
+            'notes': 'Recall at 1, 5 and 10 among all held-out pairs, after the last epoch.' if recall else ''}
+
 def run_contrastive(
     config: ContrastiveRun,
     run: RunConfig,
@@ -352,7 +377,8 @@ def run_contrastive(
                 settings=run_settings(config, tokenizer, loader), columns=PAIR_COLUMNS)
     model = whole_model(model, lambda: ContrastiveModel(model.config))
     if not is_main(): return None
-    save_with_tokenizer(model, tokenizer, folder/'model')
+    held = sum(len(batch['image']) for batch in evaluate.held)
+    save_with_tokenizer(model, tokenizer, folder/'model', facts=pair_facts(config, table, held))
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
     report = write_pair_report(config, model, tokenizer, evaluate=evaluate, table=table, folder=folder)

@@ -6,7 +6,7 @@
 __all__ = ['masked_objective', 'MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'word_loss',
            'MaskedObjective', 'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_with_tokenizer', 'load_encoder',
            'EncoderRun', 'MaskedRun', 'encoder_config', 'train_config', 'run_settings', 'build_masked', 'open_masked',
-           'whole_model', 'run_masked', 'write_masked_report', 'main']
+           'whole_model', 'masked_facts', 'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
 import copy, math
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from ..checkpoint import load_weights, model_folder
-from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, get_device, height_width,
-                         is_main, make_generator, seed_everything, start_ranks, world_size)
+from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, data_name, get_device,
+                         height_width, is_main, make_generator, seed_everything, start_ranks, typed_flags,
+                         world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import to_float
@@ -242,10 +243,12 @@ def save_with_tokenizer(
     model, # encoder, or any model with save_pretrained
     tokenizer, # of mmjepa.data.text
     folder: str | Path, # written whole or not at all
+    *,
+    facts: dict | None = None, # what its card says of the training: arguments of `model_card`
 ):
     "Write a model with its tokenizer."
     with atomic_path(folder) as temp:
-        model.save_pretrained(temp)
+        model.save_pretrained(temp, model_card_kwargs=facts)
         tokenizer.save(temp)
 
 def load_encoder(
@@ -379,6 +382,22 @@ def whole_model(
     return trained.to(get_device()).eval()
 
 # %% ../../nbs/pretrain/40_masked.ipynb #8f6af3b0
+def masked_facts(
+    config: MaskedRun, # of the run
+    table, # DataFrame of epochs
+    words: int, # in the vocabulary
+) -> dict: # arguments of `model_card`
+    "What the card of an encoder says of its run: errors in what was hidden, beside those of knowing nothing."
+    names = {'val_loss_mim': 'hidden patches (squared error)', 'val_loss_mlm': 'hidden words (nats)'}
+    last, sources = table.iloc[-1], dict.fromkeys(map(data_name, config.sources.values()))
+    scores = {name: float(last[c]) for c, name in names.items() if c in last and last[c] == last[c]}
+    blind = {names['val_loss_mlm']: math.log(words)} # all words alike
+    if config.target == 'pixels': blind[names['val_loss_mim']] = 1. # the mean of a patch, whose variance is 1
+    return {'data': f'Images and texts: {", ".join(sources)}; scores are on rows that were held out.',
+            'training': f'`mmjepa_masked_pretrain {typed_flags(config)}`: {len(table)} epochs, seed {config.seed}.',
+            'scores': scores, 'controls': {'knowing nothing': blind} if scores else {},
+            'notes': 'Smaller is better; after the last epoch. What the embeddings are good for is not measured here.'}
+
 def _check_place(folder: Path, config: MaskedRun):
     "The folder of the encoder must be new, or hold an encoder, which is replaced as a whole."
     check_output(folder, *config.sources.values(), flag='--encoder_out')
@@ -404,7 +423,7 @@ def run_masked(
     model = whole_model(model, lambda: build_masked(config, tokenizer)[0])
     if not is_main(): return None
     place = Path(encoder_out).expanduser() if encoder_out else folder/'encoder'
-    save_with_tokenizer(model.encoder, tokenizer, place)
+    save_with_tokenizer(model.encoder, tokenizer, place, facts=masked_facts(config, table, tokenizer.vocab_size))
     say = RunLog(folder/'training.log')
     say(f'encoder: {place}')
     report = write_masked_report(config, model, evaluate, table=table, folder=folder)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['JEPA_FORMS', 'CURRICULUM_COLUMNS', 'CurriculumLoader', 'open_sources', 'StageTransform', 'loss_weights',
            'masked_outputs', 'unigram_loss', 'pictured_labels', 'picture_perplexities', 'CurriculumEvaluation',
-           'build_curriculum', 'forecast_notes', 'run_curriculum', 'save_vl_model', 'write_curriculum_report',
-           'without_embeddings']
+           'build_curriculum', 'forecast_notes', 'run_curriculum', 'curriculum_facts', 'save_vl_model',
+           'write_curriculum_report', 'without_embeddings']
 
 # %% ../../nbs/vl/86_curriculum.ipynb #a75ad0ee
 import math, os, re, time
@@ -574,21 +574,44 @@ def run_curriculum(
     if not is_main(): return None
     trained = VLJEPA(model.config)
     load_weights(trained, weights)
-    save_vl_model(trained, tokenizer, folder/'model')
+    save_vl_model(trained, tokenizer, folder/'model', facts=curriculum_facts(config, table, seed))
     for line in [*loader.notes(), *(f'held out: {line}' for line in skip_notes(held))]: say(line)
     say(f'model: {folder/"model"}')
     say(f'report and pictures: {write_curriculum_report(config, loader, table, folder=folder)}')
     return table
 
 # %% ../../nbs/vl/86_curriculum.ipynb #af359483
+_READ = {'': 'perplexity', 'of texts with a picture': 'perplexity_pictured'} # what is scored
+
+def curriculum_facts(
+    config: CurriculumConfig, # of the run
+    table, # DataFrame of epochs
+    seed: int, # of the run
+) -> dict: # arguments of `model_card`
+    "What the card of a model says of its run: perplexity beside word frequencies, other pictures and blank ones."
+    last, stages = table.iloc[-1], ', '.join(f'{s.name} ({s.tokens:,} tokens)' for s in config.stages)
+    columns = {c: last[c] for c in CURRICULUM_COLUMNS if 'perplexity' in c and c in last and last[c] == last[c]}
+    scores = {f'perplexity {of}'.strip(): columns[c] for of, c in _READ.items() if c in columns}
+    of_pictures = 'perplexity of texts with a picture'
+    controls = {'word frequencies': {'perplexity': columns['unigram_perplexity']}}
+    if of_pictures in scores:
+        controls |= {"another row's picture": {of_pictures: columns['perplexity_swapped']},
+                     'a blank picture': {of_pictures: columns['perplexity_blank']}}
+    return {'data': f'Sources: {", ".join(config.sources)}; scores are on rows that were held out.', 'scores': scores,
+            'training': f'`mmjepa_curriculum`: {int(last.tokens_seen):,} tokens; stages {stages}; seed {seed}.',
+            'controls': controls, 'notes': 'Smaller is better; after the last step. A model that reads its picture is '
+            "worse with another row's."}
+
 def save_vl_model(
     model: VLJEPA, # trained
     tokenizer: Tokenizer, # of its texts
     folder: str | Path, # written completely or not at all
+    *,
+    facts: dict | None = None, # what its card says of the training: arguments of model_card
 ):
     "Write a model with its tokenizer."
     with atomic_path(folder) as temp:
-        model.save_pretrained(temp)
+        model.save_pretrained(temp, model_card_kwargs=facts)
         tokenizer.save(temp)
 
 # %% ../../nbs/vl/86_curriculum.ipynb #650266ab

@@ -27,8 +27,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, later_field, model_folder
-from ..core import UserError, all_reduce_sum, global_ratio, height_width
-from ..encoders import EncoderConfig, MultimodalEncoder, use_fused_attention
+from ..core import UserError, all_reduce_sum, check_extra, global_ratio, height_width
+from ..encoders import EncoderConfig, MultimodalEncoder, example_images, use_fused_attention
 from ..losses import lm_loss, masked_patch_loss
 from ..predictive import PredictiveAlignment
 
@@ -548,6 +548,7 @@ def _attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | B
 
 def _language_encoder(c: VLJEPAConfig) -> nn.Module:
     "An untrained decoder without a head."
+    check_extra('vl', 'transformers')
     from transformers import AttentionInterface, AutoModel, LlamaConfig
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     AttentionInterface.register('mmjepa', _attend)
@@ -604,6 +605,14 @@ class VLJEPA(nn.Module, HubModel, library_name='mmjepa', tags=['jepa', 'vision-l
 
     @property
     def patches(self) -> int: return self.config.vision.patches
+
+# %% ../../nbs/vl/80_model.ipynb #34e808dc
+@patch
+def example(self: VLJEPA) -> str: # Python
+    "What the model writes about a picture."
+    return '\n'.join([
+        'import torch', 'from mmjepa.vl.generation import generate', '', example_images(self.config.vision),
+        "print(generate(model, model.tokenizer, ['', ''], images=images, max_new_tokens=16))"])
 
 # %% ../../nbs/vl/80_model.ipynb #21d4656b
 def _hides(model: VLJEPA) -> bool:
