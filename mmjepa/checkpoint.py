@@ -326,7 +326,8 @@ def model_folder(
     if not fields or not (folder/'config.json').is_file(): return folder
     about = read_json(folder/'config.json', object)
     if isinstance(about, dict) and any(f in about for f in fields): return folder
-    raise UserError(f'{path}: holds {_content(folder)}; expected {_KINDS.get(fields[0], "a model")} '
+    expected = ' or '.join(dict.fromkeys(_KINDS.get(f, 'a model') for f in fields))
+    raise UserError(f'{path}: holds {_content(folder)}; expected {expected} '
                     f'({" or ".join(fields)} in its config.json)')
 
 # %% ../nbs/01_checkpoint.ipynb #ab319499

@@ -77,7 +77,7 @@ def of_folders(root, case, out):
                                                   out],
         ('two/model', 'pretrain.embed'): ['--model', copy, *pairs, '--output', case/'out.jsonl'],
         ('vl', 'vl.evaluate'): [copy, '--data', root/'text.jsonl', '--limit', 4, '--output', out],
-        ('vl', 'vl.export'): ['--checkpoint', copy, '--format', 'safetensors', '--output', out],
+        ('vl', 'export'): ['--checkpoint', copy, '--format', 'safetensors', '--output', out],
         ('clip', 'align.align'): ['--vision_model_name', copy, '--text_model_name', root/'bert', *pairs, *ALIGN,
                                   '--output', out, *cache],
         ('bert', 'align.align'): ['--vision_model_name', root/'clip', '--text_model_name', copy, *pairs, *ALIGN,
@@ -225,7 +225,7 @@ def flag_cases(root, new, rng, n):
         commands |= of_shards(root, root/'shards/{0000..0001}.tar', folder/'out', folder)
         commands |= {'label.mnist': ['--data', root/'images', *MNIST, '--output', folder/'out'],
                      'vl.scaling': [root/'stop_gradient.yaml', '--output', folder/'plan.png'],
-                     'vl.export': ['--checkpoint', root/'vl', '--format', 'safetensors', '--output', folder/'out'],
+                     'export': ['--checkpoint', root/'vl', '--format', 'safetensors', '--output', folder/'out'],
                      'plots': ['--metrics_csv', root/'two/metrics.csv', '--output_dir', folder/'out']}
         module, args = rng.choice(sorted(commands.items()))
         _, valued = flags(module)
@@ -326,7 +326,7 @@ def run(case):
 
 def campaign(root, work, seed=0, share=1.):
     "All cases, two at a time, and a table of what came of them."
-    others = ['label.mnist', 'vl.scaling', 'vl.export', 'plots', 'vl.train', 'pretrain.map']
+    others = ['label.mnist', 'vl.scaling', 'export', 'plots', 'vl.train', 'pretrain.map']
     for module in [*of_lines(root, root, root, root), *others]: flags(module)
     with ThreadPoolExecutor(2) as pool: return list(pool.map(run, cases(root, work, seed, share)))
 

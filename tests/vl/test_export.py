@@ -16,7 +16,8 @@ from torch import nn
 
 from mmjepa.core import UserError, run_command
 from mmjepa.encoders import EncoderConfig
-from mmjepa.vl.export import EXPORTED_PARTS, LanguagePath, cpp_include, export_model, main, read_export
+from mmjepa.export import main
+from mmjepa.vl.export import EXPORTED_PARTS, LanguagePath, cpp_include, export_model, read_export
 from mmjepa.data.text import ByteTokenizer
 from mmjepa.vl.model import VLJEPA, VLJEPAConfig
 
@@ -396,7 +397,7 @@ def test_the_command_as_a_process(programs, model, tmp_path):
     with contextlib.redirect_stdout(io.StringIO()): model.save_pretrained(tmp_path/'run'/'model')
     ByteTokenizer().save(tmp_path/'run'/'model')
     words = ['--checkpoint', tmp_path/'run', '--output', tmp_path/'cpp', '--text_only']
-    done = subprocess.run([sys.executable, '-m', 'mmjepa.vl.export', *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'mmjepa.export', *words], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == '', done.stderr
     assert 'text alone, without pictures; read back and checked' in done.stdout
     assert logits(programs/'example', tmp_path/'cpp', 72).shape == (1, 260)
