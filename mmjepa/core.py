@@ -383,7 +383,7 @@ def _reader(annotation):
 def _add_flag(parser, name: str, read, *, default, help: str, optional: bool = False):
     "One flag, or two of a truth value that is True by default; only what is typed is among the results."
     about = dict(help=help.replace('%', '%%'))
-    if read is Source: about |= dict(nargs='+')
+    if read is Source: about |= dict(nargs='*' if optional else '+')
     elif optional: about |= dict(nargs='?') # a word without a flag that may be missing
     if default is inspect.Parameter.empty: return parser.add_argument(name, type=read, **about)
     about |= dict(dest=name, default=argparse.SUPPRESS)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'domain_name', 'EmbeddingTable', 'read_embeddings', 'fit_centroids', 'assign', 'load_centroids',
-           'save_centroids', 'cluster_scores', 'cross_table', 'project', 'plot_map', 'map_figure', 'thumbnail',
-           'thumbnails', 'map_page', 'MapConfig', 'draw_map', 'main']
+           'save_centroids', 'cluster_scores', 'cross_table', 'project', 'plot_map', 'map_figure', 'place_on_map',
+           'thumbnail', 'thumbnails', 'map_page', 'MapConfig', 'draw_map', 'main']
 
 # %% ../../nbs/pretrain/43_map.ipynb #747e432c
 import base64, io, json, warnings
@@ -205,6 +205,38 @@ def map_figure(
     for ax, (title, groups) in zip(axes[0], panels.items()): plot_map(xy, groups, ax, title=title)
     return fig
 
+# %% ../../nbs/pretrain/43_map.ipynb #47e7f78f
+def _weights(
+    distance: Float[np.ndarray, 'm k'], # from each new vector to its nearest rows, ascending
+) -> Float[np.ndarray, 'm k']:
+    "How much each of the nearest rows counts: their sum is the logarithm of their number; the row itself alone."
+    target, low, high = np.log2(max(2, distance.shape[1])), 0., np.inf
+    low, high = np.full((len(distance), 1), low), np.full((len(distance), 1), high)
+    width = np.ones_like(low)
+    for _ in range(64): # bisection; until there is an upper bound, twice as wide each time
+        wide = np.exp(-distance / width).sum(1, keepdims=True) > target
+        high, low = np.where(wide, width, high), np.where(wide, low, width)
+        width = np.where(np.isfinite(high), (low + high) / 2, 2 * width).clip(1e-12, 1e12)
+    same = distance < 1e-9
+    return np.where(same.any(1, keepdims=True), same, np.exp(-distance / width))
+
+def place_on_map(
+    vectors: Float[np.ndarray, 'm d'], # new ones
+    known: Float[np.ndarray, 'n d'], # those of the map
+    xy: Float[np.ndarray, 'n 2'], # their positions
+    *,
+    neighbours: int = 15, # how many of them decide, 1 or more
+) -> Float[np.ndarray, 'm 2']: # float32
+    "Where new vectors fall on a map that is drawn: the weighted mean of the positions of their nearest rows."
+    if len(known) != len(xy): raise UserError(f'{len(known)} vectors and {len(xy)} positions; expected as many')
+    if vectors.ndim != 2 or vectors.shape[1] != known.shape[1]:
+        raise UserError(f'vectors have shape {vectors.shape}; expected (m, {known.shape[1]}), the width of the map')
+    def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+    distance = (1 - unit(vectors.astype(np.float64)) @ unit(known.astype(np.float64)).T).clip(0)
+    nearest = np.argsort(distance, axis=1, kind='stable')[:, :max(1, neighbours)]
+    weights = _weights(np.take_along_axis(distance, nearest, 1))[..., None]
+    return ((weights * xy[nearest]).sum(1) / weights.sum(1)).astype(np.float32)
+
 # %% ../../nbs/pretrain/43_map.ipynb #fa955f4f
 _PAGE = '''<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>Embedding map</title>
@@ -231,17 +263,19 @@ _DRAW = '''
 const data = JSON.parse(document.getElementById('data').textContent), n = data.x.length;
 const [canvas, tip, by, legend] = ['map', 'tip', 'by', 'legend'].map(id => document.getElementById(id));
 const pen = canvas.getContext('2d'), hidden = new Set();
-let zoom = 1, ox = 0, oy = 0, at = -1, drag = null, key = Object.keys(data.groups)[0];
+let zoom = 1, ox = 0, oy = 0, at = -1, drag = null, mine = null, key = Object.keys(data.groups)[0];
 
 const make = (tag, given = {}) => Object.assign(document.createElement(tag), given);
 const names = () => data.groups[key].names, group = i => data.groups[key].of[i], seen = i => !hidden.has(group(i));
 const colour = j => `hsl(${Math.round(360 * j / names().length)} 70% ${[45, 60][j % 2]}%)`;
 for (const name of Object.keys(data.groups)) by.append(make('option', {textContent: name, value: name}));
 
-function place(i) {
+function spot(x, y) {
   const s = Math.min(canvas.width, canvas.height) * .46 * zoom;
-  return [canvas.width / 2 + ox + data.x[i] * s, canvas.height / 2 + oy - data.y[i] * s];
+  return [canvas.width / 2 + ox + x * s, canvas.height / 2 + oy - y * s];
 }
+
+function place(i) { return spot(data.x[i], data.y[i]); }
 
 function draw() {
   canvas.width = canvas.clientWidth;
@@ -255,6 +289,18 @@ function draw() {
     pen.beginPath();
     pen.arc(x, y, i === at ? r * 2 : r, 0, 7);
     pen.fill();
+  }
+  if (mine) cross(...spot(mine.x, mine.y));
+}
+
+function cross(x, y) {
+  pen.globalAlpha = 1;
+  for (const [width, ink] of [[7, 'white'], [3, 'black']]) {
+    pen.lineWidth = width;
+    pen.strokeStyle = ink;
+    pen.beginPath();
+    for (const way of [1, -1]) { pen.moveTo(x - 9, y - 9 * way); pen.lineTo(x + 9, y + 9 * way); }
+    pen.stroke();
   }
 }
 
@@ -340,6 +386,12 @@ canvas.onkeydown = e => {
 };
 by.onchange = () => { key = by.value; hidden.clear(); list(); draw(); };
 addEventListener('resize', draw);
+addEventListener('message', e => { // of the page around this one: a point to mark, in the numbers of the map
+  if (e.source !== parent || !isFinite(e.data?.x) || !isFinite(e.data?.y)) return;
+  const [x, y, size] = data.frame;
+  mine = {x: (e.data.x - x) / size, y: (e.data.y - y) / size};
+  show(-1);
+});
 list();
 draw();
 '''
@@ -394,9 +446,11 @@ def map_page(
     pictures: list[str] | None = None, # of thumbnails; None for a page without
 ) -> str: # HTML
     "The map as one page that needs nothing else."
-    centred = xy - xy.mean(0)
-    x, y = (centred / max(1e-9, np.abs(centred).max())).T
-    data = {'x': [round(float(v), 4) for v in x], 'y': [round(float(v), 4) for v in y],
+    middle = xy.mean(0)
+    size = max(1e-9, np.abs(xy - middle).max())
+    x, y = ((xy - middle) / size).T
+    data = {'frame': [*map(float, middle), float(size)],
+            'x': [round(float(v), 4) for v in x], 'y': [round(float(v), 4) for v in y],
             'groups': {title: _grouping(of) for title, of in (panels or {'all': ['all'] * len(xy)}).items()},
             'texts': [_text(r, i) for i, r in enumerate(table.records)], 'images': pictures or [''] * len(xy)}
     return _PAGE.replace('@CODE@', _DRAW + _FIND + _EVENTS).replace('@DATA@', json.dumps(data).replace('<', '\\u003c'))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHART_STATUSES', 'pass_at_k', 'CodeProblem', 'parses', 'read_humaneval', 'read_completions', 'evaluate_humaneval',
            'python_tokens', 'token_edit_similarity', 'exact_match', 'character_error', 'code_table', 'ChartResult',
-           'draws_same']
+           'drawn_picture', 'draws_same']
 
 # %% ../../nbs/sandbox/73_code_scores.ipynb #aa1fb504
 import ast, re, warnings
@@ -318,6 +318,24 @@ def _font_list() -> dict[str, bytes]:
     name = f'fontlist-v{font_manager.FontManager.__version__}.json'
     return {p.name: p.read_bytes() for p in Path(matplotlib.get_cachedir()).glob(name)}
 
+# %% ../../nbs/sandbox/73_code_scores.ipynb #cdce4739
+def drawn_picture(
+    program: str, # Python source code that draws with matplotlib
+    *,
+    allow_code_execution: bool = False, # must be True for anything to run
+    timeout: float = 60., # seconds
+) -> tuple[bytes | None, ChartResult | None]: # the file of a PNG; or None, and why there is none
+    "What a program draws, run in a sandbox."
+    _must_be_allowed(allow_code_execution)
+    files = {'model.py': program.encode('utf-8', 'surrogatepass'), **_font_list()}
+    result = run_program(_DRAW, timeout, files=files, collect=('picture',))
+    if result.status != 'passed': return None, ChartResult('does not run', None, result.last_line or result.status)
+    picture = result.files.get('picture')
+    if picture is None: return None, ChartResult('draws nothing', None, 'no PNG was saved and no figure is open')
+    if picture.startswith(b'\x89PNG\r\n'): return picture, None
+    # Pillow would start other programs to read some formats
+    return None, ChartResult('draws nothing', None, 'what it saved is no PNG')
+
 # %% ../../nbs/sandbox/73_code_scores.ipynb #8b32cac5
 def _pixels(source, size: int, name: str | None) -> np.ndarray: # (size, size, 3)
     "A picture as numbers from 0 to 1."
@@ -341,13 +359,8 @@ def draws_same(
     if size < 1: raise UserError(f'size is {size}; expected 1 or more pixels')
     source, name = (BytesIO(image), 'image') if isinstance(image, bytes) else (Path(image), None)
     expected = _pixels(source, size, name)
-    files = {'model.py': program.encode('utf-8', 'surrogatepass'), **_font_list()}
-    result = run_program(_DRAW, timeout, files=files, collect=('picture',))
-    if result.status != 'passed': return ChartResult('does not run', None, result.last_line or result.status)
-    picture = result.files.get('picture')
-    if picture is None: return ChartResult('draws nothing', None, 'no PNG was saved and no figure is open')
-    if not picture.startswith(b'\x89PNG\r\n'): # Pillow would start other programs to read some formats
-        return ChartResult('draws nothing', None, 'what it saved is no PNG')
+    picture, missing = drawn_picture(program, allow_code_execution=allow_code_execution, timeout=timeout)
+    if missing: return missing
     try: drawn = _pixels(BytesIO(picture), size, 'what it saved')
     except UserError as e: return ChartResult('draws nothing', None, str(e))
     difference = float(np.abs(drawn - expected).mean())
