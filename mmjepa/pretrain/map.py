@@ -154,13 +154,15 @@ def project(
     "Positions in the plane by UMAP, with cosine distance."
     check_extra('pretrain', 'umap')
     if len(vectors) < 4: raise UserError(f'a map of {len(vectors)} rows; expected 4 or more')
+    threads = torch.get_num_threads() # numba, by which UMAP compiles, changes the number of PyTorch's threads as well
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=UserWarning) # about one thread with a seed, about few rows
         warnings.filterwarnings('ignore', category=FutureWarning)
         from umap import UMAP
         init = 'spectral' if len(vectors) > 50 else 'random' # spectral layout needs more rows than dimensions
         umap = UMAP(n_neighbors=min(neighbours, len(vectors) - 1), metric='cosine', init=init, random_state=seed)
-        return umap.fit_transform(vectors).astype(np.float32)
+        try: return umap.fit_transform(vectors).astype(np.float32)
+        finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/pretrain/43_map.ipynb #9945da44
 def plot_map(
