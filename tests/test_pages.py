@@ -119,6 +119,7 @@ def test_the_citation_is_that_of_the_settings():
 def test_the_home_page_has_what_a_visitor_looks_for():
     source = '\n'.join(pages.sources(NBS/'index.ipynb'))
     for part in ('images/mnist_attention.png', 'pages.three()', '## A first model', '## Where do I start',
+                 'tutorials/1_labels.ipynb', 'tutorials/4_vision_language.ipynb',
                  'results.ipynb', 'questions.ipynb', 'commands.ipynb', 'api.ipynb', 'CITATION.cff'):
         assert part in source, part
     pitch = pages.sources(NBS/'index.ipynb')[1].split('\n\n')[0]
