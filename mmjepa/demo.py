@@ -32,7 +32,6 @@ from .data.records import JsonRecords, digit_pairs, image_name, record_bytes, re
 from .encoders import EncoderConfig, attention_maps
 from .hub import find_model, load
 from .label.lejepa import MultimodalLeJEPA
-from .label.mnist import Experiment, run_experiment
 from .label.retrieval import similarities
 from .pairs.formulas import paint_formulas
 from .pairs.markdown import markdown_page, write_markdown
@@ -346,7 +345,7 @@ class DemoConfig:
     data: str = '' # JSON lines with image and text, to search in (those that the contrastive run was trained on)
     limit: int = 500 # most records of it, drawn at random; 0 for all
     follow_links: bool = False # read images to which links in the folder of the JSON lines lead
-    output: str = 'runs/demo' # folder where digits are trained if no run is given
+    output: str = 'runs/demo' # folder where a model of digits is trained if no run is given
     host: str = '127.0.0.1' # address that the page listens on; 0.0.0.0 lets other machines in
     port: int = 7860 # of the page; 0 for the first free one from 7860
     max_new_tokens: int = 256 # of each text that is written
@@ -406,22 +405,21 @@ def open_models(
 
 # %% ../nbs/94_demo.ipynb #cf43edfa
 def train_digits(
-    folder: str | Path, # of both runs
+    folder: str | Path, # of the run
     *,
-    say: Callable[[str], None] = print, # gets lines on what is trained
-) -> list[str]: # their folders
-    "A label model and a contrastive one on scikit-learn's digits, unless they are there."
-    label, pairs = Path(folder).expanduser()/'label', Path(folder).expanduser()/'pairs'
-    def left(run): return RunConfig(run, resume=bool(list_checkpoints(run/'checkpoints')))
-    if not (label/'model').is_dir():
-        say(f'no run is given: digits are trained first, which takes a minute or two, into {folder}')
-        run_experiment(Experiment(data='digits', patch_size=2, emb_dim=64, depth=3, epochs=25), left(label))
+    say: Callable[[str], None] = print, # gets a line on what is trained
+) -> list[str]: # names of a label model and of a run
+    "The label model of digits that comes with the package, and a contrastive one, trained unless it is there."
+    pairs = Path(folder).expanduser()/'pairs'
     if not (pairs/'model').is_dir():
+        say('no run is given: the model to draw for comes with the package; one to search with is trained first, '
+            f'in about 20 seconds, into {folder}')
         data = digit_pairs(pairs/'data', 600)
         shape = dict(image_size=8, patch_size=2, context=24, emb_dim=64, depth=3, drop_path=0., augment=0.)
         train = dict(batch_size=60, epochs=30, lr=2e-3, max_scale=10.)
-        run_contrastive(ContrastiveRun(json_data=str(data), **shape, **train), left(pairs))
-    return [str(label), str(pairs)]
+        run = RunConfig(pairs, resume=bool(list_checkpoints(pairs/'checkpoints')))
+        run_contrastive(ContrastiveRun(json_data=str(data), **shape, **train), run)
+    return ['digits', str(pairs)]
 
 # %% ../nbs/94_demo.ipynb #e5ae39aa
 _PAD = 56 # side of what the pad sends, bytes
@@ -708,7 +706,7 @@ def start_page(
 # %% ../nbs/94_demo.ipynb #28179c40
 @command
 def main(
-    runs: Source | None, # folders of runs or models, or names on the hub; none: digits are trained first
+    runs: Source | None, # folders of runs or models, or names on the hub; none: digits
     config: DemoConfig,
 ):
     "Try models on a page in the browser: draw a digit, search, caption, read code, see where yours falls."
