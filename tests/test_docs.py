@@ -1,12 +1,19 @@
 """The pages of the site, as nbdev hands them to Quarto: every notebook is processed, then read as data."""
 import base64
+import inspect
 import io
+import math
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib import import_module
+from itertools import pairwise
 
+import entries
 import nbformat
 import numpy as np
 import pytest
@@ -37,6 +44,7 @@ def site(tmp_path_factory):
     command = [sys.executable, '-c', PROCESS]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-3000:]
+    entries.main(root/'_proc')
     return root/'_proc'
 
 
@@ -147,6 +155,34 @@ def test_a_page_documents_its_public_names(site, path):
     for name in re.findall(r'(?m)^(?:def|class) ([A-Za-z]\w*)', source):
         assert re.search(rf'(?m)^###+ (?:\w+\.)?{name}\b', shown), f'{name} is not on the page of {path.name}'
     assert 'default_exp' not in ''.join(c.source for c in page(site, path).cells)
+
+
+def entry_cells(nb):
+    for c in nb.cells:
+        for o in c.get('outputs', []):
+            entry = ''.join(o.get('data', {}).get('text/markdown', ''))
+            found = re.search(r'/blob/main/(mmjepa[\w/]*)\.py#L(\d+).*?\n#+ ([\w.]+)\n\n(```.*)', entry, re.S)
+            if not found: continue
+            module, line, name, shown = found.groups()
+            yield c, getattr(import_module(module.replace('/', '.')), name, None), int(line), shown
+
+
+@each_notebook
+def test_fields_are_documented_with_their_comments(site, path):
+    for _, thing, _, entry in entry_cells(page(site, path)):
+        if not (inspect.isclass(thing) and is_dataclass(thing)): continue
+        for cls in thing.__mro__[:-1]:
+            source = textwrap.dedent(inspect.getsource(cls))
+            for name, comment in re.findall(r'(?m)^    (\w+): [^#\n]*# (.+)$', source):
+                if name in {f.name for f in fields(thing)}: assert comment in entry, f'{thing.__name__}.{name}'
+
+
+@each_notebook
+def test_entries_side_by_side_are_in_the_order_of_the_source(site, path):
+    nb = page(site, path)
+    lines = {c.id: line for c, _, line, _ in entry_cells(nb)}
+    for one, two in pairwise(c.id for c in nb.cells):
+        assert lines.get(one, 0) <= lines.get(two, math.inf), f'{path.name}, lines {lines[one]} and {lines[two]}'
 
 
 @each_page

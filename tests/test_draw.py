@@ -16,6 +16,7 @@ import mmjepa
 from mmjepa.core import data_dir
 from mmjepa.data.images import load_images
 from mmjepa.label.retrieval import similarities
+from mmjepa.pairs.pages import find_chromium
 from tree import NBS, ROOT, cells
 
 playwright = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
@@ -23,11 +24,6 @@ MODEL = NBS/'draw/mnist'
 
 
 # ---------------------------------------------------------------- the page, served on this machine
-
-def browser_path():
-    names = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
-    return next(filter(None, map(shutil.which, names)), None)
-
 
 def fetcher():
     spec = importlib.util.spec_from_file_location('onnxruntime_web', ROOT/'tools/onnxruntime_web.py')
@@ -70,7 +66,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def browser():
-    if not (path := browser_path()): pytest.skip('no Chromium on this machine: apt-get install chromium')
+    if not (path := find_chromium()): pytest.skip('no Chromium on this machine: apt-get install chromium')
     with playwright.sync_playwright() as p:
         found = p.chromium.launch(executable_path=path, args=['--no-sandbox'])
         yield found
