@@ -426,8 +426,8 @@ def write_pair_report(
     save_figure(pair_curves(table, n), folder/'curves.png')
     if n:
         images, texts = torch.cat([b['image'] for b in batches]), [ids for b in batches for ids in b['text']]
-        found = embed_pairs(model, batches)[:2]
-        fig = found_figure(*found, images.__getitem__, text=lambda i: tokenizer.decode(texts[i]))
+        *pairs, ids = embed_pairs(model, batches)
+        fig = found_figure(*pairs, images.__getitem__, text=lambda i: tokenizer.decode(texts[i]), ids=ids)
         save_figure(fig, folder/'found.png')
         pictures.append('found.png')
     chance = f' (chance at 10: {min(1., 10 / n):.3f})' if n else ''
