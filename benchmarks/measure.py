@@ -1,4 +1,5 @@
 """What the benchmarks share: clocks, memory, fresh processes, and how ratios are told."""
+import platform
 import statistics
 import subprocess
 import sys
@@ -9,6 +10,13 @@ from pathlib import Path
 import torch
 
 CUDA = torch.cuda.is_available()
+
+
+def machine() -> str:
+    "Processor and threads."
+    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    name = next((x.split(':')[1].strip() for x in lines if x.startswith('model name')), platform.processor())
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
 def seconds(

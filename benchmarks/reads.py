@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.script import call_parse
 from tqdm.auto import tqdm
 
+from measure import machine
 from mmjepa.core import UserError, write_text
 from mmjepa.data.text import load_tokenizer
 from mmjepa.pairs.make import PairConfig, make_pairs
@@ -30,15 +31,6 @@ EXAMPLES = Path(__file__).parent.parent/'examples'
 TASKS = {'digit': dict(kind='digit', n=66_667, held=10_000, scored=10_000, image_size=32),
          'strip': dict(kind='strip', n=88_889, held=1_500, scored=1_000, image_size=(32, 160)),
          'chart': dict(kind='bars', n=27_778, held=1_000, scored=1_000, image_size=(64, 96))}
-
-
-def machine() -> str:
-    "Processor and threads."
-    import platform
-    import torch
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    name = next((x.split(':')[1].strip() for x in lines if x.startswith('model name')), platform.processor())
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
 def make_data(name: str, folder: Path, seed: int):

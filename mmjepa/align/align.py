@@ -174,6 +174,7 @@ def write_alignment_report(
 class PairSource:
     "Where the records of a run come from."
     json_data: str = '' # JSON lines with two or more of image (a path), text, audio (a path)
+    text_fields: str = 'text' # of them, what training draws its texts from: captions, then words, as text,keywords
     images: str = '' # or a labelled set: auto, digits, mnist, fashion, cifar10, a folder with {train,test}/<class>/*
     template: str = 'a handwritten {}' # of captions of labelled images
     data_dir: str = '' # where named sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
@@ -189,7 +190,8 @@ def open_records(
     if bool(source.json_data) == bool(source.images):
         raise UserError('expected a file of JSON lines (--json_data), or a set of labelled images (--images)')
     if source.json_data:
-        dataset = ImageTextDataset(source.json_data, source.on_error, follow_links=source.follow_links)
+        dataset = ImageTextDataset(source.json_data, source.on_error, follow_links=source.follow_links,
+                                   text_fields=tuple(source.text_fields.split(',')))
         return dataset, hold_out(dataset, source.val_split, seed)
     try:
         with main_first():

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ALIGN_COLUMNS', 'check_fields', 'AlignmentConfig', 'Standardize', 'adapter', 'VisionTextAligner', 'bound_temperature',
            'modality_of', 'as_items', 'read_items', 'present_pairs', 'AlignmentObjective', 'AlignmentEvaluation',
-           'other_rows', 'open_pairs', 'standardize', 'training_config', 'BatchTransform', 'on_one_process',
-           'train_alignment', 'save_aligner', 'read_saved', 'load_aligner', 'zero_shot', 'embed_items', 'retrieve']
+           'other_rows', 'query_features', 'open_pairs', 'standardize', 'training_config', 'BatchTransform',
+           'on_one_process', 'train_alignment', 'save_aligner', 'read_saved', 'load_aligner', 'zero_shot',
+           'embed_items', 'retrieve']
 
 # %% ../../nbs/align/55_aligner.ipynb #acfad2d6
 import json, math, operator, os
@@ -15,7 +16,7 @@ from itertools import combinations
 from numbers import Integral
 from pathlib import Path
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -410,6 +411,19 @@ def other_rows(
     kept[rows] = False
     return kept.nonzero()[:, 0]
 
+def query_features(
+    features: dict[str, Features], # by modality
+    dataset: ImageTextDataset, # their records
+    rows: Int[Tensor, ' m'], # those that are asked for
+) -> dict[str, Features]: # the same vectors
+    "Features in which these rows have their captions alone, without the texts that were drawn for training."
+    if 'text' not in features or features['text'].index.ndim == 1: return features
+    texts = features['text']
+    index = texts.index.clone()
+    for i in rows.tolist():
+        with suppress(UserError): index[i, len(dataset.captions(dataset.fields(i))):] = -1 # bad ones have none
+    return features | {'text': Features(texts.parts, index, texts.name)}
+
 def open_pairs(
     model: VisionTextAligner, # whose towers see the records
     dataset: ImageTextDataset, # raw records
@@ -427,7 +441,7 @@ def open_pairs(
         rows = val_rows if live and m == 'image' else None
         features[m] = cached_features(tower, dataset, cache_dir, rows=rows, batch_size=max(64, batch_size),
                                       num_workers=num_workers, say=say)
-    held = FeatureSet(features, val_rows)
+    held = FeatureSet(query_features(features, dataset, val_rows), val_rows)
     if not live: return FeatureSet(features, train, dataset.name), held
     others = FeatureSet({m: f for m, f in features.items() if m != 'image'}, train)
     images = model.towers['image'].prepare

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Features', 'default_cache', 'Prepared', 'prepare_items', 'cached_features', 'FeatureSet', 'draw_captions', 'LiveSet',
-           'LiveTransform']
+           'LiveTransform', 'write_features', 'main']
 
 # %% ../../nbs/align/54_features.ipynb #84e8e60e
 import hashlib, json, os, time
@@ -24,11 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..core import UserError, atomic_path, content_id, is_main, rank, world_size
+from ..core import (UserError, atomic_path, check_choice, check_output, command, content_id, get_device, is_main,
+                         rank, world_size)
 from ..data.augmentation import AugmentConfig, augment
+from ..data.records import record_words
 from ..runs import progress
 from .inputs import ImageTextDataset, errors_at
-from .towers import Tower
+from .towers import Tower, load_text_tower, load_vision_tower
 
 # %% ../../nbs/align/54_features.ipynb #b47602de
 class Features:
@@ -433,3 +435,48 @@ class LiveTransform:
         mean, std = (torch.as_tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in self.normalization)
         seen = augment((x * std + mean) * 2 - 1, self.augmentation, generator)
         return {**batch, key: ((seen + 1) / 2 - mean) / std}
+
+# %% ../../nbs/align/54_features.ipynb #5b2c9e17
+def write_features(
+    json_data: str | Path, # JSON lines with image or text
+    tower: Tower, # of images or texts
+    output: str | Path, # JSON lines with embedding, replaced whole
+    *,
+    text_fields: tuple[str, ...] = ('text',), # that a text is made of: captions, then words, as for record_words
+    follow_links: bool = False, # whether images may leave the file's folder by a link
+) -> int: # lines
+    "The vectors of a tower for all records of a file; a bad record is an error."
+    data = ImageTextDataset(json_data, follow_links=follow_links)
+    def joined(fields): return ', '.join([*data.captions(fields), *record_words(fields, text_fields[1:])])
+    count, device = 0, get_device()
+    tower.to(device)
+    with atomic_path(output) as temp, open(temp, 'w', encoding='utf-8') as f:
+        for start in progress(range(0, len(data), 64), 'records'):
+            rows = [data.records[i] for i in range(start, min(start + 64, len(data)))]
+            items = []
+            for r in rows:
+                with errors_at(r['place']):
+                    items.append(tower.prepare.read(joined(r) if tower.modality == 'text' else data.item(r, 'image')))
+            with torch.no_grad(): vectors = tower(**{k: v.to(device) for k, v in tower.prepare(items).items()})
+            for i, v in enumerate(vectors.float().cpu(), start):
+                own = {**data.records.fields(i), 'embedding': [round(x, 6) for x in v.tolist()]}
+                f.write(json.dumps(own, ensure_ascii=False) + '\n')
+                count += 1
+    return count
+
+# %% ../../nbs/align/54_features.ipynb #7c3d0f28
+@command
+def main(
+    json_data: str, # JSON lines with image or text
+    model: str, # folder or name of a tower, of transformers or timm
+    modality: str = 'text', # what it sees: text or image
+    text_fields: str = 'text', # of what a text is made: captions, then words, as text,keywords
+    output: str = 'features.jsonl', # the same lines with a field embedding
+    follow_links: bool = False, # read images through links that lead out of the folder of the JSON lines
+):
+    "Write the vectors of a frozen tower for all records: a teacher, or what a map is compared with."
+    check_choice('modality', modality, ('text', 'image'))
+    check_output(output, json_data)
+    tower = (load_text_tower if modality == 'text' else load_vision_tower)(model)
+    n = write_features(json_data, tower, output, text_fields=tuple(text_fields.split(',')), follow_links=follow_links)
+    print(f'{n:,} vectors of {tower.dim} numbers: {output}')

@@ -154,9 +154,10 @@ class RecordSamples(Dataset):
         on_error: str = 'raise', # or 'skip'
         refill: bool = False, # put the next good row in the place of a bad one, so that batches keep their size
         draw=None, # with seed and epoch, such as the sampler: of several captions one is drawn. None: all of them
+        fields: tuple[str, ...] = ('text',), # from which it is drawn, as for record_text
     ):
         self.records, self.rows, self.transform, self.on_error, self.refill = records, rows, transform, on_error, refill
-        self.draw = draw
+        self.draw, self.fields = draw, fields
 
     def __len__(self): return len(self.rows)
     def __getitem__(self, p: int) -> dict | list[dict]: return self.transform(self._record(p))
@@ -193,9 +194,9 @@ class RecordSamples(Dataset):
 def _record(self: RecordSamples, p: int) -> dict:
     "The record of row `p`, with one of its captions where they are drawn."
     record = self.records[int(self.rows[p])]
-    if self.draw is None or not isinstance(record.get('text'), list): return record
+    if self.draw is None or not isinstance(record.get('text'), list) and len(self.fields) == 1: return record
     with suppress(UserError): # a bad list matters to a transform of texts alone
-        record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch))}
+        record = {**record, 'text': record_text(record, (self.draw.seed, self.draw.epoch), self.fields)}
     return record
 
 @patch
@@ -279,8 +280,8 @@ def load_state_dict(
     StatefulDataLoader.load_state_dict(self, {k: v for k, v in state.items() if k not in ('counts', 'plan')})
 
 # %% ../../nbs/data/24_loaders.ipynb #961ac9cd
-def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0,
-            note='') -> RecordLoader:
+def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, name, say, seed=0, note='',
+            fields=('text',)) -> RecordLoader:
     "A loader of some rows: shuffled and in full batches for training, else in order."
     batch_size, num_workers = whole_number('batch_size', batch_size, 1), whole_number('num_workers', num_workers)
     sampler = EpochSampler(len(rows), train, seed, drop_last=train, rank=shard[0], world_size=shard[1])
@@ -288,7 +289,7 @@ def _loader(records, rows, transform, *, train, batch_size, shard, num_workers, 
         raise EmptySource(f'batch_size is {batch_size}, but each of {shard[1]} ranks has {len(sampler)} '
                           f'training records of {records.path}; expected no more than these')
     samples = RecordSamples(records, rows, transform, on_error=records.on_error, refill=train,
-                            draw=sampler if train else None)
+                            draw=sampler if train else None, fields=fields)
     plan = {'records': f'{len(rows)} of {records.path.stat().st_size} bytes', 'seed': seed, 'num_workers': num_workers,
             'batch_size': batch_size, 'ranks': shard[1]}
     return RecordLoader(samples, name, say, note=note, plan=plan, batch_size=batch_size, sampler=sampler,
@@ -320,6 +321,7 @@ def get_json_loaders(
     context: int = 64, # tokens of a text, begin and end included
     on_error: str = 'raise', # 'raise' at a bad record, or 'skip' and count it
     follow_links: bool = False, # whether images may leave the file's folder by a link
+    text_fields: tuple[str, ...] = ('text',), # from which the text of a training record is drawn, as for record_text
     shard: tuple[int, int] | None = None, # (rank, number of ranks); None asks torch.distributed
     say: Callable[[str], None] = print, # gets the line about skipped records and cut texts
 ) -> tuple[RecordLoader, RecordLoader]: # call loader.sampler.set_epoch(epoch) before each epoch
@@ -331,7 +333,7 @@ def get_json_loaders(
     train, val = split_records(records, val_split, seed, say=say)
     common = dict(batch_size=batch_size, shard=shard, num_workers=num_workers, say=say, seed=seed)
     return (_loader(records, train[reads[train]], transform, train=True, name=f'{path}, training',
-                    note=_sit_out(train, reads, mode), **common),
+                    note=_sit_out(train, reads, mode), fields=text_fields, **common),
             _loader(records, val[reads[val]], transform, train=False, name=f'{path}, validation',
                     note=_sit_out(val, reads, mode), **common))
 

@@ -272,6 +272,7 @@ def open_source(
     common = {k: getattr(run, k) for k in ('batch_size', 'num_workers', 'image_size', 'context', 'on_error')}
     common['tokenizer'], split = tokenizer, 0. if held else run.val_split
     links = {'follow_links': getattr(run, 'follow_links', False)} # of JSON lines
+    fields = tuple(getattr(run, 'text_fields', 'text').split(','))
     def ordered(data, rows=None, **more):
         if is_json(data): return get_ordered_loader(data, mode, rows, **links | common | more)
         return get_shard_loader(data, mode, shuffle=False, shard=(0, 1), **common | more)
@@ -281,8 +282,10 @@ def open_source(
         if run.on_error == 'raise' or _any_good(data, ordered(data, rows, num_workers=0, say=_say_nothing)):
             held_out.append(ordered(data, rows))
     def make(data):
-        if not is_json(data): return get_shard_loader(data, mode, seed=run.seed, **common)
-        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, **links | common)
+        if not is_json(data):
+            if len(fields) > 1: raise UserError(f'{data}: shards have one text a record; expected --text_fields text')
+            return get_shard_loader(data, mode, seed=run.seed, **common)
+        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, text_fields=fields, **links | common)
         again.append(ordered(data, train.dataset.rows))
         hold(data, val.dataset.rows)
         return train

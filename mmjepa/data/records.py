@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['digit_pairs', 'is_json', 'EmptySource', 'JsonRecords', 'explained', 'record_file', 'record_bytes', 'decode_image',
-           'image_name', 'record_image', 'text_bytes', 'record_texts', 'record_text', 'connect_rows', 'record_groups',
-           'named_side', 'record_sides', 'split_rows', 'split_records']
+           'image_name', 'record_image', 'text_bytes', 'record_texts', 'record_words', 'record_text', 'connect_rows',
+           'record_groups', 'named_side', 'record_sides', 'split_rows', 'split_records']
 
 # %% ../../nbs/data/22_records.ipynb #6ebd0761
 import gzip, json, os, re, stat, zlib
@@ -399,14 +399,36 @@ def record_texts(
         text_bytes(text, _place(record))
     return texts
 
+def record_words(
+    record: dict, # and place for errors
+    fields: tuple[str, ...], # that hold a word or a list of words, such as keywords; a record may lack them
+) -> list[str]: # without space around them, valid Unicode
+    "Words that a record has beside its captions."
+    found = []
+    for name in fields:
+        words = [] if record.get(name) is None else record[name]
+        words = words if isinstance(words, list) else [words]
+        if odd := [w for w in words if not isinstance(w, str)]:
+            raise UserError(f'{_place(record)}: {name!r} has {odd[0]!r:.60}; expected a text, or a list of texts')
+        for w in words: text_bytes(w, _place(record))
+        found += [w.strip() for w in words if w.strip()]
+    return found
+
 def record_text(
     record: dict, # with text, and place for errors
     draw: tuple | None = None, # what decides with the index, such as (seed, epoch); None: the first caption
+    fields: tuple[str, ...] = ('text',), # the field of captions, then those of words: see record_words
 ) -> str: # not empty, valid Unicode
-    "The text of a record; of several captions one."
+    "The text of a record: of several captions one; half of the time, some of its words and perhaps the caption."
     texts = record_texts(record)
-    if len(texts) == 1 or draw is None: return texts[0]
-    return texts[torch.randint(len(texts), (), generator=make_generator('caption', *draw, record.get('index', 0)))]
+    words = record_words(record, fields[1:])
+    if draw is None or len(texts) == 1 and not words: return texts[0]
+    g = make_generator('caption', *draw, record.get('index', 0))
+    text = texts[torch.randint(len(texts), (), generator=g)]
+    if not words or torch.rand((), generator=g) < .5: return text
+    parts = [text, *words]
+    kept = torch.randperm(len(parts), generator=g)[:torch.randint(1, len(parts) + 1, (), generator=g)]
+    return ', '.join(parts[i] for i in kept.sort().values)
 
 # %% ../../nbs/data/22_records.ipynb #3bfac4f2
 def _about(record: dict, root: str, follow_links: bool) -> os.stat_result:

@@ -280,6 +280,8 @@ class EncoderRun:
     depth: int = 4 # transformer blocks
     num_heads: int = 2 # attention heads
     multiway: bool = False # separate feed-forward layers for images and texts
+    stem_convs: int = 0 # convolutions in front of the patches; images of small sets are learnt faster with 2 or 3
+    text_fields: str = 'text' # of JSON lines, what training draws its texts from, such as text,keywords
     drop_path: float = .1 # largest probability with which a block is left out, 0 to 1
     augment: float = 1. # strength of the images' augmentation, 0 (none) or more
     epochs: int = 20 # passes over the pairs, or over the longer source
@@ -322,7 +324,8 @@ def encoder_config(
     vocab_size: int, # tokens
 ) -> EncoderConfig:
     "Shape of the shared encoder."
-    shape = {k: getattr(config, k) for k in ('emb_dim', 'depth', 'num_heads', 'drop_path', 'context', 'multiway')}
+    shape = {k: getattr(config, k) for k in ('emb_dim', 'depth', 'num_heads', 'drop_path', 'context', 'multiway',
+                                                 'stem_convs')}
     return EncoderConfig(config.image_size, config.patch_size, 3, num_classes=0, vocab_size=vocab_size, **shape)
 
 def train_config(
