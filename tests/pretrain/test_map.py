@@ -3,8 +3,10 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
@@ -13,6 +15,7 @@ from mmjepa.core import seed_everything
 from mmjepa.data.records import digit_pairs
 from mmjepa.encoders import EncoderConfig
 from mmjepa.data.text import load_tokenizer
+from mmjepa.pretrain.map import read_embeddings
 from mmjepa.pretrain.masked import save_with_tokenizer
 from forked import finish, launch, start
 
@@ -113,6 +116,41 @@ def test_map_clusters_and_scores(home):
     assert 'cannot be read' not in done.stdout
     # every thumbnail inside, nothing from a network
     assert page.count('iVBOR') >= 200 and 'http://' not in page and 'https://' not in page
+
+
+def test_scores_beside_a_baseline(home):
+    "Pictures and texts joined, HDBSCAN, rows held out, pixels: one line each, of one width."
+    args = ['--model', home/'model', '--json-data', home/'sides.jsonl']
+    rows = [json.loads(x) for x in (home/'pairs.jsonl').read_text().splitlines()]
+    for i, r in enumerate(rows): r['split'] = 'test' if i % 5 == 0 else 'train'
+    (home/'sides.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    done = command('mmjepa.pretrain.embed', *([*args, '--of', of, '--output', home/f'{of}.jsonl']
+                                              for of in ('image', 'text')))
+    assert done.returncode == 0, done
+    both = ['--of', 'both', '--texts', home/'text.jsonl']
+    first = [*both, '--cluster', 'hdbscan', '--baseline', 'pixels', '--output', home/'b.svg']
+    second = ['--cluster_domains', 10, '--baseline', home/'text.jsonl', '--output', home/'b.png']
+    done = command('mmjepa.pretrain.map', [home/'image.jsonl', *first], [home/'image.jsonl', *second])
+    assert done.returncode == 0, done
+    lines = [x for x in done.stdout.splitlines() if 'neighbour share' in x]
+    assert [x.split()[0] for x in lines] == ['both', 'pixels', 'image', 'text'] and len({*map(len, lines[:2])}) == 1
+    assert all('held-out share' in x and 'V-measure' in x for x in lines) and 'have no cluster' in done.stdout
+    assert 'held out' in (home/'b.svg').read_text()
+
+    # what scikit-learn finds in the files
+    table, texts = (read_embeddings(home/f'{of}.jsonl') for of in ('image', 'text'))
+    held, names = table.held_out, np.array(table.domains)
+    assert held.sum() == 40
+    for values, line in zip((table.vectors, texts.vectors), lines[2:]):
+        near = KNeighborsClassifier(1, algorithm='brute').fit(values[~held], names[~held])
+        assert f'held-out share {near.score(values[held], names[held]):.4f}' in line
+        near = NearestNeighbors(n_neighbors=1, algorithm='brute').fit(values).kneighbors(return_distance=False)[:, 0]
+        assert f'neighbour share {(names[near] == names).mean():.4f}' in line
+    for file, words in ((home/'text.jsonl', '--of text or both'), (home/'good.jsonl', 'expected the same records')):
+        args = ['--texts', file] if 'text.' in file.name else ['--baseline', file]
+        (home/'good.jsonl').write_text((home/'e.jsonl').read_text().split('\n', 1)[1])
+        done = command('mmjepa.pretrain.map', [home/'image.jsonl', *args, '--output', home/'c.png'])
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done
 
 
 def line(*v): return json.dumps({'embedding': v})
