@@ -614,7 +614,7 @@ def _read_tab(gr, models: DemoModels, config: DemoConfig):
 
 # %% ../nbs/94_demo.ipynb #82e1ad12
 # A frame of its own: what is in the map can reach nothing of the page around it.
-_FRAME = '<iframe sandbox="allow-scripts" title="Map of the pictures" srcdoc="{}"></iframe>'
+_FRAME = '<iframe sandbox="allow-scripts allow-downloads" title="Map of the pictures" srcdoc="{}"></iframe>'
 _POST = "(point) => { document.querySelector('#map iframe').contentWindow.postMessage(point, '*'); return []; }"
 
 def _map_tab(gr, models: DemoModels, config: DemoConfig):

@@ -22,6 +22,8 @@ from forked import finish, launch, start
 ENV = {'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': '', 'NUMBA_NUM_THREADS': '1'}
 
 
+def page_data(path): return json.loads(path.read_text().split('id="data">')[1].split('</script>')[0])
+
 def command(module, *runs): return finish(start(module, *runs, **ENV))
 
 
@@ -114,8 +116,11 @@ def test_map_clusters_and_scores(home):
     assert first == again and (home/'model.pth').stat().st_mtime_ns < (home/'umap.png').stat().st_mtime_ns
     page = (home/'umap.html').read_text()
     assert 'cannot be read' not in done.stdout
-    # every thumbnail inside, nothing from a network
-    assert page.count('iVBOR') >= 200 and 'http://' not in page and 'https://' not in page
+    # every thumbnail inside, in one picture, nothing from a network
+    data = page_data(home/'umap.html')
+    assert data['sheet']['tiles'] == [*range(200)] and page.count('data:image/') == 1
+    assert 'http://' not in page and 'https://' not in page
+    assert data['scores'][1][1] == first.split('V-measure ')[1][:5], 'the scores stand beside the map'
 
 
 def test_scores_beside_a_baseline(home):
@@ -188,7 +193,7 @@ def test_rows_without_a_domain_and_pictures_that_are_not_there(tmp_path, home):
     html, png, found = done.stdout.split(f'map: {page}')[0], image.read_bytes()[:4], done.stdout.split('map: ')[-2]
     assert 'V-measure 1.0000' in html and 'on 6 rows with a domain' in html and '4 of 10 rows have no domain' in html
     assert '10 of 10 pictures cannot be read, such as row 1' in html and '--images' in html and png == b'\x89PNG'
-    assert 'cannot be read' not in found and page.read_text().count('iVBOR') == 10
+    assert 'cannot be read' not in found and page_data(page)['sheet']['tiles'] == [*range(10)]
 
 
 def test_other_peoples_embeddings(tmp_path):
