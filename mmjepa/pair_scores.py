@@ -341,7 +341,8 @@ def plot_widths(
     if pairs: ax.axhline(1 / pairs, ls=':', color='.4', label=f'chance, 1 of {pairs:,}')
     widths = [d for d, _ in points[0]]
     ax.set_xscale('log', base=2)
-    ax.set(xticks=widths, xticklabels=widths, xlabel='numbers that are kept', ylabel='R@1', ylim=(0, None))
+    ax.set(xticks=widths, xticklabels=widths, xlabel='numbers that are kept', ylabel='R@1',
+           ylim=(0, ax.dataLim.y1 / .9 or 1)) # room above the lines
     ax.minorticks_off()
     ax.legend()
     return ax

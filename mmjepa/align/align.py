@@ -44,15 +44,15 @@ def alignment_curves(
 ): # figure
     "Losses, recall, the gap over epochs; recall at the last one against the width."
     import matplotlib.pyplot as plt
-    from mmjepa.plots import plot_curves
+    from mmjepa.plots import from_zero, plot_curves
     kinds = [(a, b) for a, b in combinations(modalities, 2) if measured(table, [f'{a}_to_{b}_r1'])]
     panels = 3 + len(kinds)
     fig, axs = plt.subplots(1, panels, figsize=(3.6 * panels, 3.1), layout='constrained')
     recalls = measured(table, [f'{x}_to_{y}_r1' for kind in kinds for x, y in permutations(kind)])
     gaps = measured(table, ['gap', *(f'{a}_{b}_gap' for a, b in kinds)])
     plot_curves(table, measured(table, ['loss_mrl', 'loss_clip']), axs[0]).set(title='losses (nats)', ylabel='')
-    plot_curves(table, recalls, axs[1]).set(title=f'R@1 of {pairs:,} held-out pairs', ylabel='', ylim=(0, None))
-    if gaps: plot_curves(table, gaps, axs[2]).set(title='distance of the means', ylabel='', ylim=(0, None))
+    from_zero(plot_curves(table, recalls, axs[1])).set(title=f'R@1 of {pairs:,} held-out pairs', ylabel='')
+    if gaps: from_zero(plot_curves(table, gaps, axs[2])).set(title='distance of the means', ylabel='')
     for ax, kind in zip(axs[3:], kinds):
         plot_widths(table.iloc[-1].to_dict(), ax, kind, pairs=pairs).set(title='R@1 at each width')
     return fig
