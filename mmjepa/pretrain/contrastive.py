@@ -47,7 +47,7 @@ class ContrastiveConfig:
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_classes=0, vocab_size=260)) # shared
     proj_dim: int = 128 # width of the common space
     decoder_depth: int = 1 # layers that read words off the image; 0 for none
-    accum: int = 1 # parts in which a batch is encoded; more than 1 saves memory, not time
+    accum: int = 1 # parts in which a batch is encoded and its words are read; more than 1 saves memory, not time
     max_scale: float = 100. # largest logit scale, 1 or more
     teacher_dim: int = 0 # numbers of a teacher's vectors, which both embeddings predict; 0 for no teacher
     contrast: str = 'clip' # how pairs are told from others: clip, or siglip, which has a bias
@@ -96,12 +96,16 @@ class ContrastiveModel(
         self.decoder = WordDecoder(config) if config.decoder_depth else None
         self.teacher_head = nn.Linear(config.proj_dim, config.teacher_dim) if config.teacher_dim else None
 
-    def _states(self, **inputs):
-        "States of all tokens, in `accum` parts of the batch."
-        if not (self.training and self.config.accum > 1): return self.encoder(**inputs)
-        parts = zip(*(x.tensor_split(self.config.accum) for x in inputs.values()))
-        def run(*part): return self.encoder(**dict(zip(inputs, part)))
+    def _in_parts(self, run: Callable, *inputs: Tensor) -> Tensor:
+        "What `run` makes of a batch; in training in `accum` parts, each made again in the backward pass."
+        if not (self.training and self.config.accum > 1): return run(*inputs)
+        parts = zip(*(x.tensor_split(self.config.accum) for x in inputs))
         return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in parts if len(part[0])])
+
+    def _states(self, **inputs):
+        "States of all tokens."
+        def run(*part): return self.encoder(**dict(zip(inputs, part)))
+        return self._in_parts(run, *inputs.values())
 
     def encode_image(self, image: Float[Tensor, 'b c h w']) -> Float[Tensor, 'b p']:
         "Embeddings of images in the common space, not normalized; pictures of any kind are converted (`as_images`)."
@@ -147,9 +151,10 @@ def words(
     batch: dict[str, Tensor], # of PairTransform
 ) -> Float[Tensor, 'm v']:
     "Logits of the hidden words of a batch of `PairTransform`."
-    states = self._states(text=batch['text_seen'], text_mask=batch['text_mask'])
-    return self.decoder(states, batch['text_mask'], image_states, batch['text_hidden'],
-                        self.encoder.embedders['text'].table.weight)
+    def read(text, real, hidden, image):
+        states = self.encoder(text=text, text_mask=real)
+        return self.decoder(states, real, image, hidden, self.encoder.embedders['text'].table.weight)
+    return self._in_parts(read, batch['text_seen'], batch['text_mask'], batch['text_hidden'], image_states)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #82e639c7
 @patch
@@ -315,7 +320,7 @@ class ContrastiveRun(EncoderRun):
     clip_weight: float = 1. # weight of that loss; small ones keep what pictures and texts have in common
     teacher: str = '' # JSON lines with an embedding for each record, such as a text tower's, which both predict
     teacher_weight: float = 2. # weight of the cosine distance from it
-    accum_contrastive: int = 1 # parts in which a batch is encoded: less memory for the same gradient
+    accum_contrastive: int = 1 # parts in which encoder and decoder see a batch: less memory for the same gradient
     eval_every: int = 1 # epochs between evaluations; 0: a tenth of the run
 
     def __post_init__(self):
@@ -453,7 +458,7 @@ def pair_curves(
 ): # figure
     "Losses, recall and logit scale over epochs."
     import matplotlib.pyplot as plt
-    from mmjepa.plots import plot_curves
+    from mmjepa.plots import from_zero, plot_curves
     panels = {'contrastive loss (nats)': ('loss_clip', 'val_loss_clip'),
               'hidden words (nats)': ('loss_mlm', 'val_loss_mlm'),
               'recall at 10 of held-out pairs': ('image_to_text_r10', 'text_to_image_r10'),
@@ -464,9 +469,9 @@ def pair_curves(
         plot_curves(table, measured, ax).set(title=title, ylabel='')
     if n:
         axs[2].axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance')
-        axs[2].set_ylim(0, 1)
+        axs[2].set_ylim(0, 1.02)
         axs[2].legend()
-    axs[3].set_ylim(0, None)
+    from_zero(axs[3])
     return fig
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0a840042
