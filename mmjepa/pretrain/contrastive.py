@@ -29,7 +29,7 @@ from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, example_imag
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import as_images, to_float
 from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
-                                    train_config, whole_model, word_loss)
+                                    train_config, whole_model, with_context, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..data.records import JsonRecords
@@ -303,7 +303,7 @@ class ContrastiveRun(EncoderRun):
     "All settings of one run on pairs."
     pair_data: Source = '' # shards of pairs, such as '/path/{0000..0100}.tar', instead of JSON lines
     encoder: str = '' # folder of an encoder of stage one, which brings its tokenizer and shape; '' for a new one
-    context: int | None = None # longest text, tokens (the encoder's, or 32)
+    context: int | None = None # longest text, tokens (the encoder's, or 32; 128 where each byte is a token)
     image_size: int | None = None # side of an image, pixels (the encoder's, or 64)
     patch_size: int | None = None # side of a patch, pixels (the encoder's, or 8)
     emb_dim: int | None = None # width of a token (the encoder's, or 128)
@@ -349,7 +349,8 @@ def open_encoder(
     if not config.encoder:
         tokenizer, usual = load_tokenizer(config.tokenizer or 'bytes'), EncoderRun()
         shape = {k: getattr(usual, k) for k in SHAPE} | given
-        return encoder_config(replace(config, **shape), tokenizer.vocab_size), None, tokenizer
+        config = with_context(replace(config, **shape), tokenizer)
+        return encoder_config(config, tokenizer.vocab_size), None, tokenizer
     encoder, tokenizer = load_encoder(config.encoder)
     if config.tokenizer and (typed := load_tokenizer(config.tokenizer)).fingerprint != tokenizer.fingerprint:
         raise UserError(f'--tokenizer {config.tokenizer} has {typed.vocab_size} tokens and is not the one of '

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['masked_objective', 'MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget', 'MaskedModel', 'word_loss',
            'MaskedObjective', 'MaskedEvaluation', 'fill_in', 'filled_figure', 'save_with_tokenizer', 'load_encoder',
-           'EncoderRun', 'MaskedRun', 'encoder_config', 'train_config', 'run_settings', 'build_masked', 'open_masked',
-           'whole_model', 'masked_facts', 'run_masked', 'write_masked_report', 'main']
+           'EncoderRun', 'MaskedRun', 'with_context', 'encoder_config', 'train_config', 'run_settings', 'build_masked',
+           'open_masked', 'whole_model', 'masked_facts', 'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
 import copy, math
@@ -30,7 +30,7 @@ from ..losses import masked_patch_loss, masked_token_loss, patch_pixels, unpatch
 from ..masking import TokenCorruption, block_mask
 from ..data.mixture import UnpairedLoader, open_source
 from ..runs import RunConfig, RunLog, one_writer, progress, stage_report, whole
-from ..data.text import load_tokenizer
+from ..data.text import ByteTokenizer, load_tokenizer
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/pretrain/40_masked.ipynb #158243f2
@@ -273,7 +273,7 @@ class EncoderRun:
     json_data: Source = '' # JSON lines with image and/or text, a tenth held out; several as 'a.jsonl=3 b.jsonl=1'
     val_data: Source = '' # held-out shards or JSON lines; without them, val_split of the rows of JSON lines
     tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
-    context: int = 32 # longest text, tokens
+    context: int = 0 # longest text, tokens; 0: 32, or 128 where each byte is a token
     image_size: int = 64 # side of an image, pixels
     patch_size: int = 8 # side of a patch, pixels
     emb_dim: int = 128 # width of a token
@@ -319,6 +319,14 @@ class MaskedRun(EncoderRun):
         return {'image': self.json_data or self.image_data, 'text': self.json_data or self.text_data}
 
 # %% ../../nbs/pretrain/40_masked.ipynb #1b88002e
+def with_context(
+    config: EncoderRun,
+    tokenizer, # of mmjepa.data.text
+) -> EncoderRun:
+    "The settings with the longest text as a number: a caption has more bytes than words."
+    if config.context: return config
+    return replace(config, context=128 if isinstance(tokenizer, ByteTokenizer) else 32)
+
 def encoder_config(
     config: EncoderRun,
     vocab_size: int, # tokens
@@ -355,6 +363,7 @@ def build_masked(
 ) -> tuple[MaskedModel, MaskedTransform]: # the transform without augmentation
     "What a run trains."
     seed_everything(config.seed)
+    config = with_context(config, tokenizer)
     encoder = MultimodalEncoder(encoder_config(config, tokenizer.vocab_size))
     target = LatentTarget(encoder) if config.target == 'latent' else None
     corrupt = TokenCorruption.of(tokenizer, config.text_mask_ratio)
@@ -365,7 +374,7 @@ def open_masked(
     tokenizer, # of mmjepa.data.text
 ) -> tuple[UnpairedLoader, dict[str, object]]: # training batches; held-out loaders by modality
     "Loaders of both sources."
-    train, held = {}, {}
+    config, train, held = with_context(config, tokenizer), {}, {}
     for mode, data in config.sources.items():
         train[mode], rows, _ = open_source(config, data, mode, tokenizer=tokenizer, held=config.val_data)
         if len(rows): held[mode] = rows
@@ -416,6 +425,7 @@ def run_masked(
     start_ranks()
     if encoder_out: _check_place(Path(encoder_out).expanduser(), config)
     folder, tokenizer = run.folder, load_tokenizer(config.tokenizer or 'bytes')
+    config = with_context(config, tokenizer)
     loader, held = open_masked(config, tokenizer)
     model, transform = build_masked(config, tokenizer)
     evaluate = MaskedEvaluation(held, transform)
