@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from ..checkpoint import keep_trained, list_checkpoints, load_weights, model_folder
-from ..contrastive import clip_loss, mrl_loss
+from ..contrastive import clip_loss, mrl_loss, width_shares
 from ..core import (UserError, all_reduce_sum, alone, atomic_path, check_output, first_line, get_device, is_main,
                          make_generator, world_size)
 from ..data.augmentation import AugmentConfig
@@ -88,6 +88,7 @@ class AlignmentConfig:
     temperature: float = .07 # cosines are divided by it
     learn_temperature: bool = False # let training change it, down to .01
     mrl_dims: tuple[int, ...] = (128, 256, 512) # Matryoshka widths, ascending
+    mrl_weights: tuple[float, ...] = () # one a width, relative to each other, 0 or larger; empty: all alike
     mrl_weight: float = 1. # of the Matryoshka loss
     clip_weight: float = 1. # of the contrastive loss at the full width
     batch_size: int = 32 # pairs a step, on each process
@@ -129,6 +130,11 @@ class AlignmentConfig:
                             f'expected mrl_dims up to {d}')
         if any(a >= b for a, b in zip((0, *dims), dims)):
             raise UserError(f'mrl_dims are {dims}; expected ascending widths of 1 or more')
+        try: self.mrl_weights = tuple(map(float, self.mrl_weights))
+        except (TypeError, ValueError) as e:
+            raise UserError(f'mrl_weights is {self.mrl_weights!r:.60}; expected numbers, one a width') from e
+        try: width_shares(self.mrl_weights, len(dims))
+        except UserError as e: raise UserError(f'mrl_weights, mrl_dims {dims}: {e}') from e
 
 # %% ../../nbs/align/55_aligner.ipynb #66e8385d
 @patch(as_prop=True)
@@ -138,8 +144,17 @@ def names(self: AlignmentConfig) -> dict[str, str]:
 
 @patch
 def described(self: AlignmentConfig) -> dict:
-    "The fields as JSON has them, without where it runs."
-    return {k: v for k, v in asdict(self).items() if k != 'device'}
+    "The fields as JSON has them, without where it runs, and without weights of widths that are all alike."
+    return {k: v for k, v in asdict(self).items() if k != 'device' and (v or k != 'mrl_weights')}
+
+@patch
+def width_note(self: AlignmentConfig) -> str: # '' where nothing is to be said
+    "What an alignment without a Matryoshka loss at its full width should know."
+    if self.mrl_dims[-1] == self.d_align or not self.mrl_weight: return ''
+    alone = 'the contrastive loss alone trains' if self.clip_weight else 'no loss trains'
+    return (f'mrl_dims are {",".join(map(str, self.mrl_dims))} and lack the full width {self.d_align}: {alone} numbers '
+            f'{self.mrl_dims[-1] + 1} to {self.d_align}; --mrl_dims '
+            f'{",".join(map(str, (*self.mrl_dims, self.d_align)))} has it')
 
 # %% ../../nbs/align/55_aligner.ipynb #1f17ed38
 class Standardize(nn.Module):
@@ -342,6 +357,7 @@ class AlignmentObjective:
     dims: tuple[int, ...] # Matryoshka widths
     mrl_weight: float = 1. # of the mean over widths
     clip_weight: float = 1. # of the full width
+    mrl_weights: tuple[float, ...] = () # of the widths; empty: all alike
     whole_batch = 'contrastive loss' # of all rows with each other: a step can't be cut
 
     def __call__(self,
@@ -352,7 +368,7 @@ class AlignmentObjective:
         scale, found = outputs['logit_scale'], []
         for _, x, y, ids in present_pairs(outputs):
             if all_reduce_sum(torch.tensor(float(len(x)), device=x.device)) < 2: continue # the same on every rank
-            mrl = mrl_loss(x, y, self.dims, logit_scale=scale, ids=ids)
+            mrl = mrl_loss(x, y, self.dims, logit_scale=scale, ids=ids, weights=self.mrl_weights)
             found.append(torch.stack([mrl, clip_loss(x, y, scale, ids=ids)]))
         if not found:
             raise UserError(f'a batch of {len(batch["index"])} records has fewer than two pairs over all processes; '
@@ -571,6 +587,7 @@ def train_alignment(
     config = training_config(folder, resume, **(own | {'epochs': cfg.num_epochs} | options))
     with _device_of(cfg):
         log = RunLog(folder/'training.log')
+        if note := cfg.width_note(): log(note)
         model.to(get_device())
         if val_rows is None: val_rows = hold_out(dataset, val_split, cfg.seed)
         parts = open_pairs(model, dataset, val_rows, cache_dir=cache_dir, live=not cache, batch_size=size,
@@ -585,10 +602,10 @@ def train_alignment(
         loader = image_loader(parts[0], min(size, len(parts[0]) // world_size()), shuffle=True, drop_last=True,
                               seed=train_loader.sampler.seed, num_workers=0 if cache else workers)
         varied = augmentation and LiveTransform(augmentation, model.towers['image'].normalization)
-        table = fit(model, AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight), loader, config=config,
-                    output_dir=folder, evaluate=evaluation, transform=BatchTransform(varied),
-                    monitor=evaluation.monitor, resume=resume, settings=settings, columns=ALIGN_COLUMNS,
-                    callbacks={'before_step': bound_temperature})
+        objective = AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight, cfg.mrl_weights)
+        table = fit(model, objective, loader, config=config, output_dir=folder, evaluate=evaluation,
+                    transform=BatchTransform(varied), monitor=evaluation.monitor, resume=resume, settings=settings,
+                    columns=ALIGN_COLUMNS, callbacks={'before_step': bound_temperature})
         save_aligner(model, folder/'aligner')
         if not is_main(): return None
         log(f'aligner: {folder/"aligner"}{lost and f"; {lost}"}')
