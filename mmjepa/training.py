@@ -516,13 +516,14 @@ def _numbers(scores: dict) -> dict:
             raise UserError(f'evaluate returned {k} of shape {tuple(v.shape)}; expected a scalar')
     return {k: v.item() if hasattr(v, 'item') else v for k, v in scores.items()} # tensors, NumPy's numbers
 
-def _line(row: dict, epochs: int) -> str:
-    "One epoch as a line of text."
+def _line(row: dict, epochs: int, chance: dict[str, float]) -> str:
+    "One epoch as a line of text, with the score of a guess beside those that have one."
     names = {'loss_total': 'loss', 'linear_probe_acc': 'probe', 'retrieval_m1_acc': 'M1', 'retrieval_m2_acc': 'M2',
-             'image_to_text_r10': 'R@10'}
+             'image_to_text_r10': 'R@10', 'exact_match': 'exact match'}
     for k in row:
         if k not in names and k.startswith(('loss_', 'val_loss_')): names[k] = k.replace('loss_', '').replace('_', ' ')
-    parts = [f'{names[k]} {v:.4f}' for k, v in row.items() if k in names]
+    guess = {k: f' (chance {v:.4f})' for k, v in chance.items()}
+    parts = [f'{names[k]} {v:.4f}{guess.get(k, "")}' for k, v in row.items() if k in names]
     pace = next(k for k in row if k.endswith('_per_s'))
     end = f'{row[pace]:.0f} {pace.removesuffix("_per_s")}/s | {row["seconds"]:.1f} s'
     return ' | '.join([f'epoch {row["epoch"]}/{epochs}', *parts, end])
@@ -589,7 +590,7 @@ def run(self: Trainer,
             if not _train_epoch(t, bar, flag, settings): _leave(t, flag, settings, log=log)
             row = _end_epoch(t, flag, evaluate, monitor=monitor, settings=settings, columns=columns)
             if row is None: _leave(t, flag, settings, log=log)
-            log(_line(row, cfg.epochs))
+            log(_line(row, cfg.epochs, getattr(evaluate, 'chance', {})))
             if cfg.tracker: t.acc.log({k: v for k, v in row.items() if k != 'epoch'}, step=t.at.step)
         if flag.raised(t.device): _leave(t, flag, settings, log=log) # before what comes after the training
     if cfg.tracker:
@@ -604,7 +605,7 @@ def fit(
     config: TrainConfig,
     output_dir: str | Path, # folder of the run
     transform: Callable | None = None, # transform(batch, generator) returns a batch, on the device
-    evaluate: Callable | None = None, # evaluate(model, last): dict of scalars; last is True at the end of the run
+    evaluate: Callable | None = None, # evaluate(model, last): scalars by name; last: the end; chance: those of a guess
     monitor: str = '', # key of evaluate that decides which checkpoint is the best; larger is better
     resume: bool = False, # continue the run in output_dir
     settings: dict | None = None, # what decides the result, for config.json; None for config alone

@@ -38,7 +38,7 @@ from .features import (Features, FeatureSet, LiveSet, LiveTransform, cached_feat
                                    prepare_items)
 from .inputs import MODALITIES, ImageTextDataset, errors_at, hold_out, item_content
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
-from ..pair_scores import alignment_uniformity, matryoshka_table, modality_gap, rank_table
+from ..pair_scores import alignment_uniformity, chance_table, matryoshka_table, modality_gap, rank_table
 from ..runs import RunLog, new_folder, progress, whole
 from ..training import TrainConfig, Trainer, choose_precision, fit
 
@@ -384,7 +384,7 @@ class AlignmentEvaluation:
     def __init__(self,
         held: FeatureSet, # held-out records
         dims: tuple[int, ...], # Matryoshka widths
-    ): self.held, self.dims = held, dims
+    ): self.held, self.dims, self.chance = held, dims, {} # recall of a guess, for the line of an epoch
 
     @torch.no_grad()
     def embed(self, model: VisionTextAligner) -> dict[str, Tensor]:
@@ -411,6 +411,7 @@ class AlignmentEvaluation:
         for names, x, y, ids in present_pairs(self.embed(model)):
             if len(x) < 2: continue
             scores |= rank_table(x, y, names, ids=ids)
+            self.chance |= chance_table(len(x), ids, names)
             scores |= matryoshka_table(x, y, self.dims, names=names, ids=ids)
             for k, v in (modality_gap(x, y) | alignment_uniformity(x, y, names=names, ids=ids)).items():
                 own = names == ('image', 'text') or k.endswith('uniformity') # a name that is clear by itself

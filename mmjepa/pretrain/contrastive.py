@@ -33,7 +33,7 @@ from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, sav
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..data.records import JsonRecords
-from ..pair_scores import margin, recall_table
+from ..pair_scores import chance_table, margin, recall_table
 from ..runs import RunConfig, RunLog, one_writer, progress, stage_report
 from ..data.text import load_tokenizer
 from ..training import Trainer, fit
@@ -259,7 +259,9 @@ class PairEvaluation:
         transform: PairTransform, # without augmentation
         *,
         step: int | None = None, # pairs of a step of training, over all ranks; None: of the first held-out batch
-    ): self.held, self.train, self.transform, self.step = held, train, transform, step
+    ):
+        self.held, self.train, self.transform, self.step = held, train, transform, step
+        self.chance = {} # recall of a guess, for the line of an epoch
 
     @torch.no_grad()
     def __call__(self,
@@ -285,6 +287,7 @@ class PairEvaluation:
             if 'logits' in out: total, count = total + word_loss(out['logits'], batch).item() * m, count + m
         if not found: return {}
         pairs = _joined(found, model.config.proj_dim)
+        self.chance = chance_table(len(pairs[0]), pairs[2])
         clip = _mean_clip(*pairs, scale=scale, step=self.step or len(found[0][0]))
         return {'val_loss_clip': clip, **({'val_loss_mlm': total / count} if count else {}), **pair_recall(*pairs)}
 
