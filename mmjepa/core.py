@@ -388,7 +388,7 @@ def _add_flag(parser, name: str, read, *, default, help: str, optional: bool = F
     if default is inspect.Parameter.empty: return parser.add_argument(name, type=read, **about)
     about |= dict(dest=name, default=argparse.SUPPRESS)
     if default not in (None, '', False, ()): about['help'] += f' (default: {default})'.replace('%', '%%')
-    flags = [f'--{n}' for n in (name, _ALIASES.get(name)) if n]
+    flags = [f'--{n}' for n in (name, _ALIASES.get(name)) if n] + ([f'-{name}'] if len(name) == 1 else [])
     if read is not bool: return parser.add_argument(*flags, type=read, **about)
     parser.add_argument(*flags, action='store_true', **about)
     about['help'] = f'the opposite of --{name}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['caption_scores', 'small_language_model', 'caption_figure', 'examples', 'caption_curves', 'write_caption_report',
-           'run_captioning', 'main']
+           'run_captioning', 'caption_picture', 'main']
 
 # %% ../../nbs/align/58_caption.ipynb #39057a1d
 import textwrap
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from .align import PairSource, markdown_table, measured, open_records
 from .aligner import VisionTextAligner, load_aligner, other_rows
 from .captioner import (CaptionEvaluation, LLMConfig, MultimodalLLM, caption_objective, caption_rows,
-                                    captioning_config, split_prompt, train_captioning)
+                                    captioning_config, load_captioner, split_prompt, train_captioning)
 from .inputs import ImageTextDataset
 from .tiny_models import quiet_transformers, tiny_tokenizer
 from ..core import (UserError, atomic_path, check_extra, check_output, command, get_device, is_main, main_first,
@@ -233,6 +233,18 @@ def run_captioning(
     RunLog(folder/'training.log')(f'report and pictures: {report}')
     return table
 
+# %% ../../nbs/align/58_caption.ipynb #77298c1d
+def caption_picture(
+    checkpoint: str | Path, # folder of a finished run of mmjepa_caption or of a captioner, or a name on the hub
+    image: str | Path, # file of a picture
+    names: dict[str, str] | None = None, # where towers are now, by modality, if they were moved
+) -> str:
+    "What a trained captioner writes about one picture."
+    if not image: raise UserError('--image is missing; expected the file of a picture, which --checkpoint captions')
+    if not checkpoint: raise UserError('--checkpoint is missing; expected the folder of a run of mmjepa_caption')
+    picture = read_image(image)
+    return load_captioner(checkpoint, names=names).to(get_device()).generate([picture])[0]
+
 # %% ../../nbs/align/58_caption.ipynb #980b235f
 @command
 def main(
@@ -248,15 +260,19 @@ def main(
     text_model_name: str = '', # where its text tower is, likewise
     audio_model_name: str = '', # where its audio tower is, likewise
     cache_dir: str = '', # of the tower's features (~/.cache/mmjepa/features)
+    image: str = '', # a picture: the run in --checkpoint writes its caption, and nothing is trained
+    checkpoint: str = '', # folder of a finished run or of a captioner, for --image
 ):
-    "Train captions: an aligned image embedding becomes tokens that a language model reads."
+    "Train captions: an aligned image embedding becomes tokens that a language model reads; or write one."
+    names = {'image': vision_model_name, 'text': text_model_name, 'audio': audio_model_name}
+    moved = {m: name for m, name in names.items() if name}
+    if image or checkpoint: return print(caption_picture(checkpoint, image, moved))
     if not aligner: raise UserError('--aligner is missing; expected a folder that mmjepa_align wrote')
     check_output(run.folder/'config.json', Path(aligner, 'config.json'))
     start_ranks()
     lora = {'r': lora_rank} if lora_rank else None
     config = replace(config, freeze_llm=config.freeze_llm and not train_llm, lora=lora)
-    names = {'image': vision_model_name, 'text': text_model_name, 'audio': audio_model_name}
-    known = load_aligner(aligner, {m: name for m, name in names.items() if name})
+    known = load_aligner(aligner, moved)
     with one_writer(run.folder):
         run_captioning(open_records(source, train.seed), known, config, train=train, run=run, batch_size=batch_size,
                        cache_dir=cache_dir or None)
