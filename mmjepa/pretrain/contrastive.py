@@ -306,7 +306,7 @@ class ContrastiveRun(EncoderRun):
     "All settings of one run on pairs."
     pair_data: Source = '' # shards of pairs, such as '/path/{0000..0100}.tar', instead of JSON lines
     encoder: str = '' # folder of an encoder of stage one, which brings its tokenizer and shape; '' for a new one
-    context: int | None = None # longest text, tokens (the encoder's, or 32; 128 where each byte is a token)
+    context: int | None = None # longest text, tokens; 0: 32, of bytes 128 (the encoder's, or 0)
     image_size: int | None = None # side of an image, pixels (the encoder's, or 64)
     patch_size: int | None = None # side of a patch, pixels (the encoder's, or 8)
     emb_dim: int | None = None # width of a token (the encoder's, or 128)

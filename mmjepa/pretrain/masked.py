@@ -273,7 +273,7 @@ class EncoderRun:
     json_data: Source = '' # JSON lines with image and/or text, a tenth held out; several as 'a.jsonl=3 b.jsonl=1'
     val_data: Source = '' # held-out shards or JSON lines; without them, val_split of the rows of JSON lines
     tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
-    context: int = 0 # longest text, tokens; 0: 32, or 128 where each byte is a token
+    context: int = 0 # longest text, tokens; 0: 32, of bytes 128
     image_size: int = 64 # side of an image, pixels
     patch_size: int = 8 # side of a patch, pixels
     emb_dim: int = 128 # width of a token
