@@ -55,6 +55,15 @@ def _widths(dims) -> tuple[int, ...]:
     try: return (int(dims),) if isinstance(dims, (int, np.integer)) else tuple(operator.index(d) for d in dims)
     except TypeError as e: raise UserError(f'mrl_dims is {dims!r}; expected widths, such as (128, 256)') from e
 
+def _width_weights(weights, dims: tuple[int, ...]) -> tuple[float, ...]:
+    "Weights of widths, of a list as read from JSON; as they are given, for only their ratio counts."
+    try: weights = tuple(map(float, weights))
+    except (TypeError, ValueError) as e:
+        raise UserError(f'mrl_weights is {weights!r:.60}; expected numbers, one a width') from e
+    try: width_shares(weights, len(dims))
+    except UserError as e: raise UserError(f'mrl_weights, mrl_dims {dims}: {e}') from e
+    return weights
+
 # %% ../../nbs/align/55_aligner.ipynb #8fc178a7
 _KINDS = {bool: (bool, 'True or False'), int: (int, 'a whole number'), float: ((int, float), 'a number'),
           str: (str, 'a text')}
@@ -130,11 +139,7 @@ class AlignmentConfig:
                             f'expected mrl_dims up to {d}')
         if any(a >= b for a, b in zip((0, *dims), dims)):
             raise UserError(f'mrl_dims are {dims}; expected ascending widths of 1 or more')
-        try: self.mrl_weights = tuple(map(float, self.mrl_weights))
-        except (TypeError, ValueError) as e:
-            raise UserError(f'mrl_weights is {self.mrl_weights!r:.60}; expected numbers, one a width') from e
-        try: width_shares(self.mrl_weights, len(dims))
-        except UserError as e: raise UserError(f'mrl_weights, mrl_dims {dims}: {e}') from e
+        self.mrl_weights = _width_weights(self.mrl_weights, dims)
 
 # %% ../../nbs/align/55_aligner.ipynb #66e8385d
 @patch(as_prop=True)
@@ -603,7 +608,7 @@ def train_alignment(
         loader = image_loader(parts[0], min(size, len(parts[0]) // world_size()), shuffle=True, drop_last=True,
                               seed=train_loader.sampler.seed, num_workers=0 if cache else workers)
         varied = augmentation and LiveTransform(augmentation, model.towers['image'].normalization)
-        objective = AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight, cfg.mrl_weights)
+        objective = AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight, mrl_weights=cfg.mrl_weights)
         table = fit(model, objective, loader, config=config, output_dir=folder, evaluate=evaluation,
                     transform=BatchTransform(varied), monitor=evaluation.monitor, resume=resume, settings=settings,
                     columns=ALIGN_COLUMNS, callbacks={'before_step': bound_temperature})
