@@ -28,9 +28,9 @@ from mmjepa.core import UserError, data_dir, get_device, seed_everything, write_
 from mmjepa.data.images import read_image
 from mmjepa.data.loaders import get_ordered_loader
 from mmjepa.data.records import JsonRecords, split_records
-from mmjepa.pair_scores import nearest_rows
 from mmjepa.pretrain.contrastive import ContrastiveRun, embed_pairs, load_pair_model, run_contrastive
-from mmjepa.pretrain.map import assign, cluster_scores, fit_centroids
+from mmjepa.pretrain.map import (EmbeddingTable, assign, cluster_scores, fit_centroids, neighbour_share,
+                                 pixel_vectors)
 from mmjepa.runs import RunConfig
 
 FIELDS = 'text', 'keywords'
@@ -68,12 +68,6 @@ def all_pixels(dataset: ImageTextDataset, rows) -> torch.Tensor:
     return torch.cat(found).flatten(1)
 
 
-def pixel_components(dataset: ImageTextDataset, n: int) -> torch.Tensor:
-    "The first principal components of all pictures."
-    u, s, _ = torch.pca_lowrank(all_pixels(dataset, range(len(dataset))), n)
-    return u * s
-
-
 def _run_components(module, inputs):
     z = module(inputs['pixels'])
     return z, z[:, None], None
@@ -94,10 +88,10 @@ def v_measure(vectors, domains, seed: int) -> float:
     return float(np.mean([f['v_measure'] for f in found]))
 
 
-def neighbour(vectors, domains, train, held) -> float:
-    "The share of held-out rows whose nearest training row has their group."
-    x, names = torch.as_tensor(vectors, dtype=torch.float), np.array(domains)
-    return float((names[train[nearest_rows(x[held], x[train]).numpy()]] == names[held]).mean())
+def neighbour(vectors, domains, held) -> float:
+    "The share of held-out rows whose nearest training row by cosine has their group."
+    x = normalize(torch.as_tensor(vectors, dtype=torch.float), dim=1).numpy()
+    return neighbour_share(x, domains, np.isin(np.arange(len(x)), held))
 
 
 def recall(table) -> dict:
@@ -168,14 +162,14 @@ def main(
     aligned, _ = align({'image': load_vision_tower(folder/'contrastive'), 'text': reader}, dataset, held,
                        folder/'aligned', seed)
     control, _ = align({'image': plain, 'text': reader}, dataset, held, folder/'control', seed)
-    few = pixel_components(dataset, 20)
+    few = pixel_vectors(EmbeddingTable(images.numpy(), records, pairs.parent))
 
     both = torch.cat([normalize(images, dim=1), normalize(names, dim=1)], 1)
     found = {'v_image': v_measure(images, domains, seed), 'v_both': v_measure(both, domains, seed),
              'v_pixels': v_measure(few, domains, seed), 'v_words': v_measure(words_alone(records, seed), domains, seed),
              'v_teacher': v_measure(teacher, domains, seed),
-             'neighbour_image_held_out': neighbour(images, domains, train, held),
-             'neighbour_pixels_held_out': neighbour(few, domains, train, held)}
+             'neighbour_image_held_out': neighbour(images, domains, held),
+             'neighbour_pixels_held_out': neighbour(few, domains, held)}
     for name, scores in (('contrastive', recall(table)), ('aligned', recall(aligned)), ('control', recall(control))):
         found |= {f'{name}_{k}': float(np.mean(v)) for k, v in scores.items()}
         found |= {f'{name}_{k}_both_ways': v for k, v in scores.items()}

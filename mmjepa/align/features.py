@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..core import (UserError, atomic_path, check_choice, check_output, command, content_id, get_device, is_main,
                          rank, world_size)
 from ..data.augmentation import AugmentConfig, augment
-from ..data.records import record_words
+from ..data.records import embedding_line, record_words
 from ..runs import progress
 from .inputs import ImageTextDataset, errors_at
 from .towers import Tower, load_text_tower, load_vision_tower
@@ -448,21 +448,16 @@ def write_features(
     "The vectors of a tower for all records of a file; a bad record is an error."
     data = ImageTextDataset(json_data, follow_links=follow_links)
     def joined(fields): return ', '.join([*data.captions(fields), *record_words(fields, text_fields[1:])])
-    count, device = 0, get_device()
-    tower.to(device)
+    tower.to(get_device())
     with atomic_path(output) as temp, open(temp, 'w', encoding='utf-8') as f:
         for start in progress(range(0, len(data), 64), 'records'):
-            rows = [data.records[i] for i in range(start, min(start + 64, len(data)))]
             items = []
-            for r in rows:
+            for r in (data.records[i] for i in range(start, min(start + 64, len(data)))):
                 with errors_at(r['place']):
                     items.append(tower.prepare.read(joined(r) if tower.modality == 'text' else data.item(r, 'image')))
-            with torch.no_grad(): vectors = tower(**{k: v.to(device) for k, v in tower.prepare(items).items()})
-            for i, v in enumerate(vectors.float().cpu(), start):
-                own = {**data.records.fields(i), 'embedding': [round(x, 6) for x in v.tolist()]}
-                f.write(json.dumps(own, ensure_ascii=False) + '\n')
-                count += 1
-    return count
+            for i, vector in enumerate(tower(**tower.prepare(items)).cpu(), start):
+                f.write(embedding_line(data.records, i, vector) + '\n')
+    return len(data)
 
 # %% ../../nbs/align/54_features.ipynb #7c3d0f28
 @command

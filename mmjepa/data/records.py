@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['digit_pairs', 'is_json', 'EmptySource', 'JsonRecords', 'explained', 'record_file', 'record_bytes', 'decode_image',
-           'image_name', 'record_image', 'text_bytes', 'record_texts', 'record_words', 'record_text', 'connect_rows',
-           'record_groups', 'named_side', 'record_sides', 'split_rows', 'split_records']
+           'image_name', 'record_image', 'text_bytes', 'record_texts', 'embedding_line', 'record_words', 'record_text',
+           'connect_rows', 'record_groups', 'named_side', 'record_sides', 'split_rows', 'split_records']
 
 # %% ../../nbs/data/22_records.ipynb #6ebd0761
 import gzip, json, os, re, stat, zlib
@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from fastcore.basics import patch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ..core import UserError, check_choice, content_id, first_line, is_main, make_generator
@@ -398,6 +398,17 @@ def record_texts(
         if not text.strip(): raise UserError(f'{_place(record)}: {which} is empty; expected a text')
         text_bytes(text, _place(record))
     return texts
+
+def embedding_line(
+    records: JsonRecords,
+    i: int, # position, 0..len-1
+    vector: Float[Tensor, ' d'], # what a model makes of it
+) -> str: # JSON
+    "The fields of a record with its `embedding`, to six places; a `UserError` if a number is not finite."
+    if not vector.isfinite().all():
+        raise UserError(f'{records.place(i)}: the model makes NaN or infinity of it; expected a model with '
+                        'finite weights')
+    return json.dumps({**records.fields(i), 'embedding': [round(x, 6) for x in vector.tolist()]}, ensure_ascii=False)
 
 def record_words(
     record: dict, # and place for errors

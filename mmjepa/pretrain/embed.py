@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from .contrastive import load_pair_model
 from ..core import (UserError, atomic_path, check_choice, check_output, command, get_device, is_main, rank, remove,
                          start_ranks, whole_number, world_size, write_text)
-from ..data.records import JsonRecords
+from ..data.records import JsonRecords, embedding_line
 from ..data.loaders import get_ordered_loader
 from ..data.images import to_float
 from ..runs import one_writer, progress
@@ -54,12 +54,7 @@ def embed_rows(
         if len(rows) < len(vectors): # captions of one record
             sums = vectors.new_zeros(len(rows), vectors.shape[1])
             vectors = normalize(sums.index_add_(0, of, vectors), dim=-1)
-        for i, vector in zip(rows.tolist(), vectors):
-            if not vector.isfinite().all():
-                raise UserError(f'{records.place(i)}: the model makes NaN or infinity of it; expected a model with '
-                                'finite weights')
-            fields = {**records.fields(i), 'embedding': [round(x, 6) for x in vector.tolist()]}
-            lines.append(json.dumps(fields, ensure_ascii=False))
+        lines += [embedding_line(records, i, vector) for i, vector in zip(rows.tolist(), vectors)]
     return lines
 
 def join_blocks(

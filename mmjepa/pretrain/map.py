@@ -382,8 +382,7 @@ def place_on_map(
     if len(known) != len(xy): raise UserError(f'{len(known)} vectors and {len(xy)} positions; expected as many')
     if vectors.ndim != 2 or vectors.shape[1] != known.shape[1]:
         raise UserError(f'vectors have shape {vectors.shape}; expected (m, {known.shape[1]}), the width of the map')
-    def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
-    distance = (1 - unit(vectors.astype(np.float64)) @ unit(known.astype(np.float64)).T).clip(0)
+    distance = (1 - _unit(vectors.astype(np.float64)) @ _unit(known.astype(np.float64)).T).clip(0)
     nearest = np.argsort(distance, axis=1, kind='stable')[:, :max(1, neighbours)]
     weights = _weights(np.take_along_axis(distance, nearest, 1))[..., None]
     return ((weights * xy[nearest]).sum(1) / weights.sum(1)).astype(np.float32)
