@@ -8,7 +8,7 @@ __all__ = ['measured', 'alignment_curves', 'found_pictures', 'neighbour_baseline
 
 # %% ../../nbs/align/56_align.ipynb #cd097889
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
@@ -26,8 +26,9 @@ from .inputs import MODALITIES, ImageTextDataset, create_dataloader, hold_out, l
 from ..data.augmentation import AugmentConfig
 from ..data.images import load_images
 from ..pair_scores import chance_recall, nearest_rows, plot_widths, rank_table
-from ..runs import RunConfig, RunLog, one_writer
+from ..runs import RunConfig, RunLog, choice, one_writer
 from ..data.images import read_image
+from ..data.records import read_teacher
 
 # %% ../../nbs/align/56_align.ipynb #b22ada2b
 def measured(
@@ -130,6 +131,7 @@ def _recall_rows(last, base: dict[str, float], outputs: dict[str, Tensor]) -> li
         chance |= {f'{a}_to_{b}': partial(chance_recall, ids), f'{b}_to_{a}': partial(chance_recall, ids.flip(1))}
     return [(c, float(last[c]), base.get(c, 'not computed'), chance[way](k)) for way, k, c in found]
 
+# %% ../../nbs/align/56_align.ipynb #0b206b3e
 def write_alignment_report(
     model: VisionTextAligner, # trained
     dataset: ImageTextDataset,
@@ -137,15 +139,16 @@ def write_alignment_report(
     *,
     table, # DataFrame of epochs
     folder: Path, # of the run
+    best: tuple[int, VisionTextAligner] | None = None, # epoch and aligner of the best one, where it is not the last
 ) -> Path: # of report.md
     "Pictures, scores and baselines."
     from mmjepa.plots import save_figure
-    train, held = parts
+    train, held, *_ = parts
     last, names, pictures = table.iloc[-1], [m for m in MODALITIES if m in model.towers], ['curves.png']
     save_figure(alignment_curves(table, names, len(held)), folder/'curves.png')
     towers = ', '.join(f'{m} `{Path(t.name).name}`' for m, t in model.towers.items())
     lines = ['# Alignment', '', f'{dataset.name}: {len(train):,} training pairs, {len(held):,} held out, '
-             f'{len(table)} epochs, seed {model.config.seed}. Towers: {towers}.', '']
+             f'{len(table)} epochs, seed {model.config.seed}. Towers: {towers}. {choice(table, best and best[0])}', '']
     if len(held):
         outputs = AlignmentEvaluation(held, model.config.mrl_dims).embed(model)
         fig = found_pictures(outputs, dataset)
@@ -154,7 +157,9 @@ def write_alignment_report(
         if rows: lines += markdown_table(['measure', 'aligned', 'nearest neighbours', 'chance'], rows)
     aside = ('epoch', 'images_per_s', 'seconds', 'grad_norm', 'lr')
     scores = [c for c in table.columns if c not in aside and last[c] == last[c]]
-    lines += markdown_table(['measure', 'last epoch'], [(c, float(last[c])) for c in scores])
+    more = AlignmentEvaluation(held, model.config.mrl_dims)(best[1]) if best else {}
+    columns = ['measure', 'last epoch'] + ([f'best epoch, {best[0]}'] if best else [])
+    lines += markdown_table(columns, [(c, float(last[c]), *([more.get(c, '')] if best else [])) for c in scores])
     write_text(folder/'report.md', '\n'.join([*lines, *(f'![{p}]({p})' for p in pictures), '']))
     return folder/'report.md'
 
@@ -168,6 +173,7 @@ class PairSource:
     template: str = 'a handwritten {}' # of captions of labelled images
     data_dir: str = '' # where named sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
     val_split: float = .1 # share of JSON lines that is held out; records with an image or text in common stay together
+    teacher: str = '' # JSON lines with an embedding for each record, such as mmjepa_features writes, which both predict
     on_error: str = 'raise' # at a bad record: raise or skip
     follow_links: bool = False # follow links in the folder of records or images that lead out of it
 
@@ -199,19 +205,23 @@ def run_alignment(
     run: RunConfig, # where everything goes
     *,
     augment: float = 0., # strength of the images' augmentation, with cache=False
+    flip: float = 0., # probability that an image is mirrored, with cache=False
+    teacher: str = '', # JSON lines with an embedding for each record; '' for none
     num_workers: int = 0, # processes that decode
     **options, # of train_alignment
 ): # DataFrame of epochs; None on ranks other than the first
     "Align, write the aligner and a report."
-    (dataset, held), augmentation = records, AugmentConfig.of_strength(augment)
+    (dataset, held), augmentation = records, AugmentConfig.of_strength(augment, flip)
+    vectors = read_teacher(teacher, len(dataset), dataset.name) if teacher else None
+    if teacher: config = replace(config, teacher_dim=vectors.shape[1])
     seed_everything(config.seed)
     with main_first(): model = VisionTextAligner(config).to(get_device())
     loader = create_dataloader(dataset, config.batch_size, seed=config.seed, num_workers=num_workers)
-    def report(trained, parts, table):
-        path = write_alignment_report(trained, dataset, parts, table=table, folder=run.folder)
+    def report(trained, parts, table, best):
+        path = write_alignment_report(trained, dataset, parts, table=table, folder=run.folder, best=best)
         RunLog(run.folder/'training.log')(f'report and pictures: {path}')
     return train_alignment(model, loader, output_dir=run.folder, resume=run.resume, val_rows=held, finish=report,
-                           augmentation=augmentation, **(run.follow() | options))
+                           augmentation=augmentation, teacher=vectors, **(run.follow() | options))
 
 # %% ../../nbs/align/56_align.ipynb #210f4673
 @command
@@ -222,7 +232,9 @@ def main(
     cache_dir: str = '', # of the towers' features (~/.cache/mmjepa/features)
     cache: bool = True, # keep the towers' features; --no_cache: run the vision tower in every epoch
     augment: float = 0., # strength of the images' augmentation; needs --no_cache
+    flip: float = 0., # probability that an image is mirrored, 0 to 1; needs --no_cache
     num_workers: int = 0, # processes that decode
+    choose_split: float = .05, # share of the other records that chooses the best epoch, and is not trained on, 0 to 1
     max_steps: int = 0, # stop after so many steps
     eval_every: int = 1, # epochs between evaluations
     precision: str = 'auto', # fp32, bf16, fp16 or auto
@@ -231,5 +243,5 @@ def main(
     start_ranks()
     with one_writer(run.folder):
         run_alignment(open_records(source, config.seed), config, run, cache_dir=cache_dir or None, cache=cache,
-                      augment=augment, num_workers=num_workers, max_steps=max_steps, eval_every=eval_every,
-                      precision=precision)
+                      augment=augment, flip=flip, teacher=source.teacher, num_workers=num_workers,
+                      choose_split=choose_split, max_steps=max_steps, eval_every=eval_every, precision=precision)

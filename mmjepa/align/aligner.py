@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALIGN_COLUMNS', 'check_fields', 'AlignmentConfig', 'Standardize', 'adapter', 'VisionTextAligner', 'bound_temperature',
-           'modality_of', 'as_items', 'read_items', 'present_pairs', 'AlignmentObjective', 'AlignmentEvaluation',
-           'other_rows', 'query_features', 'open_pairs', 'standardize', 'training_config', 'BatchTransform',
-           'on_one_process', 'train_alignment', 'save_aligner', 'read_saved', 'load_aligner', 'zero_shot',
-           'embed_items', 'retrieve']
+           'modality_of', 'as_items', 'read_items', 'present_pairs', 'AlignmentObjective', 'scored_pairs',
+           'AlignmentEvaluation', 'other_rows', 'query_features', 'open_pairs', 'standardize', 'training_config',
+           'BatchTransform', 'on_one_process', 'train_alignment', 'save_aligner', 'read_saved', 'load_aligner',
+           'zero_shot', 'embed_items', 'retrieve']
 
 # %% ../../nbs/align/55_aligner.ipynb #acfad2d6
 import json, math, operator, os
@@ -29,17 +29,19 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from ..checkpoint import keep_trained, list_checkpoints, load_weights, model_folder
-from ..contrastive import clip_loss, mrl_loss, width_shares
+from ..contrastive import mrl_loss, width_shares
 from ..core import (UserError, all_reduce_sum, alone, atomic_path, check_output, first_line, get_device, is_main,
                          make_generator, world_size)
 from ..data.augmentation import AugmentConfig
 from ..data.loaders import image_loader
 from .features import (Features, FeatureSet, LiveSet, LiveTransform, cached_features, draw_captions,
                                    prepare_items)
-from .inputs import MODALITIES, ImageTextDataset, errors_at, hold_out, item_content
+from .inputs import MODALITIES, ImageTextDataset, choosing_rows, errors_at, hold_out, item_content
 from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower, weights_digest
-from ..pair_scores import alignment_uniformity, chance_table, matryoshka_table, modality_gap, rank_table
-from ..runs import RunLog, new_folder, progress, whole
+from ..pairing import PairHead, PairObjective
+from ..pair_scores import (alignment_uniformity, chance_table, matryoshka_table, modality_gap, rank_table,
+                               reciprocal_rank)
+from ..runs import RunLog, load_best, new_folder, progress, whole
 from ..training import TrainConfig, Trainer, choose_precision, fit
 
 # %% ../../nbs/align/55_aligner.ipynb #7de4dcad
@@ -100,6 +102,11 @@ class AlignmentConfig:
     mrl_weights: tuple[float, ...] = () # one a width, relative to each other, 0 or larger; empty: all alike
     mrl_weight: float = 1. # of the Matryoshka loss
     clip_weight: float = 1. # of the contrastive loss at the full width
+    contrast: str = 'clip' # that loss: clip, siglip, or predictive as LeVLJEPA (of two towers, without Matryoshka)
+    teacher_dim: int = 0 # numbers of a teacher's vectors, which the embeddings predict; --teacher sets it
+    teacher_weight: float = 2. # of the cosine distance from them
+    soft_share: float = 0. # share of clip's targets that is spread as the teacher's cosines say, 0 to 1
+    view_weight: float = 0. # of telling two augmented views of an image from those of others; needs live images
     batch_size: int = 32 # pairs a step, on each process
     num_epochs: int = 3 # passes over the pairs
     lr: float = 1e-4 # largest learning rate
@@ -115,7 +122,8 @@ class AlignmentConfig:
         "A `UserError` if something is wrong; numbers of NumPy become Python's."
         self.mrl_dims = _widths(self.mrl_dims)
         check_fields(self)
-        least = dict(d_align=1, mrl_weight=0, clip_weight=0, batch_size=1, num_epochs=1, weight_decay=0, clip_norm=0)
+        least = dict(d_align=1, mrl_weight=0, clip_weight=0, batch_size=1, num_epochs=1, weight_decay=0, clip_norm=0,
+                     teacher_dim=0)
         for name, low in least.items():
             if getattr(self, name) < low: raise UserError(f'{name} is {getattr(self, name)}; expected {low} or more')
         for name in ('temperature', 'hidden_factor', 'lr'):
@@ -124,22 +132,41 @@ class AlignmentConfig:
             value = getattr(self, name)
             if not 0 <= value < 1: raise UserError(f'{name} is {value}; expected 0 or more and less than 1')
         self._check_widths()
+        self._check_objective()
         if self.seed < 0: raise UserError(f'seed is {self.seed}; expected 0 or more')
         if self.device is not None: self.device = _device(self.device)
         if sum(bool(name) for name in self.names.values()) < 2:
             raise UserError('expected two or more towers: vision_model_name, text_model_name, audio_model_name')
 
-    def _check_widths(self):
-        dims, d = self.mrl_dims, self.d_align
-        if not dims or not self.mrl_weight + self.clip_weight:
-            raise UserError(f'mrl_dims are {dims}, mrl_weight is {self.mrl_weight} and clip_weight {self.clip_weight}; '
-                            'expected one or more mrl_dims, and mrl_weight or clip_weight above 0')
-        if max(dims) > d:
-            raise UserError(f'd_align is {d}, smaller than the Matryoshka width {max(dims)}; '
-                            f'expected mrl_dims up to {d}')
-        if any(a >= b for a, b in zip((0, *dims), dims)):
-            raise UserError(f'mrl_dims are {dims}; expected ascending widths of 1 or more')
-        self.mrl_weights = _width_weights(self.mrl_weights, dims)
+# %% ../../nbs/align/55_aligner.ipynb #e4b81c07
+@patch
+def pair_objective(self: AlignmentConfig) -> PairObjective:
+    "What is asked of pairs at the full width."
+    weights = {k: getattr(self, k) for k in ('clip_weight', 'teacher_weight', 'soft_share', 'view_weight')}
+    return PairObjective(self.contrast, **weights)
+
+@patch
+def _check_objective(self: AlignmentConfig):
+    self.pair_objective()
+    if self.contrast == 'predictive' and self.mrl_weight:
+        raise UserError(f'contrast is predictive and mrl_weight {self.mrl_weight}; expected mrl_weight 0: '
+                        'the first numbers of a prediction are no embedding')
+    if self.soft_share and not self.teacher_dim:
+        raise UserError('soft_share needs a teacher; expected --teacher FILE')
+
+@patch
+def _check_widths(self: AlignmentConfig):
+    dims, d = self.mrl_dims, self.d_align
+    taught = self.teacher_weight * self.teacher_dim
+    if not dims or not self.mrl_weight + self.clip_weight + taught:
+        raise UserError(f'mrl_dims are {dims}, mrl_weight is {self.mrl_weight} and clip_weight {self.clip_weight}; '
+                        'expected one or more mrl_dims, and mrl_weight or clip_weight above 0')
+    if max(dims) > d:
+        raise UserError(f'd_align is {d}, smaller than the Matryoshka width {max(dims)}; '
+                        f'expected mrl_dims up to {d}')
+    if any(a >= b for a, b in zip((0, *dims), dims)):
+        raise UserError(f'mrl_dims are {dims}; expected ascending widths of 1 or more')
+    self.mrl_weights = _width_weights(self.mrl_weights, dims)
 
 # %% ../../nbs/align/55_aligner.ipynb #66e8385d
 @patch(as_prop=True)
@@ -149,8 +176,11 @@ def names(self: AlignmentConfig) -> dict[str, str]:
 
 @patch
 def described(self: AlignmentConfig) -> dict:
-    "The fields as JSON has them, without where it runs, and without weights of widths that are all alike."
-    return {k: v for k, v in asdict(self).items() if k != 'device' and (v or k != 'mrl_weights')}
+    "The fields as JSON has them, without where it runs, and without later ones that are as they were before them."
+    usual = {f.name: f.default for f in fields(self) if f.name in _LATER}
+    return {k: v for k, v in asdict(self).items() if k != 'device' and (k not in usual or v != usual[k])}
+
+_LATER = 'mrl_weights', 'contrast', 'teacher_dim', 'teacher_weight', 'soft_share', 'view_weight'
 
 @patch
 def width_note(self: AlignmentConfig) -> str: # '' where nothing is to be said
@@ -206,6 +236,7 @@ class VisionTextAligner(nn.Module):
         self.config = config
         self.towers = nn.ModuleDict(towers or {m: _LOADERS[m](name) for m, name in config.names.items() if name})
         self.adapters = nn.ModuleDict({m: adapter(t.dim, config) for m, t in self.towers.items()})
+        self.pairing = PairHead(config.d_align, config.contrast, teacher_dim=config.teacher_dim, names=(*self.towers,))
         scale = torch.full((1,), -math.log(config.temperature)) # FSDP shards rows, and a scalar has none
         self.log_scale = nn.Parameter(scale, requires_grad=config.learn_temperature)
         keep_trained(self)
@@ -215,7 +246,8 @@ class VisionTextAligner(nn.Module):
     def device(self) -> torch.device: return self.log_scale.device
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of what a batch has: `<modality>` (b, d_align), not normalized, `<modality>_there`, `logit_scale`.
+        """Embeddings of what a batch has: `<modality>` (b, d_align), not normalized, `<modality>_there`, `logit_scale`,
+        and what `PairHead` adds.
 
         The batch holds for each modality `<modality>_there` (b,), True where a row has it, and either
         `<modality>_features` (b, d) or, for the rows that have it, the tower's inputs as `<modality>.<name>`; where it
@@ -227,6 +259,10 @@ class VisionTextAligner(nn.Module):
             x = batch[f'{m}_features'] if f'{m}_features' in batch else self._live(m, batch)
             out |= {m: self.adapters[m](x), f'{m}_there': batch[f'{m}_there']}
             if f'{m}_ids' in batch: out[f'{m}_ids'] = batch[f'{m}_ids']
+        states = {m: out[m] for m in self.towers if m in out}
+        out |= self.pairing(states) | {m: self.pairing.embed(m, z) for m, z in states.items()}
+        if again := {k.removeprefix('again.'): v for k, v in batch.items() if k.startswith('again.')}:
+            out['view'] = self.adapters['image'](self._live('image', batch | again))
         return out
 
     @torch.no_grad()
@@ -308,13 +344,13 @@ def encode(
     items = as_items(items, modality)
     if not items: return torch.zeros(0, self.config.d_align)
     tower, head = self.towers[modality], self.adapters[modality]
-    training, z = head.training, []
-    head.eval()
+    training, z = self.training, []
+    self.eval()
     try:
         for at in range(0, len(items), batch_size):
             inputs = read_items(tower, items[at:at + batch_size], at)
-            z.append(head(tower(**inputs)).float().cpu())
-    finally: head.train(training)
+            z.append(self.pairing.embed(modality, head(tower(**inputs))).float().cpu())
+    finally: self.train(training)
     return torch.cat(z)
 
 def read_items(
@@ -356,62 +392,98 @@ def present_pairs(
         yield (a, b), outputs[a][both], outputs[b][both], ids
 
 # %% ../../nbs/align/55_aligner.ipynb #93b017f4
-@dataclass(frozen=True)
-class AlignmentObjective:
-    "Matryoshka and contrastive loss over all kinds of pairs in a batch."
-    dims: tuple[int, ...] # Matryoshka widths
-    mrl_weight: float = 1. # of the mean over widths
-    clip_weight: float = 1. # of the full width
-    mrl_weights: tuple[float, ...] = () # of the widths; empty: all alike
+class AlignmentObjective(nn.Module):
+    "Matryoshka loss, and what else is asked of pairs, over all kinds of pairs in a batch."
     whole_batch = 'contrastive loss' # of all rows with each other: a step can't be cut
+    def __init__(self,
+        dims: tuple[int, ...], # Matryoshka widths
+        mrl_weight: float = 1., # of the mean over widths; 0: it is not computed
+        pairs: PairObjective | None = None, # of the full width; None: CLIP's loss
+        *,
+        mrl_weights: tuple[float, ...] = (), # of the widths; empty: all alike
+    ):
+        super().__init__()
+        self.dims, self.mrl_weight, self.mrl_weights = dims, mrl_weight, mrl_weights
+        self.pairs = pairs or PairObjective()
 
-    def __call__(self,
+    @classmethod
+    def of(cls, config: AlignmentConfig): # an AlignmentObjective
+        "The objective of an alignment."
+        return cls(config.mrl_dims, config.mrl_weight, config.pair_objective(), mrl_weights=config.mrl_weights)
+
+    def forward(self,
         outputs: dict[str, Tensor], # of VisionTextAligner
         batch: dict[str, Tensor],
-    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss, and logs loss_mrl, loss_clip, logit_scale
+    ) -> tuple[Float[Tensor, ''], dict[str, Tensor]]: # loss; logs loss_mrl, logit_scale and those of PairObjective
         "Loss of one batch; items that are equal are not negatives of each other."
-        scale, found = outputs['logit_scale'], []
-        for _, x, y, ids in present_pairs(outputs):
+        found = []
+        for names, x, y, ids in present_pairs(outputs):
             if all_reduce_sum(torch.tensor(float(len(x)), device=x.device)) < 2: continue # the same on every rank
-            mrl = mrl_loss(x, y, self.dims, logit_scale=scale, ids=ids, weights=self.mrl_weights)
-            found.append(torch.stack([mrl, clip_loss(x, y, scale, ids=ids)]))
+            found.append(self._kind(names, x, y, outputs=outputs, ids=ids, teacher=batch.get('teacher')))
         if not found:
             raise UserError(f'a batch of {len(batch["index"])} records has fewer than two pairs over all processes; '
                             'expected a batch_size of 2 or more: a contrastive loss needs negatives')
-        mrl, clip = torch.stack(found).mean(0)
-        idle = sum(0. * outputs[m].sum() for m in MODALITIES if m in outputs) # DDP waits for every adapter
-        logs = {'loss_mrl': mrl.detach(), 'loss_clip': clip.detach(), 'logit_scale': scale.detach()}
-        return self.mrl_weight * mrl + self.clip_weight * clip + idle, logs
+        losses, logs = zip(*found)
+        used = [k for k in outputs if k in MODALITIES or k.startswith(('taught_', 'view'))]
+        idle = sum(0. * outputs[k].sum() for k in used) # DDP waits for every weight
+        means = {k: torch.stack([log[k] for log in logs if k in log]).mean() for log in logs for k in log}
+        return sum(losses) / len(losses) + idle, means | {'logit_scale': outputs['logit_scale'].detach()}
+
+    def _kind(self, names, x, y, *, outputs, ids, teacher):
+        "Loss and logs of one kind of pairs."
+        rows = outputs[f'{names[0]}_there'] & outputs[f'{names[1]}_there']
+        seen = {k: v for k, v in outputs.items() if k != 'view' or names[0] == 'image'}
+        loss, logs = self.pairs(x, y, seen, names=names, rows=rows, ids=ids,
+                                teacher=None if teacher is None else teacher[rows])
+        if not self.mrl_weight: return loss, logs
+        scale = outputs['logit_scale']
+        mrl = mrl_loss(x, y, self.dims, logit_scale=scale, ids=ids, weights=self.mrl_weights)
+        return loss + self.mrl_weight * mrl, {'loss_mrl': mrl.detach(), **logs}
 
 # %% ../../nbs/align/55_aligner.ipynb #367a28ca
+def scored_pairs(
+    records: FeatureSet, # held-out records
+) -> bool:
+    "Whether two modalities have two pairs or more, so that recall can be computed."
+    there = {m: f.there[records.rows] for m, f in records.features.items()}
+    return any((there[a] & there[b]).sum() > 1 for a, b in combinations([m for m in MODALITIES if m in there], 2))
+
 class AlignmentEvaluation:
     "Scores on held-out records, each caption by itself, as columns of `metrics.csv`."
     def __init__(self,
         held: FeatureSet, # held-out records
         dims: tuple[int, ...], # Matryoshka widths
-    ): self.held, self.dims, self.chance = held, dims, {} # recall of a guess, for the line of an epoch
+        choose: FeatureSet | None = None, # records that choose the best epoch
+    ):
+        self.held, self.dims, self.choose = held, dims, choose
+        self.chance = {} # recall of a guess, for the line of an epoch
 
     @torch.no_grad()
-    def embed(self, model: VisionTextAligner) -> dict[str, Tensor]:
+    def embed(self,
+        model: VisionTextAligner,
+        held: FeatureSet | None = None, # other records than the held-out ones
+    ) -> dict[str, Tensor]:
         "Outputs of the model for all held-out records, on the CPU; `row` and `caption` (e,) say which they are."
-        rows, which = self.held.entries
+        held = held or self.held
+        rows, which = held.entries
         parts, found = [*zip(rows.split(4096), which.split(4096))], []
         for part in progress(parts, 'held-out pairs'):
-            out = model({k: v.to(model.device) for k, v in self.held.batch(*part).items()})
-            del out['logit_scale']
-            found.append({k: v.float().cpu() if v.is_floating_point() else v.cpu() for k, v in out.items()})
+            out = model({k: v.to(model.device) for k, v in held.batch(*part).items()})
+            kept = {k: v.cpu() for k, v in out.items() if v.ndim} # a row a record
+            found.append({k: v.float() if v.is_floating_point() else v for k, v in kept.items()})
         return {'row': rows, 'caption': which, **{k: torch.cat([f[k] for f in found]) for k in found[0]}}
 
     @property
     def monitor(self) -> str:
-        "The score that decides which epoch is the best: recall of the first two modalities with two pairs or more."
-        there = {m: f.there[self.held.rows] for m, f in self.held.features.items()}
-        for a, b in combinations([m for m in MODALITIES if m in there], 2):
-            if (there[a] & there[b]).sum() > 1: return f'{a}_to_{b}_r1'
-        return ''
+        "The score that decides which epoch is the best: one of records that are neither trained on nor reported."
+        return 'choose_mrr' if self.choose is not None and scored_pairs(self.choose) else ''
 
     def __call__(self, model: VisionTextAligner, last: bool = True) -> dict[str, float]:
         scores = {}
+        if self.monitor:
+            found = [reciprocal_rank(x, y, ids) for _, x, y, ids in present_pairs(self.embed(model, self.choose))
+                     if len(x) > 1]
+            scores['choose_mrr'] = sum(found) / len(found)
         if not len(self.held): return scores
         for names, x, y, ids in present_pairs(self.embed(model)):
             if len(x) < 2: continue
@@ -451,34 +523,36 @@ def open_pairs(
     dataset: ImageTextDataset, # raw records
     val_rows: Int[Tensor, ' m'], # rows that are held out
     *,
+    choose_rows: Int[Tensor, ' k'], # rows that choose the best epoch
     cache_dir: str | Path | None, # of features
     live: bool, # run the vision tower in every epoch
     batch_size: int, # items a forward pass of a tower
     num_workers: int, # processes that decode
     say: Callable, # for notes
-) -> tuple[Dataset, FeatureSet]: # training records, held-out records
-    "Training and held-out part of a dataset, as inputs of the adapters."
-    train, features = other_rows(len(dataset), val_rows), {}
+) -> tuple[Dataset, FeatureSet, FeatureSet]: # training records, held-out records, those that choose
+    "The parts of a dataset, as inputs of the adapters."
+    aside = torch.cat([val_rows, choose_rows])
+    train, features = other_rows(len(dataset), aside), {}
     for m, tower in model.towers.items():
-        rows = val_rows if live and m == 'image' else None
+        rows = aside.sort().values if live and m == 'image' else None
         features[m] = cached_features(tower, dataset, cache_dir, rows=rows, batch_size=max(64, batch_size),
                                       num_workers=num_workers, say=say)
-    held = FeatureSet(query_features(features, dataset, val_rows), val_rows)
-    if not live: return FeatureSet(features, train, dataset.name), held
+    held = [FeatureSet(query_features(features, dataset, rows), rows) for rows in (val_rows, choose_rows)]
+    if not live: return FeatureSet(features, train, dataset.name), *held
     others = FeatureSet({m: f for m, f in features.items() if m != 'image'}, train)
     images = model.towers['image'].prepare
-    return LiveSet(dataset, images, others, rows=train, name=dataset.name, num_workers=num_workers, say=say), held
+    return LiveSet(dataset, images, others, rows=train, name=dataset.name, num_workers=num_workers, say=say), *held
 
 def _check_parts(dataset: ImageTextDataset, parts: tuple, model: VisionTextAligner, *, val_rows, say) -> str:
     "A line on records that are left out, or ''; a `UserError` where too few are left to train."
-    (train, held), least, names = parts, max(2, world_size()), ', '.join(model.towers)
+    (train, held, choose), least, names = parts, max(2, world_size()), ', '.join(model.towers)
     if len(train) < least:
         raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records are pairs for these towers ({names}) '
                         f'and not held out; expected {least} or more')
-    if len(val_rows) and not AlignmentEvaluation(held, ()).monitor and is_main():
+    if len(val_rows) and not scored_pairs(held) and is_main():
         say(f'{dataset.name}: {len(held)} of {len(val_rows)} held-out records can be scored; recall needs 2, '
             'and is left out')
-    lost = len(dataset) - len(train) - len(held)
+    lost = len(dataset) - len(train) - len(held) - len(choose)
     if not lost: return ''
     return f'{lost:,} of {len(dataset):,} records left out: bad, or without two of {names}'
 
@@ -510,8 +584,8 @@ def standardize(
         if len(x) > 1: head[0].fit(x.to(model.device))
 
 # %% ../../nbs/align/55_aligner.ipynb #da4b579f
-ALIGN_COLUMNS = ('epoch loss_total loss_mrl loss_clip logit_scale image_to_text_r1 text_to_image_r1 '
-                 'image_to_text_r10 text_to_image_r10 images_per_s seconds').split()
+ALIGN_COLUMNS = ('epoch loss_total loss_mrl loss_clip loss_teacher loss_view logit_scale image_to_text_r1 '
+                 'text_to_image_r1 image_to_text_r10 text_to_image_r10 images_per_s seconds').split()
 
 def training_config(
     folder: Path, # of the run
@@ -532,11 +606,21 @@ def training_config(
 class BatchTransform:
     "What happens to a batch on the device: a caption is drawn for each row, and images are augmented."
     varied: LiveTransform | None = None # augmentation of images; None for none
+    views: bool = False # whether images are augmented twice
+    teacher: Float[Tensor, 'n d'] | None = None # vector of each record; None for no teacher
 
     def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        plain = batch
         if self.varied: batch = self.varied(batch, generator)
+        if self.views:
+            again = self.varied(plain, generator)
+            batch = batch | {f'again.{k}': v for k, v in again.items() if k.startswith('image.')}
+        if self.teacher is not None:
+            device = next(v.device for v in batch.values() if isinstance(v, Tensor))
+            batch = batch | {'teacher': self.teacher[batch['index'].cpu()].to(device)}
         return draw_captions(batch, generator)
 
+# %% ../../nbs/align/55_aligner.ipynb #8d765321
 @contextmanager
 def _device_of(cfg: AlignmentConfig):
     "In this block the best device is the CPU, if `cfg` asks for it."
@@ -555,8 +639,27 @@ def on_one_process(
     if not any(hasattr(p, 'full_tensor') for p in model.parameters()): return model
     return load_aligner(folder/'aligner', {m: t.name for m, t in model.towers.items()})
 
+def _save_best(model: VisionTextAligner, folder: Path, table, *, say: Callable) -> tuple | None:
+    "The aligner of the best epoch as `load_best` returns it, saved, where it is not the last one."
+    def make(): return VisionTextAligner(model.config, dict(model.towers))
+    best = load_best(make, folder, table, monitor='choose_mrr')
+    if best:
+        save_aligner(best[1], folder/'best')
+        say(f'aligner of epoch {best[0]}, the best by pairs that are neither trained on nor reported: {folder/"best"}')
+    return best
+
+def _check_teacher(cfg: AlignmentConfig, teacher: Tensor | None, records: int):
+    shape = None if teacher is None else tuple(teacher.shape)
+    wanted = (records, cfg.teacher_dim) if cfg.teacher_dim else None
+    if shape != wanted:
+        raise UserError(f"the teacher's vectors have shape {shape}; expected {wanted}: one for each record, as wide as "
+                        'teacher_dim')
+
 def _check_run(model: VisionTextAligner, batch_size: int, cache: bool, augmentation):
     "Errors that can be found before any feature is computed."
+    if model.config.view_weight and not augmentation:
+        raise UserError(f'view_weight is {model.config.view_weight}, which needs two views of each image; expected '
+                        '--no_cache and --augment or --flip above 0')
     if augmentation and cache:
         raise UserError('augmentation changes the images in each epoch, cached features do not; expected cache=False')
     if not cache and 'image' not in model.towers:
@@ -575,11 +678,13 @@ def train_alignment(
     output_dir: str | Path | None = None, # folder of the run; None for a new one, runs/alignment
     val_split: float = .1, # share of the records that is held out for evaluation, 0 or more
     val_rows: Int[Tensor, ' m'] | None = None, # rows that are held out instead
+    choose_split: float = 0., # share of the other records that chooses the best epoch and is not trained on, 0 to 1
     cache_dir: str | Path | None = None, # of features; None for the user's cache folder
     cache: bool = True, # False: run the vision tower in every epoch
     augmentation: AugmentConfig | None = None, # of images; needs cache=False
+    teacher: Float[Tensor, 'n k'] | None = None, # vectors of all records, k the teacher_dim of the model's config
     resume: bool = False, # continue the run in output_dir
-    finish: Callable | None = None, # called at the end, on the first rank, with model, parts of open_pairs and table
+    finish: Callable | None = None, # called at the end, on the first rank: model, parts of open_pairs, table, load_best
     **options, # further fields of TrainConfig
 ): # DataFrame of epochs; None on ranks other than the first
     "Train the adapters on pairs; the table of epochs."
@@ -587,6 +692,7 @@ def train_alignment(
     cfg = model.config if num_epochs is None else replace(model.config, num_epochs=num_epochs)
     dataset, size, workers = train_loader.dataset, train_loader.batch_size, train_loader.num_workers
     _check_run(model, size, cache, augmentation=augmentation)
+    _check_teacher(cfg, teacher, len(dataset))
     folder = Path(output_dir) if output_dir else new_folder('runs/alignment')
     check_output(folder/'config.json', *(Path(t.name, 'config.json') for t in model.towers.values()))
     own = {k: getattr(cfg, k) for k in ('lr', 'weight_decay', 'warmup', 'clip_norm', 'seed')}
@@ -596,27 +702,30 @@ def train_alignment(
         if note := cfg.width_note(): log(note)
         model.to(get_device())
         if val_rows is None: val_rows = hold_out(dataset, val_split, cfg.seed)
-        parts = open_pairs(model, dataset, val_rows, cache_dir=cache_dir, live=not cache, batch_size=size,
-                           num_workers=workers, say=log)
+        choose = choosing_rows(dataset, val_rows, choose_split, seed=cfg.seed)
+        parts = open_pairs(model, dataset, val_rows, choose_rows=choose, cache_dir=cache_dir, live=not cache,
+                           batch_size=size, num_workers=workers, say=log)
         lost = _check_parts(dataset, parts, model, val_rows=val_rows, say=log)
-        evaluation = AlignmentEvaluation(parts[1], cfg.mrl_dims)
+        evaluation = AlignmentEvaluation(parts[1], cfg.mrl_dims, parts[2])
         settings = {'alignment': cfg.described(), 'towers': {m: t.fingerprint for m, t in model.towers.items()},
                     'train': vars(config), 'data': {m: f.fingerprint for m, f in parts[1].features.items()},
                     'held_out': weights_digest([('rows', val_rows)]), 'batch_size': size, 'processes': world_size(),
                     'augmentation': augmentation and asdict(augmentation)}
+        if len(choose): settings['choose'] = weights_digest([('rows', choose)])
         if cfg.standardize: standardize(model, parts[0])
         loader = image_loader(parts[0], min(size, len(parts[0]) // world_size()), shuffle=True, drop_last=True,
                               seed=train_loader.sampler.seed, num_workers=0 if cache else workers)
         varied = augmentation and LiveTransform(augmentation, model.towers['image'].normalization)
-        objective = AlignmentObjective(cfg.mrl_dims, cfg.mrl_weight, cfg.clip_weight, mrl_weights=cfg.mrl_weights)
-        table = fit(model, objective, loader, config=config, output_dir=folder, evaluate=evaluation,
-                    transform=BatchTransform(varied), monitor=evaluation.monitor, resume=resume, settings=settings,
+        transform = BatchTransform(varied, views=bool(cfg.view_weight), teacher=teacher)
+        table = fit(model, AlignmentObjective.of(cfg), loader, config=config, output_dir=folder, evaluate=evaluation,
+                    transform=transform, monitor=evaluation.monitor, resume=resume, settings=settings,
                     columns=ALIGN_COLUMNS, callbacks={'before_step': bound_temperature})
         save_aligner(model, folder/'aligner')
         if not is_main(): return None
         log(f'aligner: {folder/"aligner"}{lost and f"; {lost}"}')
-        if finish:
-            with alone(): finish(on_one_process(model, folder), parts, table) # the other ranks have left
+        with alone(): # the other ranks have left
+            best = _save_best(model, folder, table, say=log)
+            if finish: finish(on_one_process(model, folder), parts, table, best)
     return table
 
 # %% ../../nbs/align/55_aligner.ipynb #063ae4fb

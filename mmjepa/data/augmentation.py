@@ -30,24 +30,26 @@ class AugmentConfig:
     blur_sigma: float = 1. # width of the widest blur, pixels; the narrowest is half of it
     noise: float = .05 # standard deviation of the added noise, on the scale of [-1, 1]
     fill: float = -1. # value outside of the picture, -1 (black) to 1 (white)
+    flip: float = 0. # probability that left and right change places, 0..1; .5 where they mean the same
 
     def __post_init__(self):
         for name in ('rotation', 'shift', 'blur_sigma', 'noise'):
             if getattr(self, name) < 0: raise UserError(f'{name} is {getattr(self, name)}; expected 0 or more')
-        for name in ('scale', 'brightness', 'contrast', 'blur'):
+        for name in ('scale', 'brightness', 'contrast', 'blur', 'flip'):
             if not 0 <= getattr(self, name) <= 1: raise UserError(f'{name} is {getattr(self, name)}; expected 0 to 1')
         if self.scale == 1: raise UserError('scale is 1, which can shrink a picture to nothing; expected less')
 
     @classmethod
     def of_strength(cls,
         strength: float, # 0 (none) or more; 1: 10 degrees, a tenth of the side, 10% of the size, a fifth of the light
-    ): # an AugmentConfig; None for a strength of 0
+        flip: float = 0., # probability of a mirror image, 0..1
+    ): # an AugmentConfig; None where nothing changes
         "Views that keep what a picture shows, on white and without blur."
         if strength < 0: raise UserError(f'augment is {strength}; expected 0 or more')
-        if not strength: return None
+        if not strength and not flip: return None
         light = min(1., .2 * strength)
         return cls(10 * strength, .1 * strength, min(.9, .1 * strength), brightness=light, contrast=light, blur=0.,
-                   noise=.05 * strength, fill=1.)
+                   noise=.05 * strength, fill=1., flip=flip)
 
 # %% ../../nbs/data/21_augmentation.ipynb #a734c28b
 def _column(v): return v[:, None, None] # (b,) to (b,1,1)
@@ -101,6 +103,9 @@ def augment(
     u = (torch.rand(len(images), 8, **draw) * 2 - 1).to(images.dtype) # (b, 8) in [-1, 1)
     angle, zoom, shift, light, contrast, sigma, blurred = u.split([1, 1, 2, 1, 1, 1, 1], 1)
     x = images
+    if cfg.flip:
+        mirrored = torch.rand(len(x), **draw) < cfg.flip
+        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     if cfg.rotation or cfg.scale or cfg.shift:
         angle, zoom = math.radians(cfg.rotation) * angle[:, 0], 1 + cfg.scale * zoom[:, 0]
         x = _affine(x, angle, zoom, shift=2 * cfg.shift * shift, fill=cfg.fill)

@@ -25,7 +25,7 @@ from ..core import Size, UserError, check_choice, content_id, first_line, make_g
 from ..core import whole_number, world_size
 from .images import ImageSet
 from .records import EmptySource, JsonRecords, decode_image, explained, image_name, record_bytes
-from .records import record_text, record_texts, split_records
+from .records import record_text, record_texts, split_three
 from .text import Tokenizer, as_tokenizer
 
 # %% ../../nbs/data/24_loaders.ipynb #cec856a8
@@ -212,6 +212,7 @@ def _try(self: RecordSamples, step: Callable, value, p: int, skipped: dict[str, 
 # %% ../../nbs/data/24_loaders.ipynb #e3878a33
 class RecordLoader(StatefulDataLoader):
     "Batches of records; `skipped` (place -> reason) and `truncated` (a number of texts) tell what this epoch met."
+    aside = () # rows of the source that neither train nor validate
     def __init__(self,
         dataset: Dataset, # yields whole batches: dicts of tensors with skipped (dict) or error (str)
         name: str, # what the line at the end of an epoch begins with
@@ -316,6 +317,7 @@ def get_json_loaders(
     num_workers: int = 0, # processes that read, on each rank; 0 reads in this one
     tokenizer: Tokenizer | None = None, # of texts, as for as_tokenizer; None for bytes
     val_split: float = .1, # share of records held out for validation; no image and no text is on both sides
+    choose_split: float = 0., # share of the others that is left out as well, as rows `aside` of the training loader
     seed: int = 0, # of the split and of the order
     image_size: Size = 64, # of images, pixels: side of squares, or (height, width)
     context: int = 64, # tokens of a text, begin and end included
@@ -330,12 +332,13 @@ def get_json_loaders(
     transform = RecordTransform(mode, tokenizer, image_size, context=context, root=records.folder,
                                 follow_links=follow_links)
     reads = _reads(records, mode)
-    train, val = split_records(records, val_split, seed, say=say)
+    train, val, aside = split_three(records, val_split, choose_split, seed=seed, say=say)
     common = dict(batch_size=batch_size, shard=shard, num_workers=num_workers, say=say, seed=seed)
-    return (_loader(records, train[reads[train]], transform, train=True, name=f'{path}, training',
-                    note=_sit_out(train, reads, mode), fields=text_fields, **common),
-            _loader(records, val[reads[val]], transform, train=False, name=f'{path}, validation',
-                    note=_sit_out(val, reads, mode), **common))
+    training = _loader(records, train[reads[train]], transform, train=True, name=f'{path}, training',
+                       note=_sit_out(train, reads, mode), fields=text_fields, **common)
+    training.aside = aside[reads[aside]]
+    return training, _loader(records, val[reads[val]], transform, train=False, name=f'{path}, validation',
+                             note=_sit_out(val, reads, mode), **common)
 
 # %% ../../nbs/data/24_loaders.ipynb #79af9c8e
 def _positions(rows, n: int) -> Int[np.ndarray, ' k']:

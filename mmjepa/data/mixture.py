@@ -261,13 +261,13 @@ class ChainedLoader:
     def __iter__(self): return itertools.chain.from_iterable(self.loaders)
 
 def open_source(
-    run, # with batch_size, num_workers, image_size, context, on_error, val_split and seed
+    run, # with batch_size, num_workers, image_size, context, on_error, val_split and seed; some have choose_split
     data: str, # JSON lines or shards, or several with weights as for parse_sources
     mode: str, # image, text or pair
     *,
     tokenizer, # of mmjepa.data.text
     held: str = '', # held-out JSON lines or shards; '' for val_split of the rows of JSON lines
-): # this rank's loader for training; loaders of all held-out and of all training rows in order, which may be empty
+): # this rank's loader for training; ordered ones, perhaps empty: of held-out, training and choosing rows
     "Loaders of one source or of a mixture."
     common = {k: getattr(run, k) for k in ('batch_size', 'num_workers', 'image_size', 'context', 'on_error')}
     common['tokenizer'], split = tokenizer, 0. if held else run.val_split
@@ -276,18 +276,20 @@ def open_source(
     def ordered(data, rows=None, **more):
         if is_json(data): return get_ordered_loader(data, mode, rows, **links | common | more)
         return get_shard_loader(data, mode, shuffle=False, shard=(0, 1), **common | more)
-    held_out, again = [], []
-    def hold(data, rows):
+    held_out, again, choose = [], [], []
+    def hold(data, rows, part):
         if rows is not None and not len(rows): return
         if run.on_error == 'raise' or _any_good(data, ordered(data, rows, num_workers=0, say=_say_nothing)):
-            held_out.append(ordered(data, rows))
+            part.append(ordered(data, rows))
     def make(data):
         if not is_json(data):
             if len(fields) > 1: raise UserError(f'{data}: shards have one text a record; expected --text_fields text')
             return get_shard_loader(data, mode, seed=run.seed, **common)
-        train, val = get_json_loaders(data, mode, val_split=split, seed=run.seed, text_fields=fields, **links | common)
+        train, val = get_json_loaders(data, mode, val_split=split, choose_split=getattr(run, 'choose_split', 0.),
+                                      seed=run.seed, text_fields=fields, **links | common)
         again.append(ordered(data, train.dataset.rows))
-        hold(data, val.dataset.rows)
+        hold(data, train.aside, choose)
+        hold(data, val.dataset.rows, held_out)
         return train
-    for data_held in parse_sources(held) if held else (): hold(data_held, _held_rows(data_held, mode))
-    return open_mixture(data, make, run.batch_size, seed=run.seed), ChainedLoader(held_out), ChainedLoader(again)
+    for data_held in parse_sources(held) if held else (): hold(data_held, _held_rows(data_held, mode), held_out)
+    return open_mixture(data, make, run.batch_size, seed=run.seed), *map(ChainedLoader, (held_out, again, choose))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['digit_pairs', 'is_json', 'EmptySource', 'JsonRecords', 'explained', 'record_file', 'record_bytes', 'decode_image',
-           'image_name', 'record_image', 'text_bytes', 'record_texts', 'embedding_line', 'record_words', 'record_text',
-           'connect_rows', 'record_groups', 'named_side', 'record_sides', 'split_rows', 'split_records']
+           'image_name', 'record_image', 'text_bytes', 'record_texts', 'embedding_line', 'read_vectors', 'read_teacher',
+           'record_words', 'record_text', 'connect_rows', 'record_groups', 'named_side', 'domain_name', 'record_sides',
+           'split_rows', 'set_aside', 'split_three', 'split_records']
 
 # %% ../../nbs/data/22_records.ipynb #6ebd0761
 import gzip, json, os, re, stat, zlib
@@ -23,10 +24,12 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..core import UserError, check_choice, content_id, first_line, is_main, make_generator
 from ..core import Size, height_width, storage_error, write_text
 from .images import DIGIT_NAMES, open_image, sized_pixels
+from ..runs import progress
 
 # %% ../../nbs/data/22_records.ipynb #fd810726
 def digit_pairs(
@@ -399,6 +402,7 @@ def record_texts(
         text_bytes(text, _place(record))
     return texts
 
+# %% ../../nbs/data/22_records.ipynb #048cb7e1
 def embedding_line(
     records: JsonRecords,
     i: int, # position, 0..len-1
@@ -410,6 +414,45 @@ def embedding_line(
                         'finite weights')
     return json.dumps({**records.fields(i), 'embedding': [round(x, 6) for x in vector.tolist()]}, ensure_ascii=False)
 
+def _vector(fields: dict, place: str) -> Float[np.ndarray, ' d']:
+    "The embedding of one line, checked."
+    if 'embedding' not in fields: raise UserError(f"{place}: has no field 'embedding'; expected a list of numbers")
+    try: v = np.asarray(fields['embedding'])
+    except ValueError: v = np.empty((0, 0)) # lists of several lengths
+    if v.ndim != 1 or not len(v) or v.dtype.kind not in 'iuf': # no strings, booleans, nulls
+        raise UserError(f"{place}: 'embedding' is {fields['embedding']!r:.40}; expected a list of numbers")
+    with np.errstate(over='ignore'): v = v.astype(np.float32)
+    if np.isfinite(v).all(): return v
+    raise UserError(f"{place}: 'embedding' holds NaN or infinite numbers; expected finite ones")
+
+def read_vectors(
+    lines: JsonRecords, # with embedding, as mmjepa_embed and mmjepa_features write them
+) -> tuple[Float[np.ndarray, 'n d'], list[dict]]: # of all lines in order, float32; the other fields
+    "Vectors and records of a file."
+    vectors, kept = None, []
+    for i in progress(range(len(lines)), 'reading'):
+        fields = lines.fields(i)
+        v = _vector(fields, lines.place(i))
+        if vectors is None: vectors = np.empty((len(lines), len(v)), np.float32)
+        if len(v) != vectors.shape[1]:
+            raise UserError(f'{lines.place(i)}: the embedding has {len(v)} numbers and the first one '
+                            f'{vectors.shape[1]}; expected as many')
+        vectors[i] = v
+        kept.append({k: x for k, x in fields.items() if k != 'embedding'})
+    return vectors, kept
+
+def read_teacher(
+    path: str | Path, # JSON lines with an embedding for each record
+    records: int, # of the run
+    name: str, # of their file
+) -> Float[Tensor, 'n d']: # unit vectors about their mean
+    "What a teacher, such as a text tower, says of each record of a run."
+    x = torch.from_numpy(read_vectors(JsonRecords(path))[0])
+    if len(x) != records:
+        raise UserError(f'{path}: holds {len(x):,} records; expected {records:,}, one for each of {name}')
+    return normalize(x - x.mean(0), dim=1)
+
+# %% ../../nbs/data/22_records.ipynb #3ea13dfe
 def record_words(
     record: dict, # and place for errors
     fields: tuple[str, ...], # that hold a word or a list of words, such as keywords; a record may lack them
@@ -574,6 +617,14 @@ def named_side(
     "The side that a record names itself, in the field `split`."
     return _SIDES.get(str(record.get('split')).strip().lower(), -1)
 
+def domain_name(
+    value: object, # the field domain of a row; None where it has none
+) -> str: # '' for None, NaN and a blank text
+    "The name of a domain. Numbers and booleans are names as well, 0 and False too."
+    if value is None or value != value: return ''
+    text = str(value).encode(errors='backslashreplace').decode() # JSON can hold half a character
+    return text if text.strip() else ''
+
 def record_sides(
     records: JsonRecords, # or anything with a length and fields(i)
 ) -> Int[np.ndarray, ' n'] | None: # 0 for training, 1 held out, by the field split; None unless there are both
@@ -607,7 +658,38 @@ def split_rows(
     out = np.isin(groups, _held_groups(groups[order], min(held, n - 1)))
     return np.flatnonzero(~out), np.flatnonzero(out)
 
+def set_aside(
+    rows: Int[np.ndarray, ' n'], # that are not held out
+    share: float, # of them, 0 or more, less than 1
+    seed: int = 0, # of the draw
+    *,
+    groups: Int[np.ndarray, ' n'] | None = None, # of these rows, as for split_rows
+) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' choose']]: # both sorted; the second is empty where it can't be
+    "Rows to train on, and those that choose between epochs."
+    alone = len(rows) < 2 or groups is not None and (groups == groups[0]).all()
+    kept, chosen = split_rows(len(rows), 0. if alone else share, seed, groups=groups)
+    return rows[kept], rows[chosen]
+
 # %% ../../nbs/data/22_records.ipynb #3f525fa6
+def split_three(
+    records: JsonRecords,
+    val_split: float = .1, # share that is held out, as for split_rows
+    choose_split: float = .05, # share of the others that chooses between epochs, as for split_rows
+    *,
+    seed: int = 0, # of the draw
+    say: Callable[[str], None] = print, # gets a line where it will take long
+) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' val'], Int[np.ndarray, ' choose']]: # all sorted
+    "Rows to train on, to report and to choose by; no image and no text on two sides, unless a field `split` says so."
+    sides = record_sides(records)
+    draws = val_split and sides is None or choose_split
+    groups = record_groups(records, say=say) if draws and len(records) > 1 else None
+    try:
+        if sides is None: train, val = split_rows(len(records), val_split, seed, groups=groups)
+        else: train, val = np.flatnonzero(sides == 0), np.flatnonzero(sides == 1) if val_split else np.arange(0)
+        rest, chosen = set_aside(train, choose_split, seed, groups=None if groups is None else groups[train])
+    except UserError as e: raise UserError(f'{records.path}: {e}') from e
+    return rest, val, chosen
+
 def split_records(
     records: JsonRecords,
     val_split: float = .1, # share that is held out, as for split_rows
@@ -616,8 +698,4 @@ def split_records(
     say: Callable[[str], None] = print, # gets a line where it will take long
 ) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' val']]: # both sorted
     "Training and held-out rows of a file, as its field `split` says; else no image and no text is on both sides."
-    sides = record_sides(records)
-    if sides is not None: return np.flatnonzero(sides == 0), np.flatnonzero(sides == 1) if val_split else np.arange(0)
-    groups = record_groups(records, say=say) if val_split and len(records) > 1 else None
-    try: return split_rows(len(records), val_split, seed, groups=groups)
-    except UserError as e: raise UserError(f'{records.path}: {e}') from e
+    return split_three(records, val_split, 0., seed=seed, say=say)[:2]

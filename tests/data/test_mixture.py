@@ -52,7 +52,7 @@ def halves(rows):
 def test_images_and_texts_come_from_the_rows_that_have_them(tmp_path, rows, capsys):
     mix = write(tmp_path/'mix.jsonl', halves(rows))
     for mode, odd in (('image', 0), ('text', 1)):
-        train, held, again = open_source(run(), str(mix), mode, tokenizer=None)
+        train, held, again, _ = open_source(run(), str(mix), mode, tokenizer=None)
         found = places(again), places(held)
         assert sorted(found[0] + found[1]) == [*range(odd, 60, 2)] and all(found)
         assert {*places(train)} <= {*found[0]}
@@ -87,14 +87,14 @@ def test_held_out_files_give_what_they_have(tmp_path, rows, capsys):
     for on_error in ('raise', 'skip'):
         for mode, wanted in (('image', [0, 2, 4, 6]), ('text', [0, 1, 3, 5, 7])):
             both = f'{mixed}=1 {texts}=1'
-            _, held, _ = open_source(run(on_error=on_error), str(data), mode, tokenizer=None, held=both)
+            _, held, *_ = open_source(run(on_error=on_error), str(data), mode, tokenizer=None, held=both)
             assert places(held) == wanted
             assert f'held.jsonl, held out: 4 of 8 records have no {mode}' in capsys.readouterr().out
 
 
 def test_some_bad_held_out_rows_are_counted(tmp_path, rows):
     for i in split_rows(60, .1, 0)[1][:5]: rows[i] = {'image': 'nope.png', 'text': 'x'}
-    _, held, _ = open_source(run(on_error='skip'), str(write(tmp_path/'bad.jsonl', rows)), 'pair', tokenizer=None)
+    _, held, *_ = open_source(run(on_error='skip'), str(write(tmp_path/'bad.jsonl', rows)), 'pair', tokenizer=None)
     assert len(places(held)) == 1
 
 
