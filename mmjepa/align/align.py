@@ -170,7 +170,7 @@ class PairSource:
     json_data: str = '' # JSON lines with two or more of image (a path), text, audio (a path)
     text_fields: str = 'text' # of them, what training draws its texts from: captions, then words, as text,keywords
     images: str = '' # or a labelled set: auto, digits, mnist, fashion, cifar10, a folder with {train,test}/<class>/*
-    template: str = 'a handwritten {}' # of captions of labelled images
+    template: str = 'a handwritten {}' # of captions of labelled images; {stroke} and {lean} tell how they are written
     data_dir: str = '' # where named sets lie or are put ($MMJEPA_DATA, else the user's cache folder)
     val_split: float = .1 # share of JSON lines that is held out; records with an image or text in common stay together
     teacher: str = '' # JSON lines with an embedding for each record, such as mmjepa_features writes, which both predict
@@ -193,7 +193,7 @@ def open_records(
             train, test = load_images(source.images, source.data_dir or None, follow_links=source.follow_links)
     except UserError as e: # which speaks of flags that other commands have
         raise UserError(str(e).replace('--data ', '--images ').replace(', or --image_size', '')) from e
-    pairs = labelled_pairs(train, source.template) + labelled_pairs(test, source.template)
+    pairs = labelled_pairs(train, source.template) + labelled_pairs(test, source.template, train)
     dataset = ImageTextDataset(pairs, source.on_error)
     dataset.name = train.name
     return dataset, torch.arange(len(train), len(dataset))

@@ -174,7 +174,7 @@ def write_caption_report(
     "Curves, captions with failures, scores."
     from mmjepa.plots import save_figure
     last, written, rows, config = table.iloc[-1], evaluation.written, evaluation.rows.tolist(), model.config
-    pictures, note = [save_figure(caption_curves(table), folder/'curves.png')], ''
+    pictures, note, base = [save_figure(caption_curves(table), folder/'curves.png')], '', {}
     scores = {c: float(last[c]) for c in ('exact_match', 'perplexity', 'val_token_acc') if c in last}
     if rows:
         true = [evaluation.texts[i] for i in rows]
@@ -182,12 +182,17 @@ def write_caption_report(
         images = [dataset.item(dataset.fields(rows[i]), 'image') for i in chosen]
         fig = caption_figure(images, [written[i] for i in chosen], [true[i] for i in chosen])
         pictures.append(save_figure(fig, folder/'captions.png'))
-        try: scores |= caption_scores(written, true)
+        near = evaluation.neighbours()
+        if near: base['exact_match'] = sum(a in map(str.strip, b) for a, b in zip(near, true)) / len(near)
+        try:
+            scores |= caption_scores(written, true)
+            if near: base = caption_scores(near, true)
         except UserError as e: note = f'BLEU and CIDEr were left out: {e}.'
     trained = ('frozen' if config.freeze_llm else 'trained') + (' with LoRA' if config.lora else '')
     lines = ['# Captions', '', f'{dataset.name}: {len(rows):,} held-out captions written, {len(table)} epochs; '
              f'language model `{Path(config.model_name).name}`, {trained}; image tokens from {config.prefix_from}.', '',
-             *markdown_table(['measure', 'last epoch'], list(scores.items())), note, '',
+             *markdown_table(['measure', 'last epoch', 'nearest training picture'],
+                             [(k, v, base.get(k, '')) for k, v in scores.items()]), note, '',
              *(f'![{p.stem}]({p.name})\n' for p in pictures)]
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'

@@ -29,6 +29,7 @@ from .towers import load_whole, load_words, weights_digest, words_digest
 from ..checkpoint import keep_trained, load_weights
 from ..core import UserError, atomic_path, check_extra, check_output, first_line, global_mean, is_main, world_size
 from ..data.loaders import image_loader
+from ..pair_scores import nearest_rows
 from ..runs import RunLog, new_folder, progress
 from ..training import TrainConfig, fit
 
@@ -447,8 +448,10 @@ class CaptionEvaluation:
         held: CaptionSet, # held-out pairs
         texts: list[list[str]], # captions of the whole dataset, by row; any of them is right
         limit: int = 256, # how many captions are written before the last epoch
+        *,
+        train: CaptionSet | None = None, # training pairs, for the captions of nearest neighbours
     ):
-        self.held, self.texts, self.limit = held, texts, limit
+        self.held, self.texts, self.limit, self.train = held, texts, limit, train
         self.rows, self.written = torch.zeros(0, dtype=torch.long), []
 
     @torch.no_grad()
@@ -463,6 +466,14 @@ class CaptionEvaluation:
         right = sum(said in map(str.strip, self.texts[i]) for said, i in zip(self.written, self.rows.tolist()))
         return {'val_loss_caption': loss, 'val_token_acc': accuracy, 'perplexity': math.exp(min(loss, 700)),
                 'exact_match': right / len(self.rows), 'written': len(self.rows)}
+
+    def neighbours(self) -> list[str]: # as `written`; empty without training pairs
+        "For each row of the last call the first caption of the training picture that the tower finds nearest."
+        if not self.train or not len(self.rows): return []
+        def pooled(part): return (part.mean(1) if part.ndim == 3 else part).float()
+        def vectors(rows): return torch.cat([pooled(self.held.features[r]) for r in rows.split(1024)])
+        near = nearest_rows(vectors(self.rows), vectors(self.train.rows))
+        return [self.texts[i][0] for i in self.train.rows[near].tolist()]
 
     def _token_scores(self, model: MultimodalLLM) -> tuple[float, float]:
         "Loss in nats and accuracy of the next token, means over all tokens."
@@ -491,17 +502,19 @@ def captioning_config(
                         'expected distributed_type MULTI_GPU or MULTI_CPU in the settings of accelerate')
     return training_config(folder, resume, **(dict(epochs=3, lr=1e-3) | options))
 
-def _texts(dataset: ImageTextDataset, i: int) -> list[str]:
-    "Captions of row `i`; none if it lacks them."
+def _texts(dataset: ImageTextDataset, i: int, asked: bool) -> list[str]:
+    "Captions of row `i`, and for training what is drawn of its words; none if it lacks them."
     fields = dataset.fields(i)
-    return [] if fields.get('text') is None else dataset.texts(fields)
+    if fields.get('text') is None: return []
+    return dataset.captions(fields) if asked else dataset.texts(fields)
 
-def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *, say: Callable) -> tuple:
+def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *, held: Tensor, say: Callable) -> tuple:
     "Captions by row, none where there is no image; their tokens, True where a real one stands, and how many lack."
-    texts, longest, reasons = [], model.config.max_text, []
+    texts, longest, reasons, held = [], model.config.max_text, [], {*held.tolist()}
     rows, table = [], model.llm.get_input_embeddings().weight.shape[0]
     for i, image in enumerate(there.tolist()):
-        try: texts.append([_checked(model, t, table, dataset.place(i)) for t in _texts(dataset, i)] if image else [])
+        try: texts.append([_checked(model, t, table, dataset.place(i)) for t in _texts(dataset, i, i in held)]
+                         if image else [])
         except UserError as e:
             if dataset.on_error == 'raise': raise
             reasons.append(str(e))
@@ -547,10 +560,10 @@ def train_captioning(
     log, towers = RunLog(folder/'training.log'), model.aligner.towers
     kind = 'states' if cfg.prefix_from == 'patches' else 'pooled'
     features = cached_features(towers['image'], dataset, cache_dir, kind=kind, say=log)
-    texts, ids, real = _captions(model, dataset, features.there, say=log)
     if val_rows is None: val_rows = hold_out(dataset, val_split, config.seed)
+    texts, ids, real = _captions(model, dataset, features.there, held=val_rows, say=log)
     train = CaptionSet(features, ids, real, rows=other_rows(len(dataset), val_rows), name=dataset.name)
-    evaluation = CaptionEvaluation(CaptionSet(features, ids, real, rows=val_rows), texts)
+    evaluation = CaptionEvaluation(CaptionSet(features, ids, real, rows=val_rows), texts, train=train)
     lost = len(dataset) - len(train) - len(evaluation.held)
     if len(train) < world_size():
         raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records have an image and a caption '

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'DRAWN_TEXTS', 'ImageTextDataset', 'errors_at', 'item_content', 'hold_out', 'choosing_rows',
-           'labelled_pairs', 'create_dataloader']
+           'ink_measures', 'stroke_words', 'labelled_pairs', 'create_dataloader']
 
 # %% ../../nbs/align/53_inputs.ipynb #59d40575
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -243,17 +243,51 @@ def choosing_rows(
     apart = not np.isin(groups[held], groups[rest]).any()
     return torch.from_numpy(set_aside(rest, share, seed, groups=groups[rest] if apart else None)[1])
 
+# %% ../../nbs/align/53_inputs.ipynb #be7714c3
+def ink_measures(
+    images: UInt8[Tensor, 'n c h w'], # light ink on dark ground, 0..255
+) -> Float[np.ndarray, 'n 2']: # width of strokes, pixels; slant, degrees, above 0 to the right
+    "How each image is written; 0 for one without ink."
+    from scipy.ndimage import distance_transform_edt
+    ink = images.float().mean(1).numpy() / 255
+    (h, w), found = ink.shape[1:], np.zeros((len(ink), 2))
+    y, x = np.mgrid[:h, :w]
+    for i, g in enumerate(ink):
+        strokes = np.pad(g > .5, 1)
+        if not strokes.any(): continue
+        found[i, 0] = 4 * distance_transform_edt(strokes)[strokes].mean() - 2 # distances reach to the next pixel
+        dx, dy = x - (g * x).sum() / g.sum(), y - (g * y).sum() / g.sum()
+        found[i, 1] = np.degrees(np.arctan2(-(g * dx * dy).sum(), (g * dy**2).sum()))
+    return found
+
+def stroke_words(
+    images: UInt8[Tensor, 'n c h w'], # to be described
+    like: UInt8[Tensor, 'm c h w'] | None = None, # whose quarters decide; None: these images
+) -> list[dict[str, str]]: # stroke (thin, medium, bold) and lean (leaning left, upright, leaning right)
+    "What can be said of how images are written, compared with others."
+    found = ink_measures(images)
+    low, high = np.quantile(found if like is None else ink_measures(like), (.25, .75), axis=0)
+    kinds = ('thin', 'medium', 'bold'), ('leaning left', 'upright', 'leaning right')
+    which = (found >= low).astype(int) + (found > high)
+    return [{name: kind[k] for name, kind, k in zip(('stroke', 'lean'), kinds, row)} for row in which]
+
 # %% ../../nbs/align/53_inputs.ipynb #ceb5f6fb
 def labelled_pairs(
     images: ImageSet, # labelled images
-    template: str = 'a handwritten {}', # of the caption; {} is the class
+    template: str = 'a handwritten {}', # of the caption; {} is the class, {stroke} and {lean} tell how it is written
+    like: ImageSet | None = None, # images whose quarters say what is thin or leaning; None: these
 ) -> list[dict]: # with image, text, and domain, the class
     "Labelled images as image-text records; digits are spelt out."
     if '{}' not in template:
         raise UserError(f'template is {template!r}; expected {{}} where the name of the class goes')
     names = [DIGIT_NAMES[int(c)] if c.isdigit() and len(c) == 1 else c.replace('_', ' ') for c in images.classes]
     labels = [names[y] for y in images.labels.tolist()]
-    return [{'image': x, 'text': template.format(name), 'domain': name} for x, name in zip(images.images, labels)]
+    written = '{stroke}' in template or '{lean}' in template
+    words = stroke_words(images.images, None if like is None else like.images) if written else [{}] * len(labels)
+    try: texts = [template.format(name, **how) for name, how in zip(labels, words)]
+    except (KeyError, IndexError, ValueError) as e:
+        raise UserError(f'template is {template!r} ({first_line(e)}); expected {{}}, {{stroke}} and {{lean}}') from e
+    return [{'image': x, 'text': text, 'domain': name} for x, text, name in zip(images.images, texts, labels)]
 
 # %% ../../nbs/align/53_inputs.ipynb #838f4395
 def _columns(items: list[dict]) -> dict[str, list]:

@@ -22,7 +22,7 @@ def chain(data, folder, vocab, *, shape, one, two, k, held=()):
     command('mmjepa.data.text', data, '--vocab_size', vocab, '--output', folder/'tok.spm')
     command('mmjepa.pretrain.masked', *pairs, '--tokenizer', folder/'tok.spm', '--output', folder/'one', *shape, *one)
     command('mmjepa.pretrain.contrastive', *pairs, '--encoder', folder/'one/encoder', '--output', folder/'two', *two)
-    command('mmjepa.pretrain.embed', '--model', folder/'two', *records, '--output', folder/'e.jsonl')
+    command('mmjepa.embed', '--model', folder/'two', *records, '--output', folder/'e.jsonl')
     clusters = ['--cluster-domains', k, '--kmeans-model', folder/'kmeans.pth']
     said = command('mmjepa.pretrain.map', folder/'e.jsonl', *clusters, '--output', folder/'umap.png')
     assert (folder/'umap.png').stat().st_size > 10_000 and len(JsonRecords(folder/'e.jsonl')) == len(JsonRecords(data))

@@ -48,7 +48,7 @@ def of_lines(root, path, out, case):
     return {
         'pretrain.masked': [*data, *SHAPE, *SHORT, '--output', out],
         'pretrain.contrastive': [*data, *SHAPE, *SHORT, '--output', out],
-        'pretrain.embed': ['--model', root/'two', *data, '--output', case/'out.jsonl'],
+        'embed': ['--model', root/'two', *data, '--output', case/'out.jsonl'],
         'align.align': [*towers(root), *data, *ALIGN, '--output', out, *cache],
         'align.caption': ['--aligner', root/'aligned', '--model_name', root/'qwen2', *data, *CAPTION, '--output', out,
                           *cache],
@@ -58,7 +58,7 @@ def of_lines(root, path, out, case):
                         '--programs', 2, '--output', out]}
 
 
-MAY_SKIP = 'pretrain.masked', 'pretrain.contrastive', 'pretrain.embed', 'align.align', 'align.caption', 'data.shards'
+MAY_SKIP = 'pretrain.masked', 'pretrain.contrastive', 'embed', 'align.align', 'align.caption', 'data.shards'
 
 
 def of_shards(root, path, out, case):
@@ -75,7 +75,7 @@ def of_folders(root, case, out):
         ('bert', 'pretrain.masked'): ['--tokenizer', copy, *pairs, *SHAPE, *SHORT, '--output', out],
         ('one/encoder', 'pretrain.contrastive'): ['--encoder', copy, *pairs, *SHORT, '--batch_size', 4, '--output',
                                                   out],
-        ('two/model', 'pretrain.embed'): ['--model', copy, *pairs, '--output', case/'out.jsonl'],
+        ('two/model', 'embed'): ['--model', copy, *pairs, '--output', case/'out.jsonl'],
         ('vl', 'vl.evaluate'): [copy, '--data', root/'text.jsonl', '--limit', 4, '--output', out],
         ('vl', 'export'): ['--checkpoint', copy, '--format', 'safetensors', '--output', out],
         ('clip', 'align.align'): ['--vision_model_name', copy, '--text_model_name', root/'bert', *pairs, *ALIGN,
@@ -115,7 +115,7 @@ def line_cases(root, new, rng, n):
 
 def counts(module, folder, records):
     "Where the records of the result are."
-    if module == 'pretrain.embed': return dict(output=folder/'out.jsonl', records=records)
+    if module == 'embed': return dict(output=folder/'out.jsonl', records=records)
     if module == 'data.shards': return dict(output=folder/'out', records=records)
     return {}
 

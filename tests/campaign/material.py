@@ -51,7 +51,7 @@ def make(root):
     ran('data.text', pairs, '--vocab_size', 286, '--output', root/'words.spm')
     ran('pretrain.masked', '--json_data', pairs, *SHAPE, *SHORT, '--output', root/'one')
     ran('pretrain.contrastive', '--json_data', pairs, *SHAPE, *SHORT, '--output', root/'two')
-    ran('pretrain.embed', '--model', root/'two', '--json_data', pairs, '--output', root/'embeddings.jsonl')
+    ran('embed', '--model', root/'two', '--json_data', pairs, '--output', root/'embeddings.jsonl')
     ran('align.align', *towers(root), '--json_data', pairs, *ALIGN, '--output', root/'aligned', '--cache_dir',
         root/'cache')
     return root

@@ -36,14 +36,14 @@ def home(tmp_path_factory):
     encoder = EncoderConfig(8, 4, 3, num_classes=0, emb_dim=16, depth=1, num_heads=2, vocab_size=tok.vocab_size,
                             context=24)
     save_with_tokenizer(ContrastiveModel(ContrastiveConfig(encoder, proj_dim=8)), tok, folder/'model')
-    done = command('mmjepa.pretrain.embed',
+    done = command('mmjepa.embed',
                    ['--model', folder/'model', '--json-data', data, '--output', folder/'e.jsonl', '--block', 32])
     assert done.returncode == 0 and '200 embeddings' in done.stdout, done
     return folder
 
 
 def test_two_ranks_write_what_one_writes(home):
-    done = launch('mmjepa.pretrain.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output',
+    done = launch('mmjepa.embed', '--model', home/'model', '--json-data', home/'pairs.jsonl', '--output',
                   home/'two.jsonl', '--block', 32, **ENV)
     assert [d.returncode for d in done] == [0, 0], done
     assert (home/'two.jsonl').read_text() == (home/'e.jsonl').read_text()
@@ -57,22 +57,22 @@ def test_nothing_is_written_over_and_skips_are_counted(home):
     args, before = ['--model', home/'model', '--json_data', home/'x.jsonl', '--on_error', 'skip'], {}
     for name in ('x.jsonl', 'mine.txt', 'png', 'model/config.json', 'model'):
         if (home/name).is_file(): before[name] = (home/name).read_bytes()
-        done = command('mmjepa.pretrain.embed', [*args, '--output', home/name])
+        done = command('mmjepa.embed', [*args, '--output', home/name])
         assert done.returncode == 2 and name in done.stderr and len(done.stderr.splitlines()) == 1, done
     assert all((home/name).read_bytes() == content for name, content in before.items())
     assert len([*(home/'png').iterdir()]) == 200 and (home/'model/model.safetensors').exists()
-    done = command('mmjepa.pretrain.embed', [*args, '--output', home/'good.jsonl'])
+    done = command('mmjepa.embed', [*args, '--output', home/'good.jsonl'])
     assert done.returncode == 0 and '198 embeddings' in done.stdout and '2 of 200 bad records skipped' in done.stdout
-    done = command('mmjepa.pretrain.embed', [*args, '--output', home/'good.jsonl'])  # its own output again
+    done = command('mmjepa.embed', [*args, '--output', home/'good.jsonl'])  # its own output again
     assert done.returncode == 0 and len((home/'good.jsonl').read_text().splitlines()) == 198
 
 
 def test_one_writer_at_a_time(home):
     args = ['--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'both.jsonl', '--block', 1,
             '--batch_size', 1]
-    first, parts = start('mmjepa.pretrain.embed', args, **ENV), home/'both.jsonl.parts'
+    first, parts = start('mmjepa.embed', args, **ENV), home/'both.jsonl.parts'
     while first.is_alive() and not list(parts.glob('*.jsonl')): time.sleep(.01)
-    second = command('mmjepa.pretrain.embed', args)
+    second = command('mmjepa.embed', args)
     assert second.returncode == 2 and 'writes there' in second.stderr, second
     assert finish(first).returncode == 0 and (home/'both.jsonl').exists() and not parts.exists()
 
@@ -82,7 +82,7 @@ def test_a_record_with_captions_has_one_vector(home):
     captions = ['a bold zero', 'a thin one', 'seven']
     rows = [{**first, 'text': captions}, *({**first, 'text': c} for c in captions)]
     (home/'captions.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    done = command('mmjepa.pretrain.embed', ['--model', home/'model', '--json-data', home/'captions.jsonl', '--of',
+    done = command('mmjepa.embed', ['--model', home/'model', '--json-data', home/'captions.jsonl', '--of',
                                              'text', '--output', home/'captions_e.jsonl'])
     assert done.returncode == 0 and '4 embeddings' in done.stdout, done
     whole, *each = (torch.tensor(json.loads(x)['embedding']) for x in open(home/'captions_e.jsonl'))
@@ -92,12 +92,12 @@ def test_a_record_with_captions_has_one_vector(home):
 def test_killed_and_started_again(home):
     args = ['--model', home/'model', '--json-data', home/'pairs.jsonl', '--output', home/'killed.jsonl', '--block', '1',
             '--batch_size', '1']
-    process, parts = start('mmjepa.pretrain.embed', args, **ENV), home/'killed.jsonl.parts'
+    process, parts = start('mmjepa.embed', args, **ENV), home/'killed.jsonl.parts'
     while process.is_alive() and len(list(parts.glob('*.jsonl'))) < 5: time.sleep(.01)
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
     assert not (home/'killed.jsonl').exists() and 5 <= len(list(parts.glob('*.jsonl'))) < 200
-    done = command('mmjepa.pretrain.embed', args)
+    done = command('mmjepa.embed', args)
     assert done.returncode == 0 and 'were finished before' in done.stdout, done
     def records(name): return [json.loads(line) for line in (home/name).read_text().splitlines()]
     # batches of one: equal to rounding
@@ -129,7 +129,7 @@ def test_scores_beside_a_baseline(home):
     rows = [json.loads(x) for x in (home/'pairs.jsonl').read_text().splitlines()]
     for i, r in enumerate(rows): r['split'] = 'test' if i % 5 == 0 else 'train'
     (home/'sides.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    done = command('mmjepa.pretrain.embed', *([*args, '--of', of, '--output', home/f'{of}.jsonl']
+    done = command('mmjepa.embed', *([*args, '--of', of, '--output', home/f'{of}.jsonl']
                                               for of in ('image', 'text')))
     assert done.returncode == 0, done
     both = ['--of', 'both', '--texts', home/'text.jsonl']

@@ -139,7 +139,7 @@ def test_both_stages_by_their_commands(tmp_path, data):
     before, after = load_file(encoder/'model.safetensors'), load_file(two/'model/model.safetensors')
     shapes = {k.removeprefix('encoder.'): v.shape for k, v in after.items() if k.startswith('encoder.')}
     assert {k: v.shape for k, v in before.items()} == shapes
-    code, out = run('pretrain.embed', '--model', two, '--json-data', data, '--output', rows)
+    code, out = run('embed', '--model', two, '--json-data', data, '--output', rows)
     assert code == 0 and '120 embeddings' in out, out
     line = json.loads(rows.read_text().splitlines()[7])
     assert len(line['embedding']) == 128 and line['domain'] == 'seven'
@@ -164,10 +164,9 @@ def test_two_processes_under_a_launcher(tmp_path, data, precision):
     (('pretrain.contrastive', '--json-data', 'DATA', '--encoder', 'nowhere'), 'nowhere: no encoder there'),
     (('pretrain.contrastive', '--json-data', 'DATA', '--encoder', 'ENCODER', '--image_size', '128', '--depth', '12'),
      '--image_size 128 --depth 12, but the encoder in'),
-    (('pretrain.embed', '--json-data', 'DATA', '--model', 'ENCODER'), 'holds an encoder; expected a model of contr'),
     (('pretrain.contrastive', '--json-data', 'DATA', '--patch-size', '7'), 'patch_size 7 does not divide'),
     (('pretrain.contrastive', '--json-data', 'DATA', '--tokenizer', 'nothing.spm'), 'nothing.spm'),
-    (('pretrain.embed', '--model', 'nowhere', '--json-data', 'DATA'), 'nowhere: no model there')])
+    (('embed', '--model', 'nowhere', '--json-data', 'DATA'), 'nowhere: no such folder')])
 def test_bad_input_is_one_line(tmp_path, data, encoder, args, words):
     given = {'DATA': data, 'ENCODER': encoder}
     code, out = run(args[0], *(given.get(a, a) for a in args[1:]), '--output', tmp_path/'out')
