@@ -97,10 +97,11 @@ def choice(
     table, # DataFrame of epochs
     best: int | None, # the best epoch, where it is not the last
     monitor: str = 'choose_mrr', # column of the score that chooses
+    name: str = 'mean reciprocal rank', # of that score
 ) -> str: # a sentence
     "By which rule the epochs of a report were chosen."
     if best_epoch(table, monitor) is None: return 'The last epoch is shown.'
-    rule = 'the best by mean reciprocal rank of pairs that are neither trained on nor reported'
+    rule = f'the best by {name} of pairs that are neither trained on nor reported'
     return f'The last epoch is shown, and epoch {best}, {rule}.' if best else f'The last epoch is shown; it is {rule}.'
 
 # %% ../nbs/08_runs.ipynb #1e36b0af

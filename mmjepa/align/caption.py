@@ -25,7 +25,7 @@ from ..core import (UserError, atomic_path, check_extra, check_output, command, 
                          seed_everything, start_ranks, world_size, write_text)
 from ..data.images import read_image
 from ..data.loaders import image_loader
-from ..runs import RunConfig, RunLog, one_writer
+from ..runs import RunConfig, RunLog, choice, one_writer
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/58_caption.ipynb #cfa2bc52
@@ -163,6 +163,11 @@ def caption_curves(
     plot_curves(table, scores, right).set(title='held-out captions', ylabel='', ylim=(0, 1.02))
     return fig
 
+def _score_table(scores: dict[str, float], others: dict[str, dict]) -> tuple[list[str], list[tuple]]:
+    "Columns and rows: the last epoch, and what stands beside it."
+    rows = [(k, v, *(found.get(k, '') for found in others.values())) for k, v in scores.items()]
+    return ['measure', 'last epoch', *others], rows
+
 def write_caption_report(
     model: MultimodalLLM, # trained
     dataset: ImageTextDataset,
@@ -188,11 +193,13 @@ def write_caption_report(
             scores |= caption_scores(written, true)
             if near: base = caption_scores(near, true)
         except UserError as e: note = f'BLEU and CIDEr were left out: {e}.'
+    at, more = evaluation.best or (None, {})
+    others = {'nearest training picture': base} | ({f'best epoch, {at}': more} if at else {})
     trained = ('frozen' if config.freeze_llm else 'trained') + (' with LoRA' if config.lora else '')
     lines = ['# Captions', '', f'{dataset.name}: {len(rows):,} held-out captions written, {len(table)} epochs; '
              f'language model `{Path(config.model_name).name}`, {trained}; image tokens from {config.prefix_from}.', '',
-             *markdown_table(['measure', 'last epoch', 'nearest training picture'],
-                             [(k, v, base.get(k, '')) for k, v in scores.items()]), note, '',
+             choice(table, at, 'choose_token_acc', name='token accuracy'), '',
+             *markdown_table(*_score_table(scores, others)), note, '',
              *(f'![{p.stem}]({p.name})\n' for p in pictures)]
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'
@@ -217,6 +224,7 @@ def run_captioning(
     train: TrainConfig,
     run: RunConfig,
     batch_size: int = 32, # pairs a step, on each process
+    choose_split: float = 0., # share of the other records that chooses the best epoch, 0 to 1
     cache_dir: str | Path | None = None, # of features
 ): # DataFrame of epochs; None on ranks other than the first
     "Train, caption what was held out, write a report."
@@ -232,7 +240,7 @@ def run_captioning(
     seed_everything(train.seed)
     with main_first(): model = MultimodalLLM(aligner, config).to(get_device())
     table, evaluation = train_captioning(model, dataset, folder, batch_size=batch_size, val_rows=held, resume=resume,
-                                         cache_dir=cache_dir, **options)
+                                         choose_split=choose_split, cache_dir=cache_dir, **options)
     if not is_main(): return None
     report = write_caption_report(model, dataset, evaluation, table=table, folder=folder)
     RunLog(folder/'training.log')(f'report and pictures: {report}')
@@ -261,6 +269,7 @@ def main(
     train_llm: bool = False, # train the language model as a whole
     lora_rank: int = 0, # rank of low-rank adapters of the language model; 0 for none
     batch_size: int = 32, # pairs a step, on each process
+    choose_split: float = .05, # share of the other records that chooses the best epoch, and is not trained on, 0 to 1
     vision_model_name: str = '', # where the vision tower of the aligner is now, if it was moved
     text_model_name: str = '', # where its text tower is, likewise
     audio_model_name: str = '', # where its audio tower is, likewise
@@ -280,4 +289,4 @@ def main(
     known = load_aligner(aligner, moved)
     with one_writer(run.folder):
         run_captioning(open_records(source, train.seed), known, config, train=train, run=run, batch_size=batch_size,
-                       cache_dir=cache_dir or None)
+                       choose_split=choose_split, cache_dir=cache_dir or None)

@@ -24,13 +24,13 @@ from torch.utils.data import Dataset
 from .aligner import (VisionTextAligner, as_items, check_fields, load_aligner, other_rows,
                                   read_items, read_saved, save_aligner, training_config)
 from .features import Features, FeatureSet, cached_features
-from .inputs import ImageTextDataset, hold_out
+from .inputs import ImageTextDataset, choosing_rows, hold_out
 from .towers import load_whole, load_words, weights_digest, words_digest
 from ..checkpoint import keep_trained, load_weights
 from ..core import UserError, atomic_path, check_extra, check_output, first_line, global_mean, is_main, world_size
 from ..data.loaders import image_loader
 from ..pair_scores import nearest_rows
-from ..runs import RunLog, new_folder, progress
+from ..runs import RunLog, load_best, new_folder, progress
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/57_captioner.ipynb #5944594a
@@ -450,14 +450,17 @@ class CaptionEvaluation:
         limit: int = 256, # how many captions are written before the last epoch
         *,
         train: CaptionSet | None = None, # training pairs, for the captions of nearest neighbours
+        choose: CaptionSet | None = None, # pairs that choose the best epoch
     ):
-        self.held, self.texts, self.limit, self.train = held, texts, limit, train
+        self.held, self.texts, self.limit, self.train, self.choose = held, texts, limit, train, choose
+        self.best = None # epoch and scores of the best one, where it is not the last
         self.rows, self.written = torch.zeros(0, dtype=torch.long), []
 
     @torch.no_grad()
     def __call__(self, model: MultimodalLLM, last: bool = True) -> dict[str, float]:
-        if not len(self.held): return {}
-        loss, accuracy = self._token_scores(model)
+        found = {'choose_token_acc': self._token_scores(model, self.choose)[1]} if self.choose else {}
+        if not len(self.held): return found
+        loss, accuracy = self._token_scores(model, self.held)
         few = torch.linspace(0, len(self.held) - 1, min(self.limit, len(self.held))).long()
         self.rows = self.held.rows if last else self.held.rows[few]
         self.written = []
@@ -465,7 +468,7 @@ class CaptionEvaluation:
             self.written += model.write(self.held.features[part], [model.config.prompt] * len(part))
         right = sum(said in map(str.strip, self.texts[i]) for said, i in zip(self.written, self.rows.tolist()))
         return {'val_loss_caption': loss, 'val_token_acc': accuracy, 'perplexity': math.exp(min(loss, 700)),
-                'exact_match': right / len(self.rows), 'written': len(self.rows)}
+                'exact_match': right / len(self.rows), 'written': len(self.rows), **found}
 
     def neighbours(self) -> list[str]: # as `written`; empty without training pairs
         "For each row of the last call the first caption of the training picture that the tower finds nearest."
@@ -475,10 +478,10 @@ class CaptionEvaluation:
         near = nearest_rows(vectors(self.rows), vectors(self.train.rows))
         return [self.texts[i][0] for i in self.train.rows[near].tolist()]
 
-    def _token_scores(self, model: MultimodalLLM) -> tuple[float, float]:
+    def _token_scores(self, model: MultimodalLLM, held: CaptionSet) -> tuple[float, float]:
         "Loss in nats and accuracy of the next token, means over all tokens."
         sums = torch.zeros(3, dtype=torch.float64)
-        for part in progress(self.held.pieces(), 'held-out captions', -(-len(self.held) // 256)):
+        for part in progress(held.pieces(), 'held-out captions', -(-len(held) // 256)):
             batch = {k: v.to(model.device) for k, v in part.items()}
             loss, logs = caption_objective(model(batch), batch)
             n = batch['caption_mask'].sum().item()
@@ -531,6 +534,19 @@ def _captions(model: MultimodalLLM, dataset: ImageTextDataset, there: Tensor, *,
     ids[rows, places], real[rows, places] = flat, mask
     return (texts, ids[:, 0], real[:, 0]) if most < 2 else (texts, ids, real)
 
+# %% ../../nbs/align/57_captioner.ipynb #7de9fdf4
+def _score_best(model: MultimodalLLM, folder: Path, table, *, evaluation: CaptionEvaluation, say: Callable):
+    "Save and score the captioner of the best epoch, where it is not the last; the model is as before."
+    last = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    best = load_best(lambda: model, folder, table, monitor='choose_token_acc')
+    if not best: return
+    save_captioner(model, folder/'best')
+    say(f'captioner of epoch {best[0]}, the best by pairs that are neither trained on nor reported: {folder/"best"}')
+    kept = evaluation.rows, evaluation.written
+    evaluation.best = best[0], evaluation(model)
+    evaluation.rows, evaluation.written = kept
+    load_weights(model, last)
+
 def _checked(model: MultimodalLLM, text: str, table: int, place: str) -> str:
     "The text, if the language model has tokens and word embeddings for it."
     ids = _tokens(model.tokenizer, text)
@@ -548,6 +564,7 @@ def train_captioning(
     batch_size: int = 32, # pairs a step, on each process
     val_rows: Int[Tensor, ' m'] | None = None, # rows held out; None draws val_split
     val_split: float = .1, # share held out, 0 or more
+    choose_split: float = 0., # share of the others that chooses the best epoch and is not trained on, 0 to 1
     cache_dir: str | Path | None = None, # of features; None for the user's cache folder
     resume: bool = False, # continue the run in output_dir
     **options, # fields of TrainConfig: epochs, lr, seed, ...
@@ -561,10 +578,13 @@ def train_captioning(
     kind = 'states' if cfg.prefix_from == 'patches' else 'pooled'
     features = cached_features(towers['image'], dataset, cache_dir, kind=kind, say=log)
     if val_rows is None: val_rows = hold_out(dataset, val_split, config.seed)
-    texts, ids, real = _captions(model, dataset, features.there, held=val_rows, say=log)
-    train = CaptionSet(features, ids, real, rows=other_rows(len(dataset), val_rows), name=dataset.name)
-    evaluation = CaptionEvaluation(CaptionSet(features, ids, real, rows=val_rows), texts, train=train)
-    lost = len(dataset) - len(train) - len(evaluation.held)
+    aside = choosing_rows(dataset, val_rows, choose_split, seed=config.seed)
+    out = torch.cat([val_rows, aside])
+    texts, ids, real = _captions(model, dataset, features.there, held=out, say=log)
+    train = CaptionSet(features, ids, real, rows=other_rows(len(dataset), out), name=dataset.name)
+    held, choose = (CaptionSet(features, ids, real, rows=rows) for rows in (val_rows, aside))
+    evaluation = CaptionEvaluation(held, texts, train=train, choose=choose if len(choose) else None)
+    lost = len(dataset) - len(train) - len(held) - len(choose)
     if len(train) < world_size():
         raise UserError(f'{dataset.name}: {len(train)} of {len(dataset)} records have an image and a caption '
                         'and are not held out; expected one or more on each process')
@@ -574,14 +594,16 @@ def train_captioning(
     settings = {'captioning': asdict(cfg), 'train': vars(config), 'data': data, 'batch_size': batch_size,
                 'processes': world_size(), 'llm': fingerprint(model),
                 'towers': {m: t.fingerprint for m, t in towers.items()}}
+    if len(choose): settings['choose'] = weights_digest([('rows', aside)])
     table = fit(model, caption_objective, loader, config=config, output_dir=folder, evaluate=evaluation,
-                transform=draw_caption, monitor='exact_match', resume=resume, settings=settings,
-                columns=CAPTION_COLUMNS)
+                transform=draw_caption, monitor='choose_token_acc' if len(choose) else '', resume=resume,
+                settings=settings, columns=CAPTION_COLUMNS)
     if not is_main(): return None, evaluation
     if not evaluation.written: evaluation(model) # a finished run that was resumed
     save_captioner(model, folder/'captioner')
     left_out = f'; {lost:,} of {len(dataset):,} records left out: bad, or without an image or a caption' if lost else ''
     log(f'captioner: {folder/"captioner"}{left_out}')
+    if len(choose): _score_best(model, folder, table, evaluation=evaluation, say=log)
     return table, evaluation
 
 # %% ../../nbs/align/57_captioner.ipynb #5ebe85e4

@@ -268,6 +268,13 @@ class PairEvaluation:
             out |= {f'train_{k}': v for k, v in pair_recall(*found).items()}
         return out
 
+    def guess(self) -> dict[str, float]:
+        "Recall of a guess among the held-out pairs; empty without them."
+        ids = [batch.get('ids') for batch in self.held] if not self.chance else []
+        n = sum(len(batch['image']) for batch in self.held) if ids else 0
+        if n: self.chance = chance_table(n, None if ids[0] is None else torch.cat(ids))
+        return self.chance
+
     def held_out(self, model: ContrastiveModel) -> dict[str, float]:
         "`val_loss_clip`, where as many pairs are compared as in a step; `val_loss_mlm`, over all hidden words; recall."
         found, total, count, scale = [], 0., 0, None
@@ -407,15 +414,16 @@ def pair_facts(
     config: ContrastiveRun, # of the run
     table, # DataFrame of epochs
     held: int, # pairs that were held out
+    chance: dict[str, float], # recall of a guess among them, of chance_table
 ) -> dict: # arguments of `model_card`
     "What the card of a model says of its run: recall among held-out pairs beside chance."
     last = table.iloc[-1]
     recall = [c for c in PAIR_COLUMNS if '_to_' in c and c in last and last[c] == last[c]]
-    guess = {c: min(1., int(c.rpartition('_r')[2]) / held) for c in recall}
     return {'data': f'Pairs of image and text: {data_name(config.data)}; {held:,} of them held out.',
             'training': f'`mmjepa_contrastive_pretrain {typed_flags(config)}`: {len(table)} epochs, '
                         f'seed {config.seed}.',
-            'scores': {c: float(last[c]) for c in recall}, 'controls': {'chance': guess} if recall else {},
+            'scores': {c: float(last[c]) for c in recall},
+            'controls': {'chance': {c: chance[c] for c in recall}} if recall else {},
             'notes': 'Recall at 1, 5 and 10 among all held-out pairs, after the last epoch.' if recall else ''}
 
 def run_contrastive(
@@ -438,7 +446,8 @@ def run_contrastive(
     trained = whole_model(model, make)
     if not is_main(): return None
     held = sum(len(batch['image']) for batch in evaluate.held)
-    save_with_tokenizer(trained, tokenizer, folder/'model', facts=pair_facts(config, table, held))
+    facts = pair_facts(config, table, held, evaluate.guess())
+    save_with_tokenizer(trained, tokenizer, folder/'model', facts=facts)
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
     best = load_best(make, folder, table, monitor='choose_mrr')
@@ -452,7 +461,7 @@ def run_contrastive(
 # %% ../../nbs/pretrain/41_contrastive.ipynb #52387f2b
 def pair_curves(
     table, # DataFrame of epochs
-    n: int, # held-out pairs, for the line of chance; 0 for none
+    chance: float | None = None, # recall at 10 of a guess, for its line
 ): # figure
     "Losses, recall and logit scale over epochs."
     import matplotlib.pyplot as plt
@@ -465,8 +474,8 @@ def pair_curves(
     for ax, (title, names) in zip(axs, panels.items()):
         measured = [c for c in names if c in table and table[c].notna().any()]
         plot_curves(table, measured, ax).set(title=title, ylabel='')
-    if n:
-        axs[2].axhline(min(1., 10 / n), color='black', ls=':', lw=1, label='chance')
+    if chance is not None:
+        axs[2].axhline(chance, color='black', ls=':', lw=1, label='chance')
         axs[2].set_ylim(0, 1.02)
         axs[2].legend()
     from_zero(axs[3])
@@ -487,15 +496,16 @@ def write_pair_report(
     from mmjepa.plots import found_figure, save_figure
     batches = list(evaluate.held)
     n = sum(len(b['image']) for b in batches)
-    pictures = ['curves.png']
-    save_figure(pair_curves(table, n), folder/'curves.png')
+    pictures, ways = ['curves.png'], [v for k, v in evaluate.guess().items() if k.endswith('_r10')]
+    guess = sum(ways) / len(ways) if ways else None
+    save_figure(pair_curves(table, guess), folder/'curves.png')
     if n:
         images, texts = torch.cat([b['image'] for b in batches]), [ids for b in batches for ids in b['text']]
         *pairs, ids = embed_pairs(model, batches)
         fig = found_figure(*pairs, images.__getitem__, text=lambda i: tokenizer.decode(texts[i]), ids=ids)
         save_figure(fig, folder/'found.png')
         pictures.append('found.png')
-    chance = f' (chance at 10: {min(1., 10 / n):.3f})' if n else ''
+    chance = f' (chance at 10: {guess:.3f})' if n else ''
     about = (f'{config.data}, {len(table)} epochs, {n} pairs held out{chance}, seed {config.seed}, '
              f'from {config.encoder or "scratch"}. {choice(table, best and best[0])} Pictures are of the last epoch.')
     others = {f'best epoch, {best[0]}': evaluate.held_out(best[1])} if best and n else {}
