@@ -39,9 +39,9 @@ from mmjepa.pretrain.masked import MaskedRun, run_masked
 from mmjepa.runs import RunConfig
 
 FIELDS = 'text', 'keywords'
-# Words as the text tower cuts them, no dropped blocks, mirror images, embeddings as wide as the teacher's vectors: the
-# notebook of contrastive pretraining says what each of these is worth.
-SHAPE = dict(stem_convs=3, emb_dim=192, num_heads=3, depth=4, drop_path=0., context=24)
+# Words as the text tower cuts and embeds them, no dropped blocks, mirror images, embeddings as wide as the teacher's
+# vectors: the notebook of contrastive pretraining says what each of these is worth.
+SHAPE = dict(stem_convs=3, emb_dim=192, num_heads=3, depth=4, drop_path=0., context=24, word_vectors=True)
 STAGE = dict(**SHAPE, flip=.5, batch_size=128, lr=1e-3, epochs=100, eval_every=20, choose_split=0., mlm_weight=0.,
              clip_weight=.3, teacher_weight=4., proj_dim=384)
 ADAPT = dict(d_align=384, mrl_dims=(384,), mrl_weight=0., teacher_dim=384, teacher_weight=4., dropout=.2,

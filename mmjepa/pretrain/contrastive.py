@@ -28,7 +28,7 @@ from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, example_imag
 from ..data.augmentation import AugmentConfig, augment
 from ..data.images import as_images, to_float
 from .masked import (EncoderRun, encoder_config, load_encoder, run_settings, save_with_tokenizer,
-                                    train_config, whole_model, with_context, word_loss)
+                                    start_words, train_config, whole_model, with_context, word_loss)
 from ..masking import TokenCorruption
 from ..data.mixture import open_source
 from ..data.records import JsonRecords, read_teacher
@@ -397,6 +397,7 @@ def build_pairs(
         cfg, config.proj_dim, layers, accum=config.accum_contrastive, max_scale=config.max_scale,
         teacher_dim=0 if teacher is None else teacher.shape[1], contrast=config.contrast))
     if weights: model.encoder.load_state_dict(weights)
+    elif config.word_vectors: start_words(model.encoder, config.tokenizer)
     corrupt = TokenCorruption.of(tokenizer, config.text_mask_ratio)
     return config, model, PairTransform(corrupt, views=bool(config.view_weight), teacher=teacher), tokenizer
 

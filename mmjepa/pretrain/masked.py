@@ -6,8 +6,8 @@
 __all__ = ['masked_objective', 'PROBED', 'PROBES', 'MASKED_COLUMNS', 'MaskedTransform', 'PixelTarget', 'LatentTarget',
            'MaskedModel', 'word_loss', 'MaskedObjective', 'MaskedEvaluation', 'fill_in', 'filled_figure',
            'save_with_tokenizer', 'load_encoder', 'EncoderRun', 'MaskedRun', 'with_context', 'encoder_config',
-           'train_config', 'run_settings', 'DomainProbe', 'build_masked', 'open_masked', 'whole_model', 'masked_facts',
-           'run_masked', 'write_masked_report', 'main']
+           'train_config', 'run_settings', 'start_words', 'DomainProbe', 'build_masked', 'open_masked', 'whole_model',
+           'masked_facts', 'run_masked', 'write_masked_report', 'main']
 
 # %% ../../nbs/pretrain/40_masked.ipynb #2ccd2c77
 import copy, math
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from ..checkpoint import load_weights, model_folder
-from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, data_name, get_device,
-                         height_width, is_main, make_generator, seed_everything, start_ranks, typed_flags,
+from ..core import (Source, UserError, atomic_path, check_choice, check_output, command, data_name, first_line,
+                         get_device, height_width, is_main, make_generator, seed_everything, start_ranks, typed_flags,
                          world_size)
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead
 from ..data.augmentation import AugmentConfig, augment
@@ -285,6 +285,7 @@ class EncoderRun:
     json_data: Source = '' # JSON lines with image and/or text, a tenth held out; several as 'a.jsonl=3 b.jsonl=1'
     val_data: Source = '' # held-out shards or JSON lines; without them, val_split of the rows of JSON lines
     tokenizer: str = '' # bytes, a *.spm file, or a folder or name of transformers (the encoder's, or bytes)
+    word_vectors: bool = False # start the table of words from the model of transformers that --tokenizer names
     context: int = 0 # longest text, tokens; 0: 32, of bytes 128
     image_size: int = 64 # side of an image, pixels
     patch_size: int = 8 # side of a patch, pixels
@@ -368,6 +369,26 @@ def run_settings(
     return {'run': asdict(config), 'processes': world_size(), 'tokenizer': tokenizer.fingerprint,
             'batches': len(loader)}
 
+# %% ../../nbs/pretrain/40_masked.ipynb #5d3e8a91
+def start_words(
+    encoder: MultimodalEncoder, # whose table of words is overwritten
+    name: str, # folder of a model of transformers, or its name on the hub, whose tokenizer the encoder has
+):
+    "Start the table of words from the word embeddings of a text model."
+    import transformers as hf
+    table = encoder.embedders['text'].table.weight
+    try: words = hf.AutoModel.from_pretrained(name).get_input_embeddings().weight.detach().float()
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"word_vectors: --tokenizer is '{name}' and no model can be read there ({first_line(e)}); "
+                        'expected a text model of transformers, or no --word_vectors') from e
+    if len(words) > len(table):
+        raise UserError(f"word_vectors: the model '{name}' has {len(words):,} words and the tokenizer {len(table):,}; "
+                        'expected the tokenizer of that model')
+    x = words - words.mean(0)
+    axes = torch.linalg.eigh(x.T.double() @ x.double()).eigenvectors.flip(1)[:, :table.shape[1]].float()
+    found = x @ axes
+    with torch.no_grad(): table[:len(words), :found.shape[1]] = (found / found.std()).to(table)
+
 # %% ../../nbs/pretrain/40_masked.ipynb #2e6f8b31
 PROBED = 5000 # training images that a probe is fitted to, at most
 
@@ -435,6 +456,7 @@ def build_masked(
     seed_everything(config.seed)
     config = with_context(config, tokenizer)
     encoder = MultimodalEncoder(encoder_config(config, tokenizer.vocab_size))
+    if config.word_vectors: start_words(encoder, config.tokenizer)
     target = LatentTarget(encoder) if config.target == 'latent' else None
     corrupt = TokenCorruption.of(tokenizer, config.text_mask_ratio)
     return MaskedModel(encoder, target), MaskedTransform(encoder.cfg.grid, corrupt, config.mask_ratio)
