@@ -19,9 +19,9 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from timm.layers import PatchEmbed, trunc_normal_
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, scaled_dot_product_attention
 
 from .checkpoint import HubModel, later_field
 from .core import (
@@ -443,6 +443,42 @@ def encode_multimodal(self: MultimodalEncoder,
 ) -> Float[Tensor, 'b d']:
     "Embedding of images and labels that attend to each other."
     return self.encode(image=x, label=y)
+
+# %% ../nbs/02_encoders.ipynb #1e60dd2a
+def _qkv(block: nn.Module, x: Float[Tensor, 'b n d']) -> tuple[Tensor, ...]:
+    "Queries, keys and values (b, h, n, e) of a block of timm."
+    a = block.attn
+    q, k, v = a.qkv(block.norm1(x)).unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return a.q_norm(q), a.k_norm(k), v
+
+def _first_block(block: nn.Module, patches: Tensor, labels: Tensor, which: Int[Tensor, 'b c']) -> Tensor:
+    "States (b * c, n + 1, d) behind a block, of patches (b, n, d) with their labels, rows of (u, 1, d)."
+    def joined(own, new): # (b, ...) and (u, ...), tokens last but one
+        rows = torch.cat([own[:, None].expand(-1, which.shape[1], *own.shape[1:]), new[which]], -2)
+        return rows.flatten(0, 1)
+    a, x = block.attn, joined(patches, labels)
+    z = scaled_dot_product_attention(*map(joined, _qkv(block, patches), _qkv(block, labels)))
+    z = a.proj_drop(a.proj(a.norm(z.transpose(1, 2).flatten(2))))
+    x = x + block.drop_path1(block.ls1(z))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+@patch
+def encode_pairs(self: MultimodalEncoder,
+    x: Float[Tensor, 'b c h w'], # images
+    y: Int[Tensor, 'b k'], # labels to try with each
+) -> Float[Tensor, 'b k d']:
+    "What `encode_multimodal` makes of each image with each of its labels, with less work in the first block."
+    labels, which = y.unique(return_inverse=True)
+    patches, labels = self.embedders['image'](x), self.embedders['label'](labels)
+    block, sizes = self.blocks[0], {'image': patches.shape[1], 'label': 1}
+    plain = type(block) is Block and type(block.attn) is Attention and getattr(block.attn, 'gate', None) is None
+    shared = plain and not self.cfg.multiway and not self.training
+    if shared: z, rest = _first_block(block, patches, labels, which), self.blocks[1:]
+    else:
+        each = torch.cat([patches[:, None].expand(-1, y.shape[1], -1, -1), labels[which]], 2)
+        z, rest = each.flatten(0, 1), self.blocks
+    for block in rest: z = _multiway(block, z, sizes, None) if self.cfg.multiway else block(z)
+    return self.norm(z).mean(1).unflatten(0, y.shape)
 
 # %% ../nbs/02_encoders.ipynb #bfb8b83c
 def _as_described(part: nn.Module, twin: nn.Module) -> bool:

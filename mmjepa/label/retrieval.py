@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from ..core import UserError, whole_number
 from ..runs import progress
 from ..data.images import as_images
-from .lejepa import Encoding
+from .lejepa import Encoding, MultimodalLeJEPA
 
 # %% ../../nbs/label/31_retrieval.ipynb #f80f5569
 def _cosine(a: Encoding, b: Encoding) -> Float[Tensor, 'space b k']:
@@ -55,9 +55,12 @@ def similarities(
 
 def _encode_pairs(model: nn.Module, images: Tensor, labels: Int[Tensor, 'b c'], *, chunk: int) -> list[Tensor]:
     "Embeddings and projections (b, c, d) of each image with its labels."
-    pairs, c = [], labels.shape[1]
+    pairs, c, own = [], labels.shape[1], isinstance(model, MultimodalLeJEPA)
     for x, y in zip(images.split(max(1, chunk // c)), labels.split(max(1, chunk // c))):
-        found = model.encode_multimodal(x.repeat_interleave(c, 0), y.flatten())
+        if own: # patches and labels go through the projections of the first block once
+            z = model.encoder.encode_pairs(x, y)
+            found = z, model.projector(z.flatten(0, 1))
+        else: found = model.encode_multimodal(x.repeat_interleave(c, 0), y.flatten())
         pairs.append([z.view(len(x), c, -1) for z in found])
     return [torch.cat(z) for z in zip(*pairs)]
 
