@@ -97,6 +97,7 @@ def choice(
     table, # DataFrame of epochs
     best: int | None, # the best epoch, where it is not the last
     monitor: str = 'choose_mrr', # column of the score that chooses
+    *,
     name: str = 'mean reciprocal rank', # of that score
 ) -> str: # a sentence
     "By which rule the epochs of a report were chosen."

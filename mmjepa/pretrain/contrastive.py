@@ -415,6 +415,7 @@ def pair_facts(
     config: ContrastiveRun, # of the run
     table, # DataFrame of epochs
     held: int, # pairs that were held out
+    *,
     chance: dict[str, float], # recall of a guess among them, of chance_table
 ) -> dict: # arguments of `model_card`
     "What the card of a model says of its run: recall among held-out pairs beside chance."
@@ -447,7 +448,7 @@ def run_contrastive(
     trained = whole_model(model, make)
     if not is_main(): return None
     held = sum(len(batch['image']) for batch in evaluate.held)
-    facts = pair_facts(config, table, held, evaluate.guess())
+    facts = pair_facts(config, table, held, chance=evaluate.guess())
     save_with_tokenizer(trained, tokenizer, folder/'model', facts=facts)
     say = RunLog(folder/'training.log')
     say(f'model: {folder/"model"}')
