@@ -418,7 +418,7 @@ def train_digits(
         shape = dict(image_size=8, patch_size=2, context=24, emb_dim=64, depth=3, drop_path=0., augment=0.)
         train = dict(batch_size=60, epochs=30, lr=2e-3, max_scale=10.)
         run = RunConfig(pairs, resume=bool(list_checkpoints(pairs/'checkpoints')))
-        run_contrastive(ContrastiveRun(json_data=str(data), **shape, **train), run)
+        run_contrastive(ContrastiveRun(json_data=str(data), choose_split=0., **shape, **train), run)
     return ['digits', str(pairs)]
 
 # %% ../nbs/94_demo.ipynb #e5ae39aa

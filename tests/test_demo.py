@@ -58,7 +58,7 @@ def make_pairs(folder):
     data = digit_pairs(folder.parent/'digits', 300)
     shape = dict(image_size=8, patch_size=2, context=24, emb_dim=48, depth=2, drop_path=0., augment=0., max_scale=10.)
     train = dict(batch_size=50, epochs=25, lr=2e-3, val_split=0., eval_every=25)
-    run_contrastive(ContrastiveRun(json_data=str(data), **shape, **train), RunConfig(folder))
+    run_contrastive(ContrastiveRun(json_data=str(data), choose_split=0., **shape, **train), RunConfig(folder))
 
 
 def make_captioner(folder):
