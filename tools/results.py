@@ -135,8 +135,8 @@ def taught() -> Result:
         f'two cores of an AMD EPYC (Zen 4), {runs.seconds.min() / 60:.0f} to {runs.seconds.max() / 60:.0f} minutes a '
         'seed with alignment and controls',
         'adapters between principal components of the pixels and the text tower, which have seen no training of vision',
-        'With words cut as in all-MiniLM-L6-v2, mirror images, and embeddings that predict its vectors, recall is a third '
-        'higher than with the contrast alone. Words that also start from its word embeddings bring more (.66, one seed).',
+        'With words cut as in all-MiniLM-L6-v2, mirror images, and embeddings that predict its vectors, recall is a '
+        'third higher than with the contrast alone. A start from its word embeddings brings more (.66, one seed).',
         [['held out', 'trained together', 'pixel components + adapters', 'chance'], *rows],
         [['R@10 of 164, both ways', _spread(runs.contrastive_r10), f'{_spread(runs.control_r10)} (no vision training)',
           'better']])
