@@ -27,7 +27,8 @@ from .features import Features, FeatureSet, cached_features
 from .inputs import ImageTextDataset, choosing_rows, hold_out
 from .towers import load_whole, load_words, weights_digest, words_digest
 from ..checkpoint import keep_trained, load_weights
-from ..core import UserError, atomic_path, check_extra, check_output, first_line, global_mean, is_main, world_size
+from ..core import (UserError, alone, atomic_path, check_extra, check_output, first_line, global_mean, is_main,
+                         world_size)
 from ..data.loaders import image_loader
 from ..pair_scores import nearest_rows
 from ..runs import RunLog, load_best, new_folder, progress
@@ -603,7 +604,8 @@ def train_captioning(
     save_captioner(model, folder/'captioner')
     left_out = f'; {lost:,} of {len(dataset):,} records left out: bad, or without an image or a caption' if lost else ''
     log(f'captioner: {folder/"captioner"}{left_out}')
-    if len(choose): _score_best(model, folder, table, evaluation=evaluation, say=log)
+    if len(choose):
+        with alone(): _score_best(model, folder, table, evaluation=evaluation, say=log) # the other ranks have left
     return table, evaluation
 
 # %% ../../nbs/align/57_captioner.ipynb #5ebe85e4

@@ -665,8 +665,8 @@ def set_aside(
     *,
     groups: Int[np.ndarray, ' n'] | None = None, # of these rows, as for split_rows
 ) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' choose']]: # both sorted; the second is empty where it can't be
-    "Rows to train on, and those that choose between epochs."
-    alone = len(rows) < 2 or groups is not None and (groups == groups[0]).all()
+    "Rows to train on, and those that choose between epochs; none of so few that their share is less than half a row."
+    alone = share * len(rows) < .5 or groups is not None and (groups == groups[0]).all()
     kept, chosen = split_rows(len(rows), 0. if alone else share, seed, groups=groups)
     return rows[kept], rows[chosen]
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import HubModel, model_folder
-from ..core import (Source, UserError, check_choice, command, data_name, is_main, make_generator, seed_everything,
-                         start_ranks, typed_flags, world_size)
+from ..core import (Source, UserError, alone, check_choice, command, data_name, is_main, make_generator,
+                         seed_everything, start_ranks, typed_flags, world_size)
 from ..contrastive import clip_loss
 from ..encoders import EncoderConfig, MultimodalEncoder, TokenHead, example_images, masked_mean
 from ..data.augmentation import AugmentConfig, augment
@@ -510,7 +510,7 @@ def write_pair_report(
     chance = f' (chance at 10: {guess:.3f})' if n else ''
     about = (f'{config.data}, {len(table)} epochs, {n} pairs held out{chance}, seed {config.seed}, '
              f'from {config.encoder or "scratch"}. {choice(table, best and best[0])} Pictures are of the last epoch.')
-    others = {f'best epoch, {best[0]}': evaluate.held_out(best[1])} if best and n else {}
+    with alone(): others = {f'best epoch, {best[0]}': evaluate.held_out(best[1])} if best and n else {}
     return stage_report(folder, 'Contrastive pretraining', about, row=table.iloc[-1], others=others, pictures=pictures)
 
 # %% ../../nbs/pretrain/41_contrastive.ipynb #0cb5f7ae
