@@ -124,6 +124,11 @@ def packaged_minilm() -> str:
     return str(Path(found.origin).parent/'model')
 
 
+def again(folder: Path) -> RunConfig:
+    "A run that goes on if it was stopped."
+    return RunConfig(folder, resume=(folder/'checkpoints').exists())
+
+
 def pretrain(data: Path, teacher: Path, folder: Path, seed: int, tokenizer: str):
     "Stage two; its table of epochs, and the embeddings of all images and names."
     config = ContrastiveRun(json_data=str(data), text_fields=','.join(FIELDS), teacher=str(teacher), seed=seed,
@@ -142,18 +147,11 @@ def align(towers: dict, dataset: ImageTextDataset, held, *, teacher, folder: Pat
     seed_everything(seed)
     model = VisionTextAligner(config, towers)
     loader = create_dataloader(dataset, config.batch_size, seed=seed)
-    table = train_alignment(model, loader, output_dir=folder, val_rows=torch.as_tensor(held), eval_every=10,
-                            cache_dir=folder.parent/'features', resume=(folder/'checkpoints').exists(),
-                            teacher=teacher)
-    return table
+    return train_alignment(model, loader, output_dir=folder, val_rows=torch.as_tensor(held), eval_every=10,
+                           cache_dir=folder.parent/'features', resume=again(folder).resume, teacher=teacher)
 
 
 # ---------------------------------------------------------------- few pairs
-
-def again(folder: Path) -> RunConfig:
-    "A run that goes on if it was stopped."
-    return RunConfig(folder, resume=(folder/'checkpoints').exists())
-
 
 def few_files(pairs: Path, folder: Path, seed: int) -> dict[str, Path]:
     "Files of one seed: held-out pairs, the others without their partners, and a few of these as pairs; with images."
@@ -235,14 +233,15 @@ def main(
         return align({'image': image, 'text': reader}, dataset, held, teacher=known, folder=folder/name, seed=seed)
     aligned = adapted(load_vision_tower(folder/'contrastive'), 'aligned')
     control = adapted(plain, 'control')
-    few = pixel_vectors(EmbeddingTable(images.numpy(), records, pairs.parent))
+    pixels = pixel_vectors(EmbeddingTable(images.numpy(), records, pairs.parent))
 
     both = torch.cat([normalize(images, dim=1), normalize(names, dim=1)], 1)
     found = {'v_image': v_measure(images, domains, seed), 'v_both': v_measure(both, domains, seed),
-             'v_pixels': v_measure(few, domains, seed), 'v_words': v_measure(words_alone(records, seed), domains, seed),
+             'v_pixels': v_measure(pixels, domains, seed),
+             'v_words': v_measure(words_alone(records, seed), domains, seed),
              'v_teacher': v_measure(known, domains, seed),
              'neighbour_image_held_out': neighbour(images, domains, held),
-             'neighbour_pixels_held_out': neighbour(few, domains, held)}
+             'neighbour_pixels_held_out': neighbour(pixels, domains, held)}
     for name, scores in (('contrastive', recall(table)), ('aligned', recall(aligned)), ('control', recall(control))):
         found |= {f'{name}_{k}': float(np.mean(v)) for k, v in scores.items()}
         found |= {f'{name}_{k}_both_ways': v for k, v in scores.items()}

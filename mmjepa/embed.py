@@ -25,7 +25,8 @@ from .encoders import MultimodalEncoder, masked_mean
 from .hub import load
 from .label.lejepa import MultimodalLeJEPA
 from .pretrain.contrastive import ContrastiveModel
-from .pretrain.embed import (EmbedConfig, check_embeddings_place, embed_blocks, embed_file, embedding_job)
+from .pretrain.embed import (EmbedConfig, check_embeddings_place, embed_blocks, embedding_job, mean_vectors,
+                                   pair_maker)
 from .vl.evaluation import EvalRecord, modal_embeddings
 from .vl.model import VLJEPA
 
@@ -65,7 +66,7 @@ def _half(encode: Callable, data: ImageTextDataset, records: list[dict], *, of: 
     items = [[data.item(r, 'image')] if of == 'image' else data.captions(r) for r in records]
     rows = torch.arange(len(items)).repeat_interleave(torch.tensor([len(x) for x in items]))
     z = normalize(encode([x for part in items for x in part]).float().cpu(), dim=1)
-    return normalize(z.new_zeros(len(items), z.shape[1]).index_add_(0, rows, z), dim=1)
+    return mean_vectors(z, rows, len(items))
 
 @torch.inference_mode()
 def record_vectors(
@@ -100,10 +101,14 @@ def embed_any(
     "Embed all records of a file with a model of any kind."
     output = Path(output).expanduser()
     check_embeddings_place(output, data, path)
-    model = load(path)
-    if isinstance(model, ContrastiveModel): return embed_file(path, data, output, config=config, say=say)
-    model, source = model.to(get_device()), ImageTextDataset(data, follow_links=config.follow_links)
-    records = JsonRecords(data, config.on_error, config.follow_links)
+    model, records = load(path).to(get_device()), JsonRecords(data, config.on_error, config.follow_links)
+    if isinstance(model, ContrastiveModel): make = pair_maker(model, model.tokenizer, records, config=config)
+    else: make = _item_maker(model, records, config)
+    return embed_blocks(records, output, make, job=embedding_job(records, model, config), say=say)
+
+def _item_maker(model: nn.Module, records: JsonRecords, config: EmbedConfig) -> Callable:
+    "What embeds a block from raw pictures and texts, as `embed_blocks` asks for."
+    source = ImageTextDataset(records.path, follow_links=config.follow_links)
     def one(record): return int(record['index']), record_vectors(model, source, [record], of=config.of)[0]
     def several(rows):
         "Vectors of rows: at once, or one by one where one of them is bad."
@@ -118,7 +123,7 @@ def embed_any(
             lines += [embedding_line(records, i, vector) for i, vector in found]
             lost |= records.skipped
         return lines, lost
-    return embed_blocks(records, output, make, job=embedding_job(records, model, config), say=say)
+    return make
 
 @command
 def main(

@@ -452,15 +452,14 @@ def _qkv(block: nn.Module, x: Float[Tensor, 'b n d']) -> tuple[Tensor, ...]:
     return a.q_norm(q), a.k_norm(k), v
 
 def _first_block(block: nn.Module, patches: Tensor, labels: Tensor, which: Int[Tensor, 'b c']) -> Tensor:
-    "States (b * c, n + 1, d) behind a block, of patches (b, n, d) with their labels, rows of (u, 1, d)."
+    "States (b * c, n + 1, d) behind a block in evaluation mode: patches (b, n, d) with labels, rows of (u, 1, d)."
     def joined(own, new): # (b, ...) and (u, ...), tokens last but one
         rows = torch.cat([own[:, None].expand(-1, which.shape[1], *own.shape[1:]), new[which]], -2)
         return rows.flatten(0, 1)
     a, x = block.attn, joined(patches, labels)
     z = scaled_dot_product_attention(*map(joined, _qkv(block, patches), _qkv(block, labels)))
-    z = a.proj_drop(a.proj(a.norm(z.transpose(1, 2).flatten(2))))
-    x = x + block.drop_path1(block.ls1(z))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    x = x + block.ls1(a.proj(a.norm(z.transpose(1, 2).flatten(2))))
+    return x + block.ls2(block.mlp(block.norm2(x)))
 
 @patch
 def encode_pairs(self: MultimodalEncoder,
@@ -470,15 +469,16 @@ def encode_pairs(self: MultimodalEncoder,
     "What `encode_multimodal` makes of each image with each of its labels, with less work in the first block."
     labels, which = y.unique(return_inverse=True)
     patches, labels = self.embedders['image'](x), self.embedders['label'](labels)
-    block, sizes = self.blocks[0], {'image': patches.shape[1], 'label': 1}
+    block = self.blocks[0]
     plain = type(block) is Block and type(block.attn) is Attention and getattr(block.attn, 'gate', None) is None
-    shared = plain and not self.cfg.multiway and not self.training
-    if shared: z, rest = _first_block(block, patches, labels, which), self.blocks[1:]
+    if plain and not self.cfg.multiway and not self.training:
+        z = _first_block(block, patches, labels, which)
+        for block in self.blocks[1:]: z = block(z)
+        z = self.norm(z)
     else:
-        each = torch.cat([patches[:, None].expand(-1, y.shape[1], -1, -1), labels[which]], 2)
-        z, rest = each.flatten(0, 1), self.blocks
-    for block in rest: z = _multiway(block, z, sizes, None) if self.cfg.multiway else block(z)
-    return self.norm(z).mean(1).unflatten(0, y.shape)
+        each = torch.cat([patches[:, None].expand(-1, y.shape[1], -1, -1), labels[which]], 2).flatten(0, 1)
+        z = self.transform(each, sizes={'image': patches.shape[1], 'label': 1})
+    return z.mean(1).unflatten(0, y.shape)
 
 # %% ../nbs/02_encoders.ipynb #bfb8b83c
 def _as_described(part: nn.Module, twin: nn.Module) -> bool:

@@ -7,6 +7,7 @@ __all__ = ['CONTRASTS', 'VIEW_SCALE', 'teacher_loss', 'soft_clip_loss', 'PairHea
 
 # %% ../nbs/14_pairing.ipynb #f3af2f3d
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
@@ -70,8 +71,8 @@ class PairHead(nn.Module):
                             'expected two modalities and an even width')
         self.start = 10. if contrast == 'siglip' else 1 / .07 # of the logit scale
         self.logit_bias = nn.Parameter(torch.full((1,), -10.)) if contrast == 'siglip' else None # FSDP shards rows
-        self.teacher = nn.Linear(width, teacher_dim) if teacher_dim not in (0, width) else nn.Identity()
-        self.taught = bool(teacher_dim)
+        self.teacher = None
+        if teacher_dim: self.teacher = nn.Identity() if teacher_dim == width else nn.Linear(width, teacher_dim)
         self.predictive = None
         if contrast == 'predictive':
             self.predictive = PredictiveAlignment(dict.fromkeys(names, width), width // 2, hidden=4 * width, depth=2)
@@ -81,7 +82,7 @@ class PairHead(nn.Module):
     ) -> dict[str, Tensor]:
         "What `PairObjective` needs of them: `logit_bias` (), `taught_<m>` (b, k), outputs of `PredictiveAlignment`."
         out = {} if self.logit_bias is None else {'logit_bias': self.logit_bias.squeeze()}
-        if self.taught: out |= {f'taught_{m}': self.teacher(z) for m, z in states.items()}
+        if self.teacher is not None: out |= {f'taught_{m}': self.teacher(z) for m, z in states.items()}
         return out | self.predictive(states) if self.predictive and self.training else out
 
     def embed(self,
@@ -116,6 +117,14 @@ class PairObjective(nn.Module):
         self.contrast, self.soft_share = contrast, soft_share
         self.predictive = PredictiveObjective() if contrast == 'predictive' else None
 
+    @classmethod
+    def of(cls,
+        config, # with contrast, clip_weight, teacher_weight, soft_share, view_weight
+    ): # a PairObjective
+        "What the settings of a run ask of pairs."
+        names = 'clip_weight', 'teacher_weight', 'soft_share', 'view_weight'
+        return cls(config.contrast, **{k: getattr(config, k) for k in names})
+
     def forward(self,
         x: Float[Tensor, 'b d'], # embeddings of one half
         y: Float[Tensor, 'b d'], # of the other
@@ -140,9 +149,11 @@ class PairObjective(nn.Module):
         loss = sum(self.weights[k] * v for k, v in parts.items())
         return loss, {f'loss_{k}': v.detach() for k, v in parts.items()} | logs
 
-    def _contrast(self, x, y, outputs, *, ids, teacher):
-        scale = outputs['logit_scale']
-        if self.contrast == 'siglip': return siglip_loss(x, y, scale, logit_bias=outputs['logit_bias'], ids=ids)
-        if not self.soft_share: return clip_loss(x, y, scale, ids=ids)
-        if teacher is None: raise UserError(f'soft_share is {self.soft_share}; expected a teacher')
-        return soft_clip_loss(x, y, scale, teacher=teacher, share=self.soft_share, ids=ids)
+# %% ../nbs/14_pairing.ipynb #a6c20f4e
+@patch
+def _contrast(self: PairObjective, x, y, outputs, *, ids, teacher):
+    scale = outputs['logit_scale']
+    if self.contrast == 'siglip': return siglip_loss(x, y, scale, logit_bias=outputs['logit_bias'], ids=ids)
+    if not self.soft_share: return clip_loss(x, y, scale, ids=ids)
+    if teacher is None: raise UserError(f'soft_share is {self.soft_share}; expected a teacher')
+    return soft_clip_loss(x, y, scale, teacher=teacher, share=self.soft_share, ids=ids)

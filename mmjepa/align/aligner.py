@@ -41,7 +41,7 @@ from .towers import Tower, load_audio_tower, load_text_tower, load_vision_tower,
 from ..pairing import PairHead, PairObjective
 from ..pair_scores import (alignment_uniformity, chance_table, matryoshka_table, modality_gap, rank_table,
                                reciprocal_rank)
-from ..runs import RunLog, load_best, new_folder, progress, whole
+from ..runs import RunLog, best_line, load_best, new_folder, progress, whole
 from ..training import TrainConfig, Trainer, choose_precision, fit
 
 # %% ../../nbs/align/55_aligner.ipynb #7de4dcad
@@ -140,14 +140,8 @@ class AlignmentConfig:
 
 # %% ../../nbs/align/55_aligner.ipynb #e4b81c07
 @patch
-def pair_objective(self: AlignmentConfig) -> PairObjective:
-    "What is asked of pairs at the full width."
-    weights = {k: getattr(self, k) for k in ('clip_weight', 'teacher_weight', 'soft_share', 'view_weight')}
-    return PairObjective(self.contrast, **weights)
-
-@patch
 def _check_objective(self: AlignmentConfig):
-    self.pair_objective()
+    PairObjective.of(self)
     if self.contrast == 'predictive' and self.mrl_weight:
         raise UserError(f'contrast is predictive and mrl_weight {self.mrl_weight}; expected mrl_weight 0: '
                         'the first numbers of a prediction are no embedding')
@@ -409,7 +403,7 @@ class AlignmentObjective(nn.Module):
     @classmethod
     def of(cls, config: AlignmentConfig): # an AlignmentObjective
         "The objective of an alignment."
-        return cls(config.mrl_dims, config.mrl_weight, config.pair_objective(), mrl_weights=config.mrl_weights)
+        return cls(config.mrl_dims, config.mrl_weight, PairObjective.of(config), mrl_weights=config.mrl_weights)
 
     def forward(self,
         outputs: dict[str, Tensor], # of VisionTextAligner
@@ -645,7 +639,7 @@ def _save_best(model: VisionTextAligner, folder: Path, table, *, say: Callable) 
     best = load_best(make, folder, table, monitor='choose_mrr')
     if best:
         save_aligner(best[1], folder/'best')
-        say(f'aligner of epoch {best[0]}, the best by pairs that are neither trained on nor reported: {folder/"best"}')
+        say(best_line('aligner', best[0], folder/'best'))
     return best
 
 def _check_teacher(cfg: AlignmentConfig, teacher: Tensor | None, records: int):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from .align import PairSource, markdown_table, measured, open_records
+from .align import PairSource, measured, open_records
 from .aligner import VisionTextAligner, load_aligner, other_rows
 from .captioner import (CaptionEvaluation, LLMConfig, MultimodalLLM, caption_objective, caption_rows,
                                     captioning_config, load_captioner, split_prompt, train_captioning)
@@ -25,7 +25,7 @@ from ..core import (UserError, atomic_path, check_extra, check_output, command, 
                          seed_everything, start_ranks, world_size, write_text)
 from ..data.images import read_image
 from ..data.loaders import image_loader
-from ..runs import RunConfig, RunLog, choice, one_writer
+from ..runs import RunConfig, RunLog, choice, one_writer, score_table
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/58_caption.ipynb #cfa2bc52
@@ -163,11 +163,6 @@ def caption_curves(
     plot_curves(table, scores, right).set(title='held-out captions', ylabel='', ylim=(0, 1.02))
     return fig
 
-def _score_table(scores: dict[str, float], others: dict[str, dict]) -> tuple[list[str], list[tuple]]:
-    "Columns and rows: the last epoch, and what stands beside it."
-    rows = [(k, v, *(found.get(k, '') for found in others.values())) for k, v in scores.items()]
-    return ['measure', 'last epoch', *others], rows
-
 def write_caption_report(
     model: MultimodalLLM, # trained
     dataset: ImageTextDataset,
@@ -199,7 +194,7 @@ def write_caption_report(
     lines = ['# Captions', '', f'{dataset.name}: {len(rows):,} held-out captions written, {len(table)} epochs; '
              f'language model `{Path(config.model_name).name}`, {trained}; image tokens from {config.prefix_from}.', '',
              choice(table, at, 'choose_token_acc', name='token accuracy'), '',
-             *markdown_table(*_score_table(scores, others)), note, '',
+             *score_table(scores, others), note, '',
              *(f'![{p.stem}]({p.name})\n' for p in pictures)]
     write_text(folder/'report.md', '\n'.join(lines))
     return folder/'report.md'

@@ -31,7 +31,7 @@ from ..core import (UserError, alone, atomic_path, check_extra, check_output, fi
                          world_size)
 from ..data.loaders import image_loader
 from ..pair_scores import nearest_rows
-from ..runs import RunLog, load_best, new_folder, progress
+from ..runs import RunLog, best_line, load_best, new_folder, progress
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/align/57_captioner.ipynb #5944594a
@@ -542,7 +542,7 @@ def _score_best(model: MultimodalLLM, folder: Path, table, *, evaluation: Captio
     best = load_best(lambda: model, folder, table, monitor='choose_token_acc')
     if not best: return
     save_captioner(model, folder/'best')
-    say(f'captioner of epoch {best[0]}, the best by pairs that are neither trained on nor reported: {folder/"best"}')
+    say(best_line('captioner', best[0], folder/'best'))
     kept = evaluation.rows, evaluation.written
     evaluation.best = best[0], evaluation(model)
     evaluation.rows, evaluation.written = kept

@@ -34,7 +34,7 @@ from ..data.mixture import open_source
 from ..data.records import JsonRecords, read_teacher
 from ..pair_scores import chance_table, margin, recall_table, reciprocal_rank
 from ..pairing import CONTRASTS, PairHead, PairObjective
-from ..runs import RunConfig, RunLog, choice, load_best, one_writer, progress, stage_report
+from ..runs import RunConfig, RunLog, best_line, choice, load_best, one_writer, progress, stage_report
 from ..data.text import load_tokenizer
 from ..training import Trainer, fit
 
@@ -270,9 +270,10 @@ class PairEvaluation:
 
     def guess(self) -> dict[str, float]:
         "Recall of a guess among the held-out pairs; empty without them."
-        ids = [batch.get('ids') for batch in self.held] if not self.chance else []
-        n = sum(len(batch['image']) for batch in self.held) if ids else 0
-        if n: self.chance = chance_table(n, None if ids[0] is None else torch.cat(ids))
+        found = [] if self.chance else [(len(batch['image']), batch.get('ids')) for batch in self.held]
+        if found:
+            sizes, ids = zip(*found)
+            self.chance = chance_table(sum(sizes), None if ids[0] is None else torch.cat(ids))
         return self.chance
 
     def held_out(self, model: ContrastiveModel) -> dict[str, float]:
@@ -330,15 +331,10 @@ class ContrastiveRun(EncoderRun):
 
     def __post_init__(self):
         if self.mlm_weight < 0: raise UserError(f'mlm_weight is {self.mlm_weight}; expected 0 or more')
-        self.pair_objective()
+        PairObjective.of(self)
         if self.soft_share and not self.teacher: raise UserError('soft_share needs a teacher; expected --teacher FILE')
         if self.view_weight and not (self.augment or self.flip):
             raise UserError('view_weight needs views that differ; expected --augment or --flip above 0')
-
-    def pair_objective(self) -> PairObjective:
-        "What is asked of pairs."
-        weights = {k: getattr(self, k) for k in ('clip_weight', 'teacher_weight', 'soft_share', 'view_weight')}
-        return PairObjective(self.contrast, **weights)
 
     @property
     def data(self) -> str:
@@ -438,7 +434,7 @@ def run_contrastive(
     config, model, transform, tokenizer = build_pairs(config)
     loader, held, again, choose = open_source(config, data, 'pair', tokenizer=tokenizer, held=config.val_data)
     evaluate = PairEvaluation(held, again, transform, step=config.batch_size * world_size(), choose=choose)
-    objective = ContrastiveObjective(config.mlm_weight, config.pair_objective())
+    objective = ContrastiveObjective(config.mlm_weight, PairObjective.of(config))
     table = fit(model, objective, loader, config=train_config(config, run), output_dir=folder,
                 resume=run.resume, evaluate=evaluate, callbacks={'before_step': bound_multiplier},
                 monitor='choose_mrr' if len(choose) else '',
@@ -455,7 +451,7 @@ def run_contrastive(
     best = load_best(make, folder, table, monitor='choose_mrr')
     if best:
         save_with_tokenizer(best[1], tokenizer, folder/'best')
-        say(f'model of epoch {best[0]}, the best by pairs that are neither trained on nor reported: {folder/"best"}')
+        say(best_line('model', best[0], folder/'best'))
     report = write_pair_report(config, trained, tokenizer, evaluate=evaluate, table=table, folder=folder, best=best)
     say(f'report and pictures: {report}')
     return table

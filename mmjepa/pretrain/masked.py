@@ -563,7 +563,8 @@ def write_masked_report(
         save_figure(filled_figure(model, next(evaluate.batches('image', device)), blank), folder/'filled.png')
         pictures.append('filled.png')
     about = f'{config.sources["image"]}, {len(table)} epochs, seed {config.seed}.'
-    return stage_report(folder, 'Masked pretraining', about, row=table.iloc[-1], pictures=pictures)
+    row = table.iloc[-1].reindex(MASKED_COLUMNS[1:-2])
+    return stage_report(folder, 'Masked pretraining', about, row=row, pictures=pictures)
 
 # %% ../../nbs/pretrain/40_masked.ipynb #966d9be2
 @command
